@@ -1,0 +1,1 @@
+"""The forward passes: batches, Lightning predict modules, shards, ranking."""

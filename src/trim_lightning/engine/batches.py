@@ -1,0 +1,133 @@
+"""Batches of similar length under a token budget, grouped into shards; fixed by the data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
+
+WINDOW = 16_384  # records sorted by length together: large enough that padding all but vanishes
+SHARD_TOKENS = 12_000  # a shard is what a kill may lose: under 10 s of a 135M model on 2 cores
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Batches whose results are written as one file.
+
+    Attributes:
+        index: Place in the plan; names the file.
+        batches: Rows of each batch, longest record first.
+        tokens: Real tokens in it.
+    """
+
+    index: int
+    batches: tuple[tuple[int, ...], ...]
+    tokens: int
+
+
+def plan_shards(
+    lengths: NDArray[np.int64],
+    tokens_per_batch: int,
+    *,
+    window: int = WINDOW,
+    shard_tokens: int = SHARD_TOKENS,
+) -> list[Shard]:
+    """Divide records into shards of batches.
+
+    Within each window of consecutive records, records are sorted by length (ties: row) and cut into batches
+    whose padded size stays within the budget; a record longer than the budget is a batch of its own.
+
+    Args:
+        lengths: ``[records]`` tokens of each record; empty ones are left out.
+        tokens_per_batch: Padded tokens of a batch.
+        window: Records sorted together.
+        shard_tokens: Tokens after which a shard is closed.
+
+    Returns:
+        Shards that together hold every non-empty record once.
+    """
+    shards: list[Shard] = []
+    batches: list[tuple[int, ...]] = []
+    tokens = 0
+
+    def close() -> None:
+        nonlocal batches, tokens
+        if batches:
+            shards.append(Shard(len(shards), tuple(batches), tokens))
+        batches, tokens = [], 0
+
+    for start in range(0, len(lengths), window):
+        part = lengths[start : start + window]
+        order = np.lexsort((np.arange(len(part)), -part))  # longest first: memory peaks at the start
+        order = order[part[order] > 0]
+        place = 0
+        while place < len(order):
+            longest = int(part[order[place]])
+            size = max(1, tokens_per_batch // longest)
+            rows = order[place : place + size]
+            batches.append(tuple(int(row) + start for row in rows))
+            tokens += int(part[rows].sum())
+            place += size
+            if tokens >= shard_tokens:
+                close()
+        close()
+    return shards
+
+
+def padding_share(lengths: NDArray[np.int64], shards: Sequence[Shard]) -> float:
+    """Share of the model's input that is padding."""
+    padded = sum(len(rows) * int(lengths[rows[0]]) for shard in shards for rows in shard.batches)
+    real = sum(shard.tokens for shard in shards)
+    return 1 - real / padded if padded else 0.0
+
+
+class ShardBatches(Dataset[dict[str, Any]]):
+    """The batches of some shards as tensors.
+
+    Each item is a dict: ``input_ids [batch, seq]`` int64, padded on the right; ``lengths [batch]`` int64;
+    ``roles [batch, seq]`` uint8, 0 at padding; ``scope [batch, seq]`` bool; ``rows [batch]`` int64;
+    ``shard`` and ``last`` (the shard's last batch).
+    """
+
+    def __init__(
+        self, records: TokenizedRecords, shards: Sequence[Shard], scope: str, pad_token_id: int = 0
+    ) -> None:
+        self.records = records
+        self.scope = scope
+        self.pad_token_id = pad_token_id
+        self._items = [
+            (shard.index, rows, place == len(shard.batches) - 1)
+            for shard in shards
+            for place, rows in enumerate(shard.batches)
+        ]
+        self.tokens = sum(shard.tokens for shard in shards)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        shard, rows, last = self._items[item]
+        sequences = [self.records[row] for row in rows]
+        lengths = np.array([len(sequence.token_ids) for sequence in sequences])
+        width = int(lengths.max())
+        input_ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
+        roles = np.zeros((len(rows), width), dtype=np.uint8)
+        for line, sequence in enumerate(sequences):
+            input_ids[line, : lengths[line]] = sequence.token_ids
+            roles[line, : lengths[line]] = sequence.roles
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "lengths": torch.from_numpy(lengths),
+            "roles": torch.from_numpy(roles),
+            "scope": torch.from_numpy(scope_mask(roles, self.scope)),
+            "rows": torch.tensor(rows, dtype=torch.int64),
+            "shard": shard,
+            "last": last,
+        }

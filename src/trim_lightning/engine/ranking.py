@@ -1,0 +1,109 @@
+"""Rank scores and spend the budget; arrays only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_FRACTION = 0.05
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of every pool record; NaN where a record could not be scored.
+
+    Attributes:
+        score: ``[records]`` float32.
+        num_tokens: ``[records]`` int32 content tokens.
+        num_scored: ``[records]`` int32 scoped tokens.
+        mean: ``[records]`` float32, None for methods that have no such part; likewise max and coverage.
+        max: See mean.
+        coverage: See mean.
+        groups: Group name to ``[records]`` float32 group scores.
+        order: ``[scored]`` int64 rows best first, where the method ranks otherwise than by score.
+    """
+
+    score: NDArray[np.float32]
+    num_tokens: NDArray[np.int32]
+    num_scored: NDArray[np.int32]
+    mean: NDArray[np.float32] | None = None
+    max: NDArray[np.float32] | None = None
+    coverage: NDArray[np.float32] | None = None
+    groups: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    order: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+
+def rank_by_score(score: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Rows with a score, best first; ties by pool order."""
+    scored = np.flatnonzero(~np.isnan(score))
+    return scored[np.argsort(-score[scored], kind="stable")]
+
+
+def rank_round_robin(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
+    """Rows in the order in which groups, taking turns, pick their best record that is still free (our choice).
+
+    Args:
+        groups: ``[records]`` scores of each group; a record unscored in all groups is left out.
+    """
+    orders = [rank_by_score(score) for score in groups]
+    taken = np.zeros(len(groups[0]), dtype=bool)
+    places, result = [0] * len(orders), []
+    while True:
+        picked = False
+        for group, order in enumerate(orders):
+            while places[group] < len(order) and taken[order[places[group]]]:
+                places[group] += 1
+            if places[group] < len(order):
+                row = order[places[group]]
+                taken[row] = True
+                result.append(row)
+                picked = True
+        if not picked:
+            return np.array(result, dtype=np.int64)
+
+
+def budget_count(pool_size: int, fraction: float) -> int:
+    """``max(1, floor(fraction * pool_size))`` in exact decimal arithmetic: 0.29 of 100 is 29, not 28."""
+    return max(1, int(Fraction(str(fraction)) * pool_size))
+
+
+def choose(
+    order: NDArray[np.int64],
+    num_tokens: NDArray[np.int32],
+    *,
+    count: int | None = None,
+    tokens: int | None = None,
+    admit: Callable[[int], bool] | None = None,
+) -> NDArray[np.int64]:
+    """Take records by rank until the budget is spent.
+
+    Args:
+        order: Rows best first.
+        num_tokens: ``[records]`` content tokens.
+        count: Number of records; or
+        tokens: content tokens: the walk ends at the first record that would overspend, but takes at least one.
+        admit: Says whether a record may be taken (caps, duplicates, length bounds); it may keep state, since it
+            is asked in rank order and only about records that still fit.
+
+    Returns:
+        Selected rows, best first.
+    """
+    chosen: list[int] = []
+    spent = 0
+    for row in order.tolist():
+        if count is not None and len(chosen) >= count:
+            break
+        if tokens is not None and chosen and spent + int(num_tokens[row]) > tokens:
+            break
+        if admit is not None and not admit(row):
+            continue
+        chosen.append(row)
+        spent += int(num_tokens[row])
+    return np.array(chosen, dtype=np.int64)

@@ -1,0 +1,83 @@
+"""Shard files: written whole by the predict loop, read back in pool order."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def shard_path(directory: Path, index: int) -> Path:
+    """File of shard ``index``."""
+    return directory / f"shard-{index:06d}.parquet"
+
+
+def write_shard(table: pa.Table, directory: Path, index: int) -> None:
+    """Write one shard under a temporary name, flush it to disk and rename it.
+
+    The number of rows and a checksum stand in the Parquet metadata, page checksums beside the data.
+    """
+    final = shard_path(directory, index)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def finished_shards(directory: Path, rows: Sequence[int]) -> set[int]:
+    """Indexes of shards that an earlier attempt finished.
+
+    Args:
+        directory: Where shards are.
+        rows: Number of records that each shard of the plan must hold.
+
+    Returns:
+        Those that can be read whole; damaged ones are removed, to be computed again.
+    """
+    done = set()
+    for leftover in directory.glob(".shard-*"):
+        leftover.unlink(missing_ok=True)
+    for index, expected in enumerate(rows):
+        path = shard_path(directory, index)
+        if not path.exists():
+            continue
+        try:
+            table = pq.read_table(path, page_checksum_verification=True)
+            whole = table.num_rows == expected
+        except (OSError, pa.ArrowException):
+            whole = False
+        if whole:
+            done.add(index)
+        else:
+            path.unlink(missing_ok=True)
+    return done
+
+
+def ragged(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+    """A list column from flat ``values`` cut into pieces of ``lengths``."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def read_in_order(directory: Path, shards: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the tables of all shards, in plan order (not pool order)."""
+    for index in range(shards):
+        yield pq.read_table(shard_path(directory, index), columns=columns)
+
+
+def manifest_of(directory: Path) -> dict[str, Any]:
+    """Facts that the scoring pass left beside its shards."""
+    facts: dict[str, Any] = json.loads((directory / "shards.json").read_text())
+    return facts

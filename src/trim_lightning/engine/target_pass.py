@@ -1,0 +1,175 @@
+"""Run the target pass and keep its raw signals; turn them into banks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from trim_lightning.engine.batches import ShardBatches, plan_shards
+from trim_lightning.engine.modules import TargetPass
+from trim_lightning.engine.trainer import make_trainer
+from trim_lightning.engine.writer import Collector, TokenProgress
+from trim_lightning.settings import SaliencySettings
+from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
+from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
+from trim_lightning.trim.saliency import token_saliency
+
+FILE = "signals.parquet"
+
+
+@dataclass(frozen=True)
+class TargetSignals:
+    """What the target pass saw of one target example.
+
+    Attributes:
+        row: Place in the target file's drawn order.
+        token_ids: ``[seq]`` int64, scaffolding included.
+        roles: ``[seq]`` uint8.
+        row_signal: ``[layers, seq]`` float32.
+        column_signal: ``[layers, seq]`` float32.
+        hidden: ``[seq, hidden]`` float32.
+    """
+
+    row: int
+    token_ids: Tensor
+    roles: Tensor
+    row_signal: Tensor
+    column_signal: Tensor
+    hidden: Tensor
+
+
+def run_target_pass(
+    model: PreTrainedModel,
+    records: TokenizedRecords,
+    num_layers: int,
+    directory: Path,
+    *,
+    trainer: Mapping[str, Any],
+    tokens_per_batch: int,
+) -> dict[str, int]:
+    """One forward over the targets with attention read in every layer, written to ``signals.parquet``.
+
+    Args:
+        model: The scorer.
+        records: The tokenised targets.
+        num_layers: Layers of the model.
+        directory: Where the file goes.
+        trainer: Arguments of the Lightning Trainer; the pass always runs on one device.
+        tokens_per_batch: Padded tokens of a batch.
+
+    Returns:
+        ``tokens`` fed to the model.
+    """
+    shards = plan_shards(records.lengths, tokens_per_batch)
+    batches = ShardBatches(records, shards, "all")
+    collector = Collector()
+    one_device = {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    runner = make_trainer(one_device, [collector, TokenProgress("fingerprint", batches.tokens)])
+    runner.predict(
+        TargetPass(model, num_layers), DataLoader(batches, batch_size=None), return_predictions=False
+    )
+    found = sorted(collector.records, key=lambda record: record["row"])
+    table = {
+        name: [record[name].flatten().numpy() if name != "row" else record[name] for record in found]
+        for name in ("row", "token_ids", "roles", "row_signal", "column_signal", "hidden")
+    }
+    pq.write_table(pa.table(table), directory / FILE, compression="zstd")
+    return {"tokens": batches.tokens}
+
+
+def read_signals(directory: Path) -> list[TargetSignals]:
+    """Read what `run_target_pass` wrote, in row order."""
+    signals = []
+    for record in pq.read_table(directory / FILE).to_pylist():
+        seq = len(record["token_ids"])
+
+        def tensor(name: str, *shape: int, record: dict[str, Any] = record) -> Tensor:
+            return torch.from_numpy(np.asarray(record[name], dtype=np.float32)).reshape(*shape)
+
+        signals.append(
+            TargetSignals(
+                row=record["row"],
+                token_ids=torch.tensor(record["token_ids"], dtype=torch.int64),
+                roles=torch.tensor(record["roles"], dtype=torch.uint8),
+                row_signal=tensor("row_signal", -1, seq),
+                column_signal=tensor("column_signal", -1, seq),
+                hidden=tensor("hidden", seq, -1),
+            )
+        )
+    return signals
+
+
+@dataclass(frozen=True)
+class SalientTarget:
+    """One target with its scaled saliency on the scoped tokens.
+
+    Attributes:
+        row: Place among the targets.
+        token_ids: ``[seq]`` int64.
+        scope: ``[seq]`` bool.
+        row_saliency: ``[scoped]`` float32.
+        column_saliency: ``[scoped]`` float32.
+        saliency: ``[scoped]`` float32 alpha.
+        hidden: ``[scoped, hidden]`` float32.
+    """
+
+    row: int
+    token_ids: Tensor
+    scope: Tensor
+    row_saliency: Tensor
+    column_saliency: Tensor
+    saliency: Tensor
+    hidden: Tensor
+
+
+def weigh(signals: Iterable[TargetSignals], saliency: SaliencySettings, scope: str) -> list[SalientTarget]:
+    """Apply layer count, weights, scaling and scope to raw signals."""
+    targets = []
+    for signal in signals:
+        mask = torch.from_numpy(scope_mask(signal.roles.numpy(), scope))
+        row, column, alpha = token_saliency(
+            signal.row_signal,
+            signal.column_signal,
+            mask,
+            num_layers=saliency.num_layers,
+            row_weight=saliency.row_weight,
+            column_weight=saliency.column_weight,
+            normalize=saliency.normalize,
+        )
+        targets.append(
+            SalientTarget(signal.row, signal.token_ids, mask, row, column, alpha, signal.hidden[mask])
+        )
+    return targets
+
+
+def banks_of(
+    targets: Sequence[SalientTarget], groups: Mapping[str, Sequence[int]]
+) -> dict[str, FingerprintBank]:
+    """One bank per target group.
+
+    Args:
+        targets: All targets.
+        groups: Group name to the rows in it; ``{"": all rows}`` without groups.
+
+    Returns:
+        Group name to bank, in the order of ``groups``.
+    """
+    by_row = {target.row: target for target in targets}
+    return {
+        group: build_bank(
+            TargetTokens(by_row[row].token_ids[by_row[row].scope], by_row[row].hidden, by_row[row].saliency)
+            for row in rows
+            if row in by_row
+        )
+        for group, rows in groups.items()
+    }

@@ -1,0 +1,74 @@
+"""Build a Lightning Trainer from the ``trainer`` group."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from trim_lightning.errors import UserError
+
+OURS = {"callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_progress_bar"}
+
+
+def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **extra: Any) -> Trainer:
+    """A Trainer with our callbacks and no surprises: no checkpoints, no sampler of its own, no model summary.
+
+    Args:
+        settings: Arguments of `lightning.Trainer` from the config.
+        callbacks: Progress bars and writers.
+        **extra: Arguments that the stage sets itself (``max_epochs`` and the like).
+
+    Raises:
+        UserError: for an argument that Trainer does not have, or a device that is absent.
+    """
+    arguments = {name: value for name, value in settings.items() if value is not None}
+    permitted = set(inspect.signature(Trainer.__init__).parameters) - {"self"} - OURS
+    for name in arguments:
+        if name not in permitted:
+            guess = difflib.get_close_matches(name, permitted, n=1)
+            hint = f"; did you mean trainer.{guess[0]}?" if guess else ""
+            raise UserError(
+                f"trainer.{name}: not an argument of lightning.Trainer that can be set here{hint}"
+            )
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    }
+    hush_lightning()
+    try:
+        return Trainer(**{**quiet, **arguments, **extra}, callbacks=list(callbacks))
+    except (ValueError, TypeError, RuntimeError) as error:
+        if type(error).__name__ == "MisconfigurationException" or isinstance(error, ValueError | TypeError):
+            raise UserError(f"trainer: {str(error).splitlines()[0]}") from None
+        raise
+    except Exception as error:
+        if type(error).__name__ == "MisconfigurationException":
+            raise UserError(f"trainer: {str(error).splitlines()[0]}") from None
+        raise
+
+
+def hush_lightning() -> None:
+    """Silence advice that does not apply: our loaders read memory-mapped arrays and need no workers."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*treespec.*",
+        ".*GPU available but not used.*",
+        ".*Consider setting `persistent_workers=True`.*",
+        ".*in eval mode.*",
+        ".*number of training batches.*smaller than the logging interval.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*No device id is provided.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

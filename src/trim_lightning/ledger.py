@@ -1,0 +1,74 @@
+"""What a run did: its stages with time and tokens, and what the user should know."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trim_lightning.store import Entry
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of a run.
+
+    Attributes:
+        key: Its store key (hex), or None for a stage that is not stored.
+        seconds: Wall time of the stage, loading and converting the model excluded; of the first time if cached.
+        tokens: Real tokens fed to the model, scaffolding included, padding not.
+        cached: True if the result was found in the store.
+    """
+
+    key: str | None
+    seconds: float
+    tokens: int
+    cached: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form in ``manifest.json``."""
+        rate = self.tokens / self.seconds if self.seconds > 0 else 0.0
+        return {
+            "key": self.key,
+            "seconds": round(self.seconds, 4),
+            "tokens": self.tokens,
+            "tokens_per_second": round(rate, 2),
+            "cached": self.cached,
+        }
+
+
+@dataclass
+class Ledger:
+    """Collects stage records and warnings during a run."""
+
+    stages: dict[str, StageRecord] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def book(self, stage: str, entry: Entry) -> None:
+        """Add a stored result to a stage; several results of one stage add up."""
+        facts: Mapping[str, Any] = entry.facts
+        record = StageRecord(
+            entry.key.hex, float(facts.get("seconds", 0.0)), int(facts.get("tokens", 0)), entry.cached
+        )
+        self.add(stage, record)
+
+    def add(self, stage: str, record: StageRecord) -> None:
+        """Add a stage record to what is booked for that stage."""
+        before = self.stages.get(stage)
+        if before is not None:
+            record = StageRecord(
+                record.key,
+                before.seconds + record.seconds,
+                before.tokens + record.tokens,
+                before.cached and record.cached,
+            )
+        self.stages[stage] = record
+
+    def warn(self, message: str) -> None:
+        """Tell the user now and note it in the manifest."""
+        log.warning(message)
+        self.warnings.append(message)

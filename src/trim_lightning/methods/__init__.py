@@ -1,0 +1,1 @@
+"""One selector a module, all behind the interface in `base`."""

@@ -1,0 +1,130 @@
+"""The interface of every selector: see the pool and the targets, score every pool record."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from trim_lightning.engine.ranking import ScoreTable
+from trim_lightning.errors import UserError
+from trim_lightning.ledger import Ledger
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.scorer import Scorer
+from trim_lightning.settings import SelectSettings, check
+from trim_lightning.store import StageKey, Store
+from trim_lightning.tokens.tokenized import TokenizedRecords
+
+
+@dataclass(frozen=True)
+class TargetSet:
+    """The drawn target examples.
+
+    Attributes:
+        records: Only the drawn records, in file order.
+        groups: Group name to places in ``records``; ``{"": all}`` without groups.
+    """
+
+    records: RecordFile
+    groups: Mapping[str, list[int]]
+
+    def describe(self) -> dict[str, Any]:
+        """The target set's line among the inputs of a manifest."""
+        entry: dict[str, Any] = {
+            "name": self.records.name,
+            "sha256": self.records.sha256,
+            "rows": len(self.records),
+            "source_rows": self.records.source_rows,
+        }
+        if set(self.groups) != {""}:
+            entry["groups"] = {group: len(rows) for group, rows in self.groups.items()}
+        return entry
+
+
+@dataclass(frozen=True)
+class SelectionTask:
+    """All that a selector may use.
+
+    Attributes:
+        settings: Typed settings; a selector reads the groups that are its own.
+        pool: The candidate pool.
+        pool_tokens: The pool, tokenised.
+        pool_key: Key of ``pool_tokens``, for the keys of later stages.
+        targets: The target set; None for methods that need none.
+        scorer: The model.
+        store: Stage results.
+        ledger: Where stages and warnings are booked.
+    """
+
+    settings: SelectSettings
+    pool: RecordFile
+    pool_tokens: TokenizedRecords
+    pool_key: StageKey
+    targets: TargetSet | None
+    scorer: Scorer
+    store: Store
+    ledger: Ledger
+
+
+class Selector(ABC):
+    """One way of scoring the pool. Subclasses are dataclasses whose fields are the keys of ``method``.
+
+    A module ``methods/<name>.py`` with one such class and a file ``conf/method/<name>.yaml`` make a method.
+    """
+
+    needs_targets: ClassVar[bool] = True
+    uses_model: ClassVar[bool] = True
+
+    @abstractmethod
+    def score(self, task: SelectionTask) -> ScoreTable:
+        """Score every record of the pool; NaN for records that cannot be scored."""
+
+    def write_extras(self, task: SelectionTask, directory: Path) -> None:
+        """Write files of this method's own into the output directory."""
+
+
+def method_names() -> list[str]:
+    """Names of all methods."""
+    import trim_lightning.methods as package
+
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
+
+
+def load_selector(parameters: Mapping[str, Any]) -> Selector:
+    """Build the selector that the ``method`` group asks for.
+
+    Raises:
+        UserError: for an unknown method or a parameter of the wrong type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    own = dict(parameters)
+    name = own.pop("name", None)
+    if name not in method_names():
+        raise UserError(f"method.name={name}: must be one of {', '.join(method_names())}")
+    module = importlib.import_module(f"trim_lightning.methods.{name}")
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Selector) and value.__module__ == module.__name__
+    ]
+    (kind,) = classes
+    known = {spec.name for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in own:
+        if key not in known:
+            raise UserError(
+                f"method.{key}: method={name} has no such key; it has {', '.join(sorted(known)) or 'none'}"
+            )
+    try:
+        selector = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), own))
+    except OmegaConfBaseException as error:
+        raise UserError(f"method: {str(error).splitlines()[0]}") from None
+    assert isinstance(selector, Selector)
+    check(selector, "method.")
+    return selector

@@ -1,0 +1,30 @@
+"""A random coreset: the baseline that every method must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from trim_lightning.engine.ranking import ScoreTable
+from trim_lightning.methods.base import SelectionTask, Selector
+
+
+@dataclass
+class RandomSelector(Selector):
+    """Scores are uniform draws by ``seed``; records without scoped tokens stay unscored, as for all methods."""
+
+    needs_targets: ClassVar[bool] = False
+    uses_model: ClassVar[bool] = False
+
+    def score(self, task: SelectionTask) -> ScoreTable:
+        """Draw one number per record."""
+        content = task.pool_tokens.content_lengths()
+        scoped = task.pool_tokens.content_lengths(task.settings.scope)
+        draws = np.random.default_rng([task.settings.seed, 0x52]).random(len(scoped)).astype(np.float32)
+        return ScoreTable(
+            score=np.where(scoped > 0, draws, np.float32("nan")).astype(np.float32),
+            num_tokens=content.astype(np.int32),
+            num_scored=scoped.astype(np.int32),
+        )

@@ -1,0 +1,117 @@
+"""The attention hook: an attention function that computes as SDPA does and lets saliency look on.
+
+It is registered with transformers' `AttentionInterface` under `NAME`, so it serves every architecture that
+sends its attention through that interface, grouped-query and sliding-window ones included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from trim_lightning.errors import UserError
+from trim_lightning.trim.saliency import attention_statistics
+
+NAME = "trim_sdpa"
+_recorder: ContextVar[SaliencyRecorder | None] = ContextVar("trim_recorder", default=None)
+
+
+class SaliencyRecorder:
+    """Collects each layer's row and column signal during one forward pass.
+
+    Args:
+        lengths: ``[batch]`` real tokens of each sequence; padding is on the right.
+        layers: Number of layers of the model; every one must report exactly once.
+    """
+
+    def __init__(self, lengths: Tensor, layers: int) -> None:
+        self.lengths = lengths
+        self.layers = layers
+        self._signals: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def record(self, layer: int, row: Tensor, column: Tensor) -> None:
+        """Keep the ``[batch, seq]`` signals of one layer."""
+        self._signals[layer] = (row, column)
+
+    def signals(self) -> tuple[Tensor, Tensor]:
+        """Row and column signals, each ``[layers, batch, seq]`` float32.
+
+        Raises:
+            UserError: if a layer did not pass through the hook.
+        """
+        if sorted(self._signals) != list(range(self.layers)):
+            raise UserError(
+                f"model.path: only {len(self._signals)} of the model's {self.layers} layers send their attention "
+                "through transformers' AttentionInterface, so saliency cannot be read; use a model with plain "
+                "softmax attention in every layer"
+            )
+        ordered = [self._signals[layer] for layer in range(self.layers)]
+        return torch.stack([row for row, _ in ordered]), torch.stack([column for _, column in ordered])
+
+
+@contextmanager
+def recording(recorder: SaliencyRecorder) -> Iterator[SaliencyRecorder]:
+    """Let ``recorder`` see every attention computed by the hook inside the ``with`` block."""
+    token = _recorder.set(recorder)
+    try:
+        yield recorder
+    finally:
+        _recorder.reset(token)
+
+
+def hooked_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """SDPA for the output; when a recorder is active, attention statistics as well.
+
+    Args:
+        module: The attention module; its ``layer_idx`` says which layer this is.
+        query: ``[batch, heads, seq, head_dim]``.
+        key: ``[batch, kv_heads, seq, head_dim]``, before head repetition.
+        value: Shape of ``key``.
+        attention_mask: ``[batch or 1, 1, seq, seq]`` bool, or None for causal.
+        scaling: Factor of the dot products; ``head_dim ** -0.5`` if None.
+        **kwargs: What transformers passes on to SDPA.
+
+    Raises:
+        UserError: for attention that is not a plain softmax (soft-capping, sinks, position bias).
+    """
+    for unsupported in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(unsupported) is not None:
+            raise UserError(
+                f"model.path: {type(module).__name__} uses {unsupported} in its attention, which saliency does "
+                "not support; use a model with plain softmax attention"
+            )
+    recorder = _recorder.get()
+    if recorder is not None:
+        if attention_mask is not None and attention_mask.dtype != torch.bool:
+            attention_mask = attention_mask == 0
+        layer = getattr(module, "layer_idx", None)
+        if layer is not None:
+            factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+            recorder.record(
+                layer, *attention_statistics(query, key, factor, recorder.lengths, attention_mask)
+            )
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return output, None
+
+
+def register() -> str:
+    """Register the hook with transformers and return its name; calling it again does no harm."""
+    AttentionInterface.register(NAME, hooked_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME

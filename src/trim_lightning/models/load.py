@@ -1,0 +1,86 @@
+"""Load tokenizer and causal LM with the attention hook in place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from trim_lightning.errors import UserError
+from trim_lightning.models.attention import register
+from trim_lightning.models.source import ModelSource
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' weight bars: ours are the only progress bars a run shows."""
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: if the folder has none that transformers can load.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(source.directory), trust_remote_code=source.trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        raise UserError(
+            f"model.path={source.name}: its tokenizer cannot be loaded ({first_line(error)})"
+        ) from None
+
+
+def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    """The causal LM in evaluation mode, with attention going through the hook.
+
+    Raises:
+        UserError: if the weights are damaged, incomplete, or of an architecture without the hook.
+    """
+    with quiet_loading():
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(source.directory),
+                dtype=dtype,
+                attn_implementation=register(),
+                use_safetensors=True,
+                trust_remote_code=source.trust_remote_code,
+                device_map=source.device_map,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as error:
+            raise UserError(f"model.path={source.name}: cannot be loaded ({first_line(error)})") from None
+    if report["missing_keys"]:
+        names = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(
+            f"model.path={source.name}: weights are missing from its safetensors files ({names}, ...)"
+        )
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's text, for the one error line."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that training uses."""
+    from lightning import seed_everything as lightning_seed
+
+    lightning_seed(seed, workers=True, verbose=False)

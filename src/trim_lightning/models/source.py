@@ -1,0 +1,177 @@
+"""Find a model's files: a directory, a Hub id, or the bundled SmolLM2. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trim_lightning.errors import UserError
+from trim_lightning.settings import ModelSettings
+from trim_lightning.store import Store
+from trim_lightning.store.keys import digest_of
+from trim_lightning.store.store import RECEIPT
+
+BUNDLED = "bundled:smollm2_135m"
+FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on this machine.
+
+    Attributes:
+        directory: Folder with config, safetensors weights and tokenizer.
+        digest: sha256 over the contents of those files: two copies of one model share it.
+        name: What to call it in manifests and tables; never a full path.
+        num_layers: Attention layers.
+        trust_remote_code: Run the folder's own Python code.
+        device_map: Passed to ``from_pretrained``.
+        chat_template: Text of a chat template that replaces the tokenizer's, or None.
+    """
+
+    directory: Path
+    digest: str
+    name: str
+    num_layers: int
+    trust_remote_code: bool = False
+    device_map: str | None = None
+    chat_template: str | None = None
+
+    def check_layers(self, num_layers: int) -> None:
+        """Refuse to read more layers than there are.
+
+        Raises:
+            UserError: naming the model's number of layers.
+        """
+        if num_layers > self.num_layers:
+            raise UserError(
+                f"saliency.num_layers={num_layers}: {self.name} has only {self.num_layers} layers; "
+                f"ask for at most {self.num_layers}"
+            )
+
+
+def find_model(settings: ModelSettings, store: Store) -> ModelSource:
+    """Locate, check and identify the model, downloading or converting it if needed.
+
+    Raises:
+        UserError: no such model, gated or absent weights, not a model folder, or pickled weights only.
+    """
+    if settings.path == BUNDLED:
+        from trim_lightning.models.bundled import bundled_directory
+
+        directory, name = bundled_directory(store), "smollm2_135m"
+    elif is_local(settings.path):
+        directory = Path(settings.path).expanduser()
+        name = directory.resolve().name
+    else:
+        directory, name = download(settings), settings.path
+    config = read_config(directory, settings)
+    return ModelSource(
+        directory=directory,
+        digest=digest_directory(directory, store),
+        name=name,
+        num_layers=config_layers(config, directory),
+        trust_remote_code=settings.trust_remote_code,
+        device_map=settings.device_map,
+        chat_template=read_template(settings.chat_template),
+    )
+
+
+def is_local(path: str) -> bool:
+    """True if the text names a directory rather than a Hub id (``name`` or ``owner/name``)."""
+    looks_like_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    return looks_like_path or Path(path).exists()
+
+
+def read_config(directory: Path, settings: ModelSettings) -> dict[str, Any]:
+    """Read ``config.json`` of a model folder and check that its weights can be loaded safely."""
+    where = f"model.path={settings.path}"
+    if not directory.exists():
+        raise UserError(f"{where}: no such directory; give a model directory or a Hub id such as owner/name")
+    if not directory.is_dir():
+        raise UserError(f"{where}: is a file; give the directory that holds config.json and *.safetensors")
+    file = directory / "config.json"
+    if not file.is_file():
+        raise UserError(f"{where}: is no model directory (it has no config.json)")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: config.json is not valid JSON ({error})") from None
+    if not any(directory.glob("*.safetensors")):
+        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
+        why = (
+            "only pickled weights, which can run code when loaded" if pickled else "no *.safetensors weights"
+        )
+        raise UserError(f"{where}: has {why}; save the model again with save_pretrained (safetensors)")
+    if config.get("auto_map") and not settings.trust_remote_code:
+        raise UserError(
+            f"{where}: wants to run its own Python code (auto_map); set model.trust_remote_code=true if you trust it"
+        )
+    return config
+
+
+def config_layers(config: dict[str, Any], directory: Path) -> int:
+    """Number of attention layers that a model config declares."""
+    for part in (config, config.get("text_config") or {}):
+        for name in ("num_hidden_layers", "n_layer", "num_layers"):
+            if isinstance(part.get(name), int) and part[name] > 0:
+                return int(part[name])
+    raise UserError(f"model.path: {directory.name}/config.json does not say how many layers the model has")
+
+
+def digest_directory(directory: Path, store: Store) -> str:
+    """sha256 over names and contents of the files that make a model what it is."""
+    found = {file for pattern in FILES for file in directory.glob(pattern) if file.is_file()}
+    files = sorted(
+        file for file in found if file.name != RECEIPT
+    )  # the store's own note is no part of the model
+    return digest_of([[file.name, store.file_digest(file)] for file in files])
+
+
+def read_template(path: str | None) -> str | None:
+    """Text of the chat template file, if one is set."""
+    if path is None:
+        return None
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.chat_template={path}: cannot be read ({type(error).__name__})") from None
+
+
+def download(settings: ModelSettings) -> Path:
+    """The local snapshot of a Hub model; already downloaded files are not fetched again."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"model.path={settings.path}"
+    advice = "give a model directory instead (model=hf model.path=DIR), or use model=smollm2_135m, which needs no network"
+    try:
+        return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(FILES)))
+    except HFValidationError:
+        raise UserError(f"{where}: neither a directory nor a Hub id (owner/name)") from None
+    except GatedRepoError:
+        raise UserError(
+            f"{where}: the weights are gated; accept the licence on the model's Hub page and set HF_TOKEN, or {advice}"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{where}: has no revision {settings.revision}; check model.revision") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{where}: no such model on the Hub (or it is private: set HF_TOKEN); {advice}"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = type(error).__name__
+        raise UserError(
+            f"{where}: not on this disk, and the Hub cannot be reached ({reason}); {advice}"
+        ) from None

@@ -1,0 +1,155 @@
+"""The whole selection, top to bottom: read → score → select → write."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trim_lightning.engine.ranking import ScoreTable, rank_by_score
+from trim_lightning.ledger import Ledger, StageRecord
+from trim_lightning.manifest import write_manifest
+from trim_lightning.methods.base import SelectionTask, load_selector
+from trim_lightning.models.source import find_model
+from trim_lightning.outputs import write_coreset, write_scores
+from trim_lightning.records.sources import open_records
+from trim_lightning.scorer import Scorer
+from trim_lightning.selection import check_budget, check_settings, select_rows
+from trim_lightning.settings import SelectSettings
+from trim_lightning.store import Store
+from trim_lightning.summary import selection_metrics, selection_summary
+from trim_lightning.targets import choose_targets
+from trim_lightning.tracking import open_tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A finished selection.
+
+    Attributes:
+        directory: Where its files are.
+        scores: Scores of every pool record.
+        order: Scored rows, best first.
+        chosen: Selected rows, best first.
+        manifest: Content of ``manifest.json``.
+        summary: The table that a user sees at the end.
+    """
+
+    directory: Path
+    scores: ScoreTable
+    order: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+    manifest: dict[str, Any]
+    summary: str
+
+
+def select(settings: SelectSettings) -> Selection:
+    """Select a coreset and write the files of the contract into ``paths.output_dir``.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    check_settings(settings)
+    directory, store, ledger = Path(settings.paths.output_dir), Store(settings.paths.store_dir), Ledger()
+    directory.mkdir(parents=True, exist_ok=True)
+    tracker = open_tracker(
+        settings.logger, directory, job_type="select", name=directory.name, config=asdict(settings)
+    )
+    succeeded = False
+    try:
+        selection = _select(settings, directory, store, ledger)
+        tracker.metrics(selection_metrics(selection.manifest))
+        tracker.artifact("scores", "scores", [directory / "scores.parquet", directory / "manifest.json"])
+        tracker.artifact("coreset", "coreset", [directory / "coreset.jsonl"], uses=["scores"])
+        succeeded = True
+        return selection
+    finally:
+        tracker.finish(succeeded)
+
+
+def _select(settings: SelectSettings, directory: Path, store: Store, ledger: Ledger) -> Selection:
+    selector = load_selector(settings.method)
+    pool = open_records(
+        settings.pool,
+        what="pool",
+        seed=settings.seed,
+        spool=store.spool,
+        limit=settings.pool.limit,
+        sample=settings.pool.sample,
+    )
+    check_budget(settings.selection, len(pool))
+    targets = choose_targets(settings, pool, store) if selector.needs_targets else None
+    source = find_model(settings.model, store)
+    if selector.uses_model:
+        source.check_layers(settings.saliency.num_layers)
+    scorer = Scorer(
+        source,
+        settings.model.dtype,
+        store,
+        ledger,
+        trainer=settings.trainer,
+        seed=settings.seed,
+        max_length=settings.max_length,
+    )
+    pool_tokens, tokens_entry = scorer.tokenize(pool)
+    ledger.book("tokenize", tokens_entry)
+    task = SelectionTask(settings, pool, pool_tokens, tokens_entry.key, targets, scorer, store, ledger)
+
+    scores = selector.score(task)
+
+    started = time.perf_counter()
+    order = scores.order if scores.order is not None else rank_by_score(scores.score)
+    chosen = select_rows(settings.selection, pool, scores, order, ledger)
+    write_scores(pool, scores, order, chosen, directory / "scores.parquet")
+    write_coreset(pool, chosen, directory / "coreset.jsonl")
+    selector.write_extras(task, directory)
+    ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, cached=False))
+
+    unscored = int(np.isnan(scores.score).sum())
+    if unscored:
+        named = [pool.id(int(row)) for row in np.flatnonzero(np.isnan(scores.score))[:5]]
+        more = ", ..." if unscored > len(named) else ""
+        ledger.warn(f"{unscored} records could not be scored and are left out: {', '.join(named)}{more}")
+    for problem in pool_tokens.problems[:5]:
+        ledger.warn(f"pool {problem}")
+    manifest = write_manifest(
+        directory / "manifest.json",
+        config=asdict(settings),
+        inputs={
+            "pool": {
+                "name": pool.name,
+                "sha256": pool.sha256,
+                "rows": len(pool),
+                "source_rows": pool.source_rows,
+            },
+            **({} if targets is None else {"target": targets.describe()}),
+            "model": {"name": source.name, "sha256": source.digest},
+        },
+        counts={
+            "pool": len(pool),
+            "scored": len(pool) - unscored,
+            "unscored": unscored,
+            "truncated": pool_tokens.truncated,
+            "selected": len(chosen),
+            "selected_tokens": int(scores.num_tokens[chosen].sum()),
+            "mean_tokens_pool": mean(scores.num_tokens),
+            "mean_tokens_selected": mean(scores.num_tokens[chosen]),
+            "fallback_share": ledger.facts.get("fallback_share"),
+            "padding_share": ledger.facts.get("padding"),
+        },
+        ledger=ledger,
+    )
+    summary = selection_summary(manifest, pool, targets, order, chosen, directory)
+    return Selection(directory, scores, order, chosen, manifest, summary)
+
+
+def mean(values: NDArray[Any]) -> float | None:
+    """Rounded mean, or None of nothing."""
+    return round(float(values.mean()), 2) if len(values) else None

@@ -1,0 +1,178 @@
+"""Which records of a file count: ``where``, ``exclude``, ``limit``, ``sample``, and the draw of targets.
+
+All of this is our choice; the method itself takes the pool as given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trim_lightning.errors import UserError
+from trim_lightning.records.layouts import (
+    MISSING,
+    clean_text,
+    field_names,
+    guess,
+    kind_of,
+    lookup,
+    scalar_text,
+)
+
+if TYPE_CHECKING:
+    from trim_lightning.records.record_file import RecordFile
+
+# Keeps the draw of targets independent of other draws that use the same seed.
+_TARGET_STREAM = 0x7A67
+# Field names remembered for the suggestion; a file can have any number of them.
+_FIELDS_REMEMBERED = 500
+
+
+def conditions(filters: Mapping[str, Any], prefix: str = "") -> dict[str, list[Any]]:
+    """Normalise a filter: dotted field -> list of accepted values, sorted by field.
+
+    ``{"meta": {"lang": "en"}}``, which is what an override ``pool.where.meta.lang=en`` gives, is the same as
+    ``{"meta.lang": "en"}``.
+    """
+    flat: dict[str, list[Any]] = {}
+    for field, value in filters.items():
+        if isinstance(value, Mapping):
+            flat.update(conditions(value, f"{prefix}{field}."))
+        else:
+            flat[f"{prefix}{field}"] = list(value) if isinstance(value, list | tuple) else [value]
+    return dict(sorted(flat.items()))
+
+
+def matches(value: Any, accepted: Any) -> bool:
+    """Whether a record's JSON value is the accepted one, as a value or as text.
+
+    Null equals only null, and true is not 1; otherwise ``3`` equals ``"3"`` and ``true`` equals ``"true"``.
+    """
+    if value is None or accepted is None:
+        return value is accepted
+    if isinstance(value, bool) == isinstance(accepted, bool) and value == accepted:
+        return True
+    return scalar_text(value) == scalar_text(accepted)
+
+
+class RecordFilter:
+    """Decides record by record, and notices fields that no record has.
+
+    Args:
+        where: Field -> value or values; a record is kept if it has one of them, for every field.
+        exclude: Field -> value or values; a record is dropped if it has one of them, for any field.
+        what: ``pool`` or ``target``, for messages.
+    """
+
+    def __init__(self, where: Mapping[str, Any], exclude: Mapping[str, Any], what: str) -> None:
+        self.where, self.exclude, self.what = conditions(where), conditions(exclude), what
+        self._unseen = {("where", field) for field in self.where} | {
+            ("exclude", field) for field in self.exclude
+        }
+        self._fields: set[str] = set()
+
+    def keep(self, record: Mapping[str, Any]) -> bool:
+        """Whether the record passes."""
+        if self._unseen and len(self._fields) < _FIELDS_REMEMBERED:
+            self._fields.update(field_names(record))
+        # Every field is looked up in every record, so that `check` knows which ones exist.
+        verdicts = [self._has(record, "where", field, values) for field, values in self.where.items()]
+        refusals = [self._has(record, "exclude", field, values) for field, values in self.exclude.items()]
+        return all(verdicts) and not any(refusals)
+
+    def _has(self, record: Mapping[str, Any], part: str, field: str, values: list[Any]) -> bool:
+        value = lookup(record, field)
+        if value is MISSING:
+            return False
+        self._unseen.discard((part, field))
+        return any(matches(value, accepted) for accepted in values)
+
+    def check(self, source: str) -> None:
+        """After the last record: refuse a filter on a field that no record has.
+
+        Raises:
+            UserError: naming the field and the closest one that exists.
+        """
+        for part, field in sorted(self._unseen):
+            known = sorted(self._fields)
+            raise UserError(
+                f"{self.what}.{part} names the field {field}, which no record of {source} has"
+                f"{guess(field, known) or '; fields: ' + ', '.join(known[:20])}"
+            )
+
+    def describe(self) -> str:
+        """The filters in one line, for messages; empty if there are none."""
+        parts = (("where", self.where), ("exclude", self.exclude))
+        return " and ".join(f"{self.what}.{name}={scalar_text(value)}" for name, value in parts if value)
+
+
+def limit_and_sample(size: int, limit: int | None, sample: int | None, seed: int, what: str) -> np.ndarray:
+    """The places that remain of ``size`` records: the first ``limit``, then ``sample`` drawn by seed.
+
+    Returns:
+        int64 ``[kept]``, ascending: the order of the records is kept.
+
+    Raises:
+        UserError: if ``sample`` asks for more records than there are.
+    """
+    size = size if limit is None else min(size, limit)
+    if sample is None:
+        return np.arange(size, dtype=np.int64)
+    if sample > size:
+        raise UserError(
+            f"{what}.sample={sample}: only {size} records are left to draw from; ask for at most {size}"
+        )
+    drawn = np.random.default_rng(seed).choice(size, size=sample, replace=False)
+    return np.sort(drawn.astype(np.int64))
+
+
+def group_of(file: RecordFile, row: int, group_field: str) -> str:
+    """The group of a record: the value of its group field as text.
+
+    Raises:
+        UserError: if the record has no such field, or a list, an object or null in it.
+    """
+    record = file.object(row)
+    value = lookup(record, group_field)
+    place = f"{file.what}.group_field={group_field}: {file.place(row)}"
+    if value is MISSING:
+        raise UserError(f"{place} has no such field{guess(group_field, field_names(record))}")
+    if value is None or isinstance(value, list | Mapping):
+        raise UserError(f"{place} has {kind_of(value)} there; a group is text, a number or true/false")
+    return clean_text(scalar_text(value))
+
+
+def draw_targets(
+    file: RecordFile, num_examples: int | None, seed: int, group_field: str | None = None
+) -> list[int]:
+    """Draw the targets: ``num_examples`` by seed, from every group if there are groups.
+
+    A group's draw depends on the seed and its own records only, so another group changes nothing in it. Where
+    fewer are available than asked for, all are taken.
+
+    Returns:
+        Rows of ``file``, ascending.
+
+    Raises:
+        UserError: if a record has no group.
+    """
+    if group_field is None:
+        return _draw(list(range(len(file))), num_examples, [seed, _TARGET_STREAM])
+    groups: dict[str, list[int]] = {}
+    for row in range(len(file)):
+        groups.setdefault(group_of(file, row, group_field), []).append(row)
+    rows: list[int] = []
+    for name, members in groups.items():
+        stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        rows += _draw(members, num_examples, [seed, _TARGET_STREAM, stream])
+    return sorted(rows)
+
+
+def _draw(rows: list[int], count: int | None, seed: list[int]) -> list[int]:
+    if count is None or count >= len(rows):
+        return rows
+    places = np.random.default_rng(seed).choice(len(rows), size=count, replace=False)
+    return sorted(rows[place] for place in places)

@@ -1,0 +1,277 @@
+"""Every configuration key: its type, default, permitted values and meaning.
+
+These dataclasses are the schemas behind ``conf/``: Hydra merges the YAML files and the overrides into them,
+so a key that is not here is an error. `check` adds what a type cannot say (choices, bounds). The rest of the
+package receives these plain objects, never a ``DictConfig``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trim_lightning.errors import UserError
+
+
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Declare one config key.
+
+    Args:
+        default: The default value; a ``dict`` or ``list`` is copied for every instance.
+        meaning: One line for the key reference.
+        choices: The permitted strings, if it is a choice.
+        low: The smallest permitted number.
+        above: A number that the value must exceed.
+        high: The largest permitted number.
+    """
+    metadata = {"meaning": meaning, "choices": choices, "low": low, "above": above, "high": high}
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelSettings:
+    """The scorer."""
+
+    path: str = key("bundled:smollm2_135m", "a directory, a Hub id, or bundled:smollm2_135m")
+    revision: str | None = key(None, "branch, tag or commit of a Hub model")
+    dtype: str = key(
+        "auto",
+        "precision of the model; auto is bfloat16 where native",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    trust_remote_code: bool = key(False, "run the model folder's own Python code")
+    device_map: str | None = key(None, "accelerate device map for a model larger than one device, e.g. auto")
+    chat_template: str | None = key(
+        None, "a file with a Jinja chat template to use instead of the tokenizer's"
+    )
+
+
+@dataclass
+class SourceSettings:
+    """Where records come from and how to read them."""
+
+    source: str = key(
+        "generated", "kind of input", choices=("generated", "jsonl", "parquet", "hub", "from_pool")
+    )
+    path: str | None = key(None, "file (or Hub data set id) to read")
+    prompt_field: str | None = key(None, "field of the prompt; null recognises the layout")
+    response_field: str | None = key(None, "field of the response; null recognises the layout")
+    id_field: str | None = key(None, "field of the id; null takes `id`, else the 0-based line number")
+    where: dict[str, Any] = key({}, "keep records whose field has one of these values")
+    exclude: dict[str, Any] = key({}, "drop records whose field has one of these values")
+    subset: str | None = key(None, "configuration name of a Hub data set")
+    split: str = key("train", "split of a Hub data set")
+    revision: str | None = key(None, "branch, tag or commit of a Hub data set")
+    families: list[str] | None = key(None, "task families of the generated records; null takes all")
+    per_family: int = key(8, "generated records per family", low=1)
+    generator_seed: int = key(0, "seed of the generated records", low=0)
+
+
+@dataclass
+class PoolSettings(SourceSettings):
+    """The candidate pool."""
+
+    limit: int | None = key(None, "only the first N records", low=1)
+    sample: int | None = key(None, "N records drawn by seed, kept in pool order", low=1)
+
+
+@dataclass
+class TargetSettings(SourceSettings):
+    """The target set."""
+
+    num_examples: int | None = key(
+        10, "targets drawn by seed, per group if there are groups; null = all", low=1
+    )
+    group_field: str | None = key(None, "field that divides the targets into groups, one bank each")
+    aggregate: str = key("max", "how group scores become one", choices=("max", "mean", "round_robin"))
+
+
+@dataclass
+class TuningSettings:
+    """How a model is trained, in warm-up and in fine-tuning alike."""
+
+    epochs: int = key(2, "passes over the records", low=1)
+    learning_rate: float = key(2e-4, "peak learning rate", above=0)
+    schedule: str = key("linear", "learning-rate schedule", choices=("linear", "cosine", "constant"))
+    warmup_ratio: float = key(0.03, "share of the steps with a rising learning rate", low=0, high=1)
+    batch_size: int = key(8, "records per optimiser step", low=1)
+    tokens_per_micro_batch: int | None = key(
+        None, "padded tokens per forward pass; null fits the device", low=1
+    )
+    weight_decay: float = key(0.0, "AdamW weight decay", low=0)
+    gradient_clip: float = key(1.0, "largest gradient norm; 0 switches clipping off", low=0)
+    gradient_checkpointing: bool = key(False, "recompute activations to save memory")
+    lora_rank: int = key(16, "rank of the LoRA matrices", low=1)
+    lora_alpha: int = key(32, "LoRA scale numerator", low=1)
+    lora_dropout: float = key(0.05, "dropout before the LoRA matrices", low=0, high=0.99)
+    lora_targets: list[str] = key(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"],
+        "modules that get LoRA, where the model has them",
+    )
+    checkpoint_seconds: float = key(
+        60.0, "seconds between checkpoints that a killed run resumes from", above=0
+    )
+
+
+@dataclass
+class WarmupSettings(TuningSettings):
+    """LoRA warm-up of the scorer on a small random part of the pool."""
+
+    enabled: bool = key(True, "false scores with the model as it is")
+    fraction: float = key(0.05, "share of the pool to train on", above=0, high=1)
+
+
+@dataclass
+class SaliencySettings:
+    """Which tokens of the targets matter."""
+
+    num_layers: int = key(6, "last layers whose attention is read", low=1)
+    row_weight: float = key(0.5, "weight of the row signal", low=0)
+    column_weight: float = key(0.5, "weight of the column signal", low=0)
+    normalize: str = key("minmax", "scaling of each signal within a sequence", choices=("minmax", "none"))
+
+
+@dataclass
+class FallbackSettings:
+    """How a token class without a fingerprint is matched."""
+
+    mode: str = key("scale", "what the penalty does", choices=("scale", "discount", "zero"))
+    penalty: float = key(0.9, "lambda: factor of a fallback similarity", low=0, high=1)
+    nearest: str = key("embedding", "what makes a fingerprint near", choices=("embedding", "hidden"))
+
+
+POOLERS = ("mean_max_coverage", "mean_max", "mean", "max", "topk_mean", "softmax_mean", "quantile")
+
+
+@dataclass
+class PoolerSettings:
+    """How token similarities become one score."""
+
+    name: str = key("mean_max_coverage", "pooling formula", choices=POOLERS)
+    mean_weight: float = key(0.5, "weight of the mean")
+    max_weight: float = key(0.5, "weight of the maximum")
+    coverage_weight: float = key(0.05, "weight of the coverage")
+    token_weight: str = key("none", "weight of a token in mean and maximum", choices=("none", "idf"))
+    k: int = key(8, "tokens averaged by topk_mean", low=1)
+    temperature: float = key(0.1, "temperature of softmax_mean", above=0)
+    q: float = key(0.9, "quantile taken by quantile", low=0, high=1)
+
+
+@dataclass
+class SelectionSettings:
+    """The budget and the optional filters of the coreset. At most one budget; none means 5 %."""
+
+    fraction: float | None = key(None, "share of the pool", above=0, high=1)
+    count: int | None = key(None, "number of records", low=1)
+    tokens: int | None = key(None, "content tokens", low=1)
+    cap_field: str | None = key(None, "field whose values are capped")
+    cap: int | None = key(None, "largest number of selected records with one value of cap_field", low=1)
+    dedup: str = key("none", "drop duplicates of better-ranked records", choices=("none", "exact", "near"))
+    near_threshold: float = key(0.8, "Jaccard similarity that makes a near duplicate", above=0, high=1)
+    min_tokens: int | None = key(None, "fewest content tokens of a selected record", low=1)
+    max_tokens: int | None = key(None, "most content tokens of a selected record", low=1)
+
+
+@dataclass
+class ScoringSettings:
+    """The pass over the pool."""
+
+    save_token_scores: bool = key(False, "write token_scores.parquet")
+    tokens_per_batch: int | None = key(None, "padded tokens per batch; null fits the device", low=1)
+
+
+@dataclass
+class PathSettings:
+    """Where results go."""
+
+    output_dir: str = key("", "this run's files")
+    store_dir: str = key(".trim_store", "stage results shared by all runs")
+
+
+@dataclass
+class LoggerSettings:
+    """Experiment tracking."""
+
+    name: str = key("csv", "tracker", choices=("csv", "wandb", "none"))
+    project: str = key("trim-lightning", "W&B project")
+    entity: str | None = key(None, "W&B team or user")
+    group: str | None = key(None, "W&B group; a sweep sets its own")
+    tags: list[str] = key([], "W&B tags")
+    offline: bool = key(False, "W&B without a network; on by itself when there is no key")
+    log_artifacts: bool = key(True, "upload coreset, scores and adapter as W&B artifacts")
+
+
+@dataclass
+class SelectSettings:
+    """All keys of ``select.py``."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    target: TargetSettings = field(default_factory=TargetSettings)
+    warmup: WarmupSettings = field(default_factory=WarmupSettings)
+    saliency: SaliencySettings = field(default_factory=SaliencySettings)
+    fallback: FallbackSettings = field(default_factory=FallbackSettings)
+    pooler: PoolerSettings = field(default_factory=PoolerSettings)
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    scoring: ScoringSettings = field(default_factory=ScoringSettings)
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
+    paths: PathSettings = field(default_factory=PathSettings)
+    method: dict[str, Any] = key({"name": "trim"}, "the selector and its own keys")
+    trainer: dict[str, Any] = key({}, "arguments of lightning.Trainer")
+    max_length: int = key(2048, "tokens of a record that are kept", low=1)
+    seed: int = key(0, "seed of every draw", low=0)
+    scope: str = key("all", "content tokens that count", choices=("all", "prompt", "response"))
+
+
+def check(settings: Any, prefix: str = "") -> None:
+    """Check choices and bounds of every key, recursively.
+
+    Raises:
+        UserError: naming the key, the value and what is permitted.
+    """
+    for spec in dataclasses.fields(settings):
+        value, name = getattr(settings, spec.name), f"{prefix}{spec.name}"
+        if dataclasses.is_dataclass(value):
+            check(value, f"{name}.")
+            continue
+        if value is None or not spec.metadata:
+            continue
+        choices, low, above, high = (spec.metadata[part] for part in ("choices", "low", "above", "high"))
+        if choices and value not in choices:
+            guess = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"; did you mean {guess[0]}?" if guess else ""
+            raise UserError(f"{name}={value}: must be one of {', '.join(choices)}{hint}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if value != value or value in (float("inf"), float("-inf")):
+            raise UserError(f"{name}={value}: must be a finite number")
+        if low is not None and value < low:
+            raise UserError(f"{name}={value}: must be at least {low:g}")
+        if above is not None and value <= above:
+            raise UserError(f"{name}={value}: must be above {above:g}")
+        if high is not None and value > high:
+            raise UserError(f"{name}={value}: must be at most {high:g}")
+
+
+def known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any], Any]]:
+    """Yield ``(dotted key, metadata, default)`` of every leaf of a settings class."""
+    instance = schema()
+    for spec in dataclasses.fields(schema):
+        value, name = getattr(instance, spec.name), f"{prefix}{spec.name}"
+        if dataclasses.is_dataclass(value):
+            yield from known_keys(type(value), f"{name}.")
+        else:
+            yield name, spec.metadata, value

@@ -1,0 +1,241 @@
+"""Directory results with checksums: built once under a lock, published by a rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, SoftFileLock
+
+from trim_lightning.store.keys import StageKey, digest_of
+
+log = logging.getLogger(__name__)
+
+RECEIPT = "entry.json"
+ORPHAN_AGE = 24 * 3600.0  # seconds after which a temporary directory belongs to nobody
+LOCKS: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
+    "file": FileLock,
+    "soft": SoftFileLock,  # for file systems without working locks
+    "none": lambda path: nullcontext(),
+}
+
+
+class StoreError(Exception):
+    """An entry whose files do not match their checksums."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished result in the store.
+
+    Attributes:
+        key: Its key.
+        path: Its directory; read only.
+        facts: What the builder said of it (``seconds``, ``tokens`` …).
+        cached: True if this call found it rather than built it.
+    """
+
+    key: StageKey
+    path: Path
+    facts: Mapping[str, Any]
+    cached: bool
+
+
+class Store:
+    """A directory of stage results, ``<root>/<stage>/<hex>/``.
+
+    The lock saves work; the rename and the checksums give correctness, so that two processes without a
+    working lock (some network file systems) at worst compute the same bytes twice.
+
+    Args:
+        root: The store's directory, made when first needed.
+        lock: ``file`` (default), ``soft`` or ``none``.
+    """
+
+    def __init__(self, root: Path | str, lock: str = "file") -> None:
+        self.root = Path(root).expanduser().absolute()
+        self._lock = LOCKS[lock]
+        self._verified: set[str] = set()
+
+    def path_of(self, key: StageKey) -> Path:
+        """Where the result of ``key`` is, or would be."""
+        return self.root / key.stage / key.hex
+
+    def workspace_of(self, key: StageKey) -> Path:
+        """Where a resumable stage keeps unfinished work for ``key``."""
+        return self.root / "partial" / f"{key.stage}-{key.hex}"
+
+    def find(self, key: StageKey) -> Entry | None:
+        """The finished result of ``key``, or None; a damaged one is reported, removed, and counts as None."""
+        path = self.path_of(key)
+        try:
+            receipt = self._verify(path)
+        except FileNotFoundError:
+            return None
+        except StoreError as error:
+            log.warning(
+                "store entry %s/%s is damaged (%s); computing it again", key.stage, key.hex[:12], error
+            )
+            self._discard(path)
+            return None
+        return Entry(key, path, receipt["facts"], cached=True)
+
+    def get(
+        self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None], *, resumable: bool = False
+    ) -> Entry:
+        """The result of ``key``, built at most once.
+
+        Args:
+            key: What is wanted.
+            build: Writes the result into the empty directory it is given and returns JSON-able facts
+                (``tokens`` and the like). If ``resumable``, the directory may hold an earlier attempt's
+                files, and the builder decides what to keep; two processes must then write the same bytes
+                and every file by rename.
+            resumable: Keep the unfinished directory when the builder fails or is killed.
+        """
+        found = self.find(key)
+        if found:
+            return found
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        with self._lock(str(self.root / "locks" / f"{key.stage}-{key.hex}.lock")):
+            found = self.find(key)  # another process may have built it while this one waited
+            if found:
+                return found
+            return self._build(key, build, resumable)
+
+    def spool(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+        """The directory of a derived input (a decompressed pool, generated records), built at most once."""
+
+        def write(path: Path) -> None:
+            build(path)
+
+        return self.get(StageKey(kind, 1, key), write).path
+
+    def file_digest(self, path: Path) -> str:
+        """sha256 (hex) of a file, remembered by its path, size and modification time."""
+        real, status = path.resolve(), path.stat()
+        mark = [str(real), status.st_size, status.st_mtime_ns]
+        note = self.root / "digests" / f"{digest_of(mark)}.json"
+        try:
+            known = json.loads(note.read_text())
+            if known["mark"] == mark:
+                return str(known["sha256"])
+        except (OSError, ValueError, KeyError):
+            pass
+        digest = sha256_of(real)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, json.dumps({"mark": mark, "sha256": digest}))
+        return digest
+
+    def _build(
+        self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None], resumable: bool
+    ) -> Entry:
+        final = self.path_of(key)
+        self._sweep()
+        if resumable:
+            workspace = self.workspace_of(key)
+        else:
+            workspace = self.root / "partial" / f"{key.stage}-{key.hex}-{uuid.uuid4().hex}"
+        workspace.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        try:
+            facts = dict(build(workspace) or {})
+        except BaseException:
+            if not resumable:
+                shutil.rmtree(workspace, ignore_errors=True)
+            raise
+        facts.setdefault("seconds", time.perf_counter() - started)
+        files = {
+            str(path.relative_to(workspace)): {"sha256": sha256_of(path), "size": path.stat().st_size}
+            for path in sorted(workspace.rglob("*"))
+            if path.is_file() and path.name != RECEIPT
+        }
+        receipt = {"key": key.description, "files": files, "facts": facts, "created": time.time()}
+        write_atomically(workspace / RECEIPT, json.dumps(receipt, indent=1))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            workspace.rename(final)
+        except OSError:
+            # a process without our lock was faster; its bytes are as good as ours
+            other = self.find(key)
+            if other is None:
+                raise
+            shutil.rmtree(workspace, ignore_errors=True)
+            return other
+        self._verified.add(key.hex)
+        return Entry(key, final, facts, cached=False)
+
+    def _verify(self, path: Path) -> dict[str, Any]:
+        """Read the receipt and compare every file with it, once per process."""
+        try:
+            text = (path / RECEIPT).read_text()
+        except FileNotFoundError:
+            if path.exists():
+                raise StoreError("no receipt") from None
+            raise
+        try:
+            receipt: dict[str, Any] = json.loads(text)
+            files = receipt["files"].items()
+        except (ValueError, KeyError, AttributeError) as error:
+            raise StoreError("unreadable receipt") from error
+        for name, expected in files:
+            file = path / name
+            if not file.is_file():
+                raise StoreError(f"{name} is missing")
+            if file.stat().st_size != expected["size"]:
+                raise StoreError(f"{name} has another size")
+            if path.name not in self._verified and sha256_of(file) != expected["sha256"]:
+                raise StoreError(f"{name} has another checksum")
+        self._verified.add(path.name)
+        return receipt
+
+    def _discard(self, path: Path) -> None:
+        """Move a damaged entry out of the way first, so that nobody sees it half removed."""
+        self._verified.discard(path.name)
+        grave = self.root / "partial" / f"damaged-{uuid.uuid4().hex}"
+        grave.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.rename(grave)
+        except OSError:
+            return
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove temporary directories that a killed process left long ago; resumable work stays."""
+        partial = self.root / "partial"
+        if not partial.is_dir():
+            return
+        for path in partial.iterdir():
+            orphan = path.name.startswith("damaged-") or path.name.count("-") == 2
+            if orphan and time.time() - path.stat().st_mtime > ORPHAN_AGE:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Write a small file under a temporary name beside it, flush it to disk, and rename it."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,125 @@
+"""What a user sees at the end of a run."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from trim_lightning.methods.base import TargetSet
+from trim_lightning.records.layouts import MISSING, lookup
+from trim_lightning.records.record_file import RecordFile
+
+KIND_FIELDS = ("family", "subtask", "category", "source", "task")  # what a record's kind is usually called
+
+
+def selection_metrics(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a manifest as flat ``group/name`` metrics."""
+    metrics = {f"selection/{name}": value for name, value in manifest["counts"].items()}
+    for stage, record in manifest["stages"].items():
+        for name in ("seconds", "tokens", "tokens_per_second"):
+            metrics[f"{stage}/{name}"] = record[name]
+    return metrics
+
+
+def selection_summary(
+    manifest: dict[str, Any],
+    pool: RecordFile,
+    targets: TargetSet | None,
+    order: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    directory: Path,
+) -> str:
+    """The closing tables: what went in, what came out, what it cost, where it is."""
+    counts, config = manifest["counts"], manifest["config"]
+    method = config["method"]["name"]
+    rows = [
+        [
+            "method",
+            method
+            if method != "trim"
+            else f"trim, pooler {config['pooler']['name']}, scope {config['scope']}",
+        ],
+        ["scorer", manifest["inputs"]["model"]["name"]],
+        ["pool", f"{counts['pool']:,} records ({pool.name})"],
+        *(
+            []
+            if targets is None
+            else [["targets", f"{len(targets.records)} examples ({targets.records.name})"]]
+        ),
+        ["scored", f"{counts['scored']:,}" + (f", {counts['unscored']:,} not" if counts["unscored"] else "")],
+        ["selected", f"{counts['selected']:,} records, {counts['selected_tokens']:,} content tokens"],
+        [
+            "mean length",
+            f"{counts['mean_tokens_selected']} tokens in the coreset, {counts['mean_tokens_pool']} in the pool",
+        ],
+    ]
+    if counts["truncated"]:
+        rows.append(["truncated", f"{counts['truncated']:,} records at {config['max_length']} tokens"])
+    if counts["fallback_share"] is not None:
+        rows.append(
+            [
+                "fallback",
+                f"{counts['fallback_share']:.1%} of the scored tokens have no fingerprint of their own",
+            ]
+        )
+    stages = [
+        [
+            name,
+            f"{stage['seconds']:.1f}",
+            f"{stage['tokens']:,}",
+            f"{stage['tokens_per_second']:,.0f}" if stage["tokens"] else "",
+            "from the store" if stage["cached"] else "",
+        ]
+        for name, stage in manifest["stages"].items()
+    ]
+    parts = [
+        tabulate(rows, tablefmt="plain"),
+        tabulate(
+            stages,
+            headers=["stage", "seconds", "tokens", "tokens/s", ""],
+            tablefmt="simple",
+            disable_numparse=True,
+            colalign=("left", "right", "right", "right", "left"),
+        ),
+    ]
+    mix = describe_mix(pool, targets, chosen)
+    if mix:
+        parts.append(mix)
+    where = os.path.relpath(directory)
+    parts.append(f"files: {where if not where.startswith('..') else directory}")
+    return "\n\n".join(parts)
+
+
+def describe_mix(pool: RecordFile, targets: TargetSet | None, chosen: NDArray[np.int64]) -> str:
+    """Which kinds of records the coreset holds against the pool, by the first kind-like field that records have."""
+    if not len(chosen):
+        return ""
+    first = pool.object(int(chosen[0]))
+    field = next((name for name in KIND_FIELDS if lookup(first, name) is not MISSING), None)
+    if field is None:
+        return ""
+
+    def kinds(file: RecordFile, rows: Any) -> Counter[str]:
+        found = (lookup(file.object(int(row)), field) for row in rows)
+        return Counter(str(value) for value in found if value is not MISSING)
+
+    selected, everything = kinds(pool, chosen), kinds(pool, range(len(pool)))
+    wanted = set(kinds(targets.records, range(len(targets.records)))) if targets is not None else set()
+    lines = [
+        [
+            kind + (" (the targets' own)" if kind in wanted else ""),
+            number,
+            f"{number / len(chosen):.0%}",
+            f"{everything[kind] / len(pool):.1%}",
+        ]
+        for kind, number in selected.most_common(8)
+    ]
+    table = tabulate(lines, headers=[field, "selected", "of coreset", "of pool"], tablefmt="simple")
+    rest = len(selected) - len(lines)
+    return table + (f"\nand {rest} more" if rest > 0 else "")

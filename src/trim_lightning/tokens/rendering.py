@@ -1,0 +1,392 @@
+"""Turn conversations into token ids and know of every token whose text it holds.
+
+A token that holds any content character is content (DESIGN section 2). So a token that straddles a border,
+white space mostly, such as one made of a record's last line break and the template's first, is content as a
+whole; one that holds both prompt and response text takes the role of its first content character. What the
+tokenizer inserts by itself (the dummy space that SentencePiece models put before a text) holds no character
+and is scaffolding. Special tokens are scaffolding even where a record spells one out. How this is computed is
+our choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+
+from trim_lightning.errors import UserError
+from trim_lightning.records.record import Turn
+from trim_lightning.tokens.spans import (
+    PROMPT,
+    RESPONSE,
+    SCAFFOLD,
+    Kind,
+    RenderError,
+    Scaffold,
+    Span,
+    adaptations,
+    learn,
+    locate,
+    probes,
+    readings,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+    from trim_lightning.tokens.spans import Message
+
+__all__ = ["PROMPT", "RESPONSE", "SCAFFOLD", "ChatRenderer", "Encoded", "RenderError", "Rendered", "Span"]
+
+RENDERING_VERSION = 1
+"""Raise it when the same conversation would give other tokens or roles than before."""
+
+DATE = "26 Jul 2024"
+"""The day that every template is told it is, the date that Llama 3 templates fall back to."""
+
+_DATE_PARTS = {
+    "%d": "26",
+    "%-d": "26",
+    "%e": "26",
+    "%b": "Jul",
+    "%B": "July",
+    "%m": "07",
+    "%-m": "7",
+    "%Y": "2024",
+    "%y": "24",
+    "%j": "208",
+    "%a": "Fri",
+    "%A": "Friday",
+    "%F": "2024-07-26",
+    "%D": "07/26/24",
+    "%H": "00",
+    "%I": "12",
+    "%M": "00",
+    "%S": "00",
+    "%p": "AM",
+    "%T": "00:00:00",
+}
+# transformers replaces functions among the render arguments, so the clock is overridden in the template's own
+# language. The line break is the one that transformers' environment swallows after a block.
+_STOPPED_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('{code}', '{value}')" for code, value in _DATE_PARTS.items())
+    + " }}{% endmacro %}\n"
+)
+
+_SPACE_MARKS = "▁Ġ"  # how SentencePiece and byte-level vocabularies write a space
+_MOST_SCAFFOLDS = 4096
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One conversation as the model's text.
+
+    Attributes:
+        text: The whole text, scaffolding included.
+        spans: Where the record's own characters are, in order; none is empty, no two overlap.
+        plain: True if there is no chat template, so that the tokenizer adds its special tokens itself.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    plain: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as the model's tokens.
+
+    Attributes:
+        token_ids: int32 ``[tokens]``, scaffolding included.
+        roles: uint8 ``[tokens]``, each `SCAFFOLD`, `PROMPT` or `RESPONSE`.
+        truncated: True if tokens were cut off at the end.
+    """
+
+    token_ids: np.ndarray
+    roles: np.ndarray
+    truncated: bool
+
+
+class ChatRenderer:
+    """Renders and tokenises conversations.
+
+    Changes made to the tokenizer after construction are not seen.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
+        """Prepare a tokenizer.
+
+        Args:
+            tokenizer: A fast tokenizer.
+            chat_template: The text of a Jinja chat template to use instead of the tokenizer's own.
+
+        Raises:
+            UserError: if the tokenizer cannot tell where its tokens lie, or the template is not valid.
+        """
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"tokenizer {_name(tokenizer)}: it is not a fast one, so where its tokens lie is unknown; "
+                "use a model with a tokenizer.json"
+            )
+        self._tokenizer = tokenizer
+        self._template = chat_template or _own_template(tokenizer)
+        self._scaffolds: dict[tuple[tuple[str, ...], tuple[Kind, ...]], Scaffold | str] = {}
+        self._backend = _untrimmed_copy(tokenizer)
+        self._is_special, self._is_space = _token_tables(tokenizer)
+        self._eos = _eos_to_append(tokenizer, self._backend)
+        self._jinja = "" if self._template is None else self._template
+        if "strftime_now" in self._jinja:
+            self._jinja = _STOPPED_CLOCK + self._jinja
+        if self._template is not None:
+            self._check_syntax()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What, besides the tokenizer, decides the tokens and roles; JSON-able, for cache keys."""
+        template = "plain" if self._template is None else hashlib.sha256(self._template.encode()).hexdigest()
+        return {"chat_template": template, "date": DATE, "version": RENDERING_VERSION}
+
+    def render(self, turns: Sequence[Turn]) -> Rendered:
+        """Render a conversation and find its own text in the result.
+
+        Where the template refuses or drops a system or tool role, or wants user and assistant to alternate,
+        the conversation is adapted as `trim_lightning.tokens.spans.adaptations` describes. Without a template
+        the contents are joined with line breaks (DESIGN section 2).
+
+        Raises:
+            RenderError: if the conversation is empty, if the template refuses it in every form or rewrites it
+                so that its text cannot be found again, or if the text is not valid Unicode.
+        """
+        if not turns:
+            raise RenderError("the record has no turns")
+        rendered = _render_plain(turns) if self._template is None else self._render_with_template(turns)
+        try:
+            rendered.text.encode()
+        except UnicodeEncodeError:
+            raise RenderError("the text holds half of a surrogate pair, which is not valid Unicode") from None
+        return rendered
+
+    def encode(self, conversations: Sequence[Sequence[Turn]], max_length: int) -> list[Encoded | RenderError]:
+        """Render and tokenise conversations, with one tokenizer call for all of them.
+
+        Args:
+            conversations: The turns of each record.
+            max_length: Tokens of a record that are kept; the rest is cut off at the end.
+
+        Returns:
+            One item per conversation, in order: its tokens, or why it could not be rendered.
+        """
+        outcomes = [self._attempt(turns) for turns in conversations]
+        rendered = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
+        encodings = self._backend.encode_batch(
+            [item.text for item in rendered], add_special_tokens=self._template is None
+        )
+        encoded = iter(self._with_roles(rendered, encodings, max_length))
+        return [outcome if isinstance(outcome, RenderError) else next(encoded) for outcome in outcomes]
+
+    def _attempt(self, turns: Sequence[Turn]) -> Rendered | RenderError:
+        try:
+            return self.render(turns)
+        except RenderError as error:
+            return error
+
+    def _render_with_template(self, turns: Sequence[Turn]) -> Rendered:
+        failure = RenderError("")
+        for messages in adaptations(turns):
+            try:
+                return self._render_messages(messages)
+            except RenderError as error:
+                failure = error
+        raise failure
+
+    def _render_messages(self, messages: Sequence[Message]) -> Rendered:
+        roles, text = tuple(message.role for message in messages), None
+        for kinds in readings(messages):
+            scaffold = self._scaffold(roles, kinds)
+            if text is None:
+                text = self._apply(roles, [message.content for message in messages])
+            spans = locate(scaffold, text, messages)
+            if spans is not None:
+                return Rendered(text, spans, plain=False)
+        raise RenderError("the chat template rewrites the text of the record, which cannot be found again")
+
+    def _scaffold(self, roles: tuple[str, ...], kinds: tuple[Kind, ...]) -> Scaffold:
+        known = self._scaffolds.get((roles, kinds))
+        if known is None:
+            try:
+                known = learn(self._apply(roles, probes(kinds)), kinds)
+            except RenderError as error:
+                known = str(error)  # kept as text: a raised exception would hold on to its frames
+            if len(self._scaffolds) >= _MOST_SCAFFOLDS:
+                self._scaffolds.clear()
+            self._scaffolds[roles, kinds] = known
+        if isinstance(known, str):
+            raise RenderError(known)
+        return known
+
+    def _apply(self, roles: Sequence[str], contents: Sequence[str]) -> str:
+        conversation = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                conversation,
+                chat_template=self._jinja,
+                tokenize=False,
+                add_generation_prompt=False,
+                date_string=DATE,
+            )
+        except (ImportError, jinja2.TemplateSyntaxError):
+            raise
+        except Exception as error:  # a template is foreign code and may raise anything
+            raise RenderError(f"the chat template refuses the record: {_one_line(error)}") from None
+        assert isinstance(text, str)
+        return text
+
+    def _check_syntax(self) -> None:
+        try:
+            self._apply(["user"], ["text"])
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(
+                f"chat template of {_name(self._tokenizer)}, line {error.lineno}: {_one_line(error)}; "
+                "correct it or set model.chat_template"
+            ) from None
+        except RenderError:
+            pass  # it may want more than one turn
+
+    def _with_roles(
+        self, rendered: Sequence[Rendered], encodings: Sequence[Encoding], max_length: int
+    ) -> list[Encoded]:
+        """Give every token its role, for the whole batch at once: texts are laid end to end on one line."""
+        if not rendered:
+            return []
+        lengths = np.array([len(encoding) for encoding in encodings])
+        origins = np.cumsum([0] + [len(item.text) for item in rendered[:-1]])
+        ids = np.fromiter(chain.from_iterable(item.ids for item in encodings), np.int32, lengths.sum())
+        ranges = _flat([item.offsets for item in encodings], 2) + np.repeat(origins, lengths)[:, None]
+        spans = _flat([item.spans for item in rendered], 3)
+        spans[:, :2] += np.repeat(origins, [len(item.spans) for item in rendered])[:, None]
+        roles = _roles_of(ranges, spans)
+        roles[self._is_special[ids]] = SCAFFOLD
+        # the dummy space is reported at the character after it, where the next token starts too
+        shares_start = np.append(ranges[1:, 0] == ranges[:-1, 0], False)
+        roles[self._is_space[ids] & shares_start] = SCAFFOLD
+        cuts = np.cumsum(lengths)[:-1]
+        pairs = zip(np.split(ids, cuts), np.split(roles, cuts), strict=True)
+        return [self._finished(token_ids, token_roles, max_length) for token_ids, token_roles in pairs]
+
+    def _finished(self, token_ids: np.ndarray, roles: np.ndarray, max_length: int) -> Encoded:
+        if self._template is None and self._eos is not None:
+            token_ids = np.append(token_ids, np.int32(self._eos))
+            roles = np.append(roles, np.uint8(SCAFFOLD))
+        truncated = len(token_ids) > max_length
+        # copies, so that a kept record does not keep its whole batch
+        return Encoded(token_ids[:max_length].copy(), roles[:max_length].copy(), truncated)
+
+
+def _render_plain(turns: Sequence[Turn]) -> Rendered:
+    spans, start = [], 0
+    for turn in turns:
+        if turn.content:
+            role = RESPONSE if turn.role == "assistant" else PROMPT
+            spans.append(Span(start, start + len(turn.content), role))
+        start += len(turn.content) + 1
+    return Rendered("\n".join(turn.content for turn in turns), tuple(spans), plain=True)
+
+
+def _flat(rows: Sequence[Sequence[tuple[int, ...]]], width: int) -> np.ndarray:
+    """Lay lists of tuples end to end as one int64 array ``[tuples, width]``."""
+    numbers = chain.from_iterable(chain.from_iterable(rows))
+    return np.fromiter(numbers, np.int64, width * sum(map(len, rows))).reshape(-1, width)
+
+
+def _roles_of(ranges: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Return the role of each character range by the first span it touches.
+
+    Args:
+        ranges: ``[tokens, 2]``, start and end of each token.
+        spans: ``[spans, 3]``, start, end and role, in order and apart.
+
+    Returns:
+        uint8 ``[tokens]``; `SCAFFOLD` where no span is touched or the range is empty.
+    """
+    starts, ends = ranges[:, 0], ranges[:, 1]
+    # the first span that is not over where the token starts
+    first = np.searchsorted(spans[:, 1], starts, side="right")
+    beyond = [np.iinfo(np.int64).max, np.iinfo(np.int64).max, SCAFFOLD]
+    touched = np.vstack([spans, beyond])[first]
+    return np.where((touched[:, 0] < ends) & (starts < ends), touched[:, 2], SCAFFOLD).astype(np.uint8)
+
+
+def _untrimmed_copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Copy the tokenizer's engine, without padding, cutting, and the trimming of white space from offsets.
+
+    The original is left alone: others may pad or cut with it.
+    """
+    backend = tokenizer.backend_tokenizer
+    try:
+        config = json.loads(backend.to_str())
+    except Exception as error:  # the engine raises a bare Exception for parts written in Python
+        raise UserError(
+            f"tokenizer {_name(tokenizer)}: it cannot be copied ({_one_line(error)}); "
+            "use a model with a tokenizer.json"
+        ) from None
+    config["padding"] = config["truncation"] = None
+    for processor in _processors(config["post_processor"]):
+        if "trim_offsets" in processor:
+            processor["trim_offsets"] = False
+    copied: Tokenizer = type(backend).from_str(json.dumps(config))
+    copied.encode_special_tokens = tokenizer.split_special_tokens
+    return copied
+
+
+def _processors(config: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if config is None:
+        return []
+    return [config, *chain.from_iterable(_processors(inner) for inner in config.get("processors", []))]
+
+
+def _token_tables(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """Return bool ``[vocabulary]`` twice: is the token special; is it made of space marks only."""
+    vocabulary = tokenizer.get_vocab()
+    added = tokenizer.added_tokens_decoder
+    special = [*tokenizer.all_special_ids, *(place for place, token in added.items() if token.special)]
+    space = [place for token, place in vocabulary.items() if token and not token.strip(_SPACE_MARKS)]
+    size = 1 + max((*vocabulary.values(), *special))
+    tables = np.zeros((2, size), dtype=bool)
+    tables[0, special] = True
+    tables[1, space] = True
+    return tables[0], tables[1]
+
+
+def _eos_to_append(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> int | None:
+    """Return the end-of-sequence id, or None if there is none or the tokenizer appends it by itself."""
+    eos = tokenizer.eos_token_id
+    return None if eos is None or backend.encode("").ids[-1:] == [eos] else eos
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    if not tokenizer.chat_template:
+        return None
+    try:
+        template: str = tokenizer.get_chat_template()
+    except ValueError:
+        raise UserError(
+            f"tokenizer {_name(tokenizer)}: it has several chat templates and no default one; "
+            "set model.chat_template to a file with the one to use"
+        ) from None
+    return template
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.name_or_path or type(tokenizer).__name__
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

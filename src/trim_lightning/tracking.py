@@ -1,0 +1,148 @@
+"""Experiment tracking: a CSV file, or Weights & Biases with an offline fallback."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import netrc
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trim_lightning.errors import UserError
+from trim_lightning.manifest import shareable
+from trim_lightning.outputs import write_text
+from trim_lightning.settings import LoggerSettings
+
+log = logging.getLogger(__name__)
+
+
+class Tracker(ABC):
+    """What a run reports to."""
+
+    @abstractmethod
+    def metrics(self, values: Mapping[str, float | int | None]) -> None:
+        """Report final numbers under ``stage/name`` keys."""
+
+    @abstractmethod
+    def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
+        """Attach files as a versioned artifact; ``uses`` names artifacts of this run that it was made from."""
+
+    @abstractmethod
+    def finish(self, succeeded: bool) -> None:
+        """Close the run, so that the next job of a multirun opens its own."""
+
+
+class NoTracker(Tracker):
+    """Reports to nobody."""
+
+    def metrics(self, values: Mapping[str, float | int | None]) -> None:
+        """Drop the numbers."""
+
+    def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
+        """Attach nothing."""
+
+    def finish(self, succeeded: bool) -> None:
+        """Nothing to close."""
+
+
+class CsvTracker(NoTracker):
+    """Writes the final numbers to ``metrics.csv`` in the output directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "metrics.csv"
+        self._values: dict[str, Any] = {}
+
+    def metrics(self, values: Mapping[str, float | int | None]) -> None:
+        """Add numbers and write the file anew."""
+        self._values.update(values)
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["metric", "value"])
+        writer.writerows(sorted(self._values.items()))
+        write_text(text.getvalue(), self.path)
+
+
+class WandbTracker(Tracker):
+    """A Weights & Biases run; offline when there is no key or ``logger.offline`` is set."""
+
+    def __init__(
+        self,
+        settings: LoggerSettings,
+        directory: Path,
+        *,
+        job_type: str,
+        name: str,
+        config: Mapping[str, Any],
+    ) -> None:
+        import wandb
+
+        self._wandb = wandb
+        self._log_artifacts = settings.log_artifacts
+        self._named: dict[str, Any] = {}
+        offline = settings.offline or os.environ.get("WANDB_MODE") == "offline" or not has_wandb_key()
+        if offline and not settings.offline:
+            log.info("no W&B key found: logging offline; `wandb sync` uploads the run later")
+        try:
+            self.run = wandb.init(
+                project=settings.project,
+                entity=settings.entity,
+                group=settings.group,
+                tags=list(settings.tags) or None,
+                job_type=job_type,
+                name=name,
+                dir=str(directory),
+                config=shareable(dict(config)),
+                mode="offline" if offline else "online",
+                reinit="finish_previous",
+                settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
+            )
+        except wandb.Error as error:
+            raise UserError(f"logger=wandb: {str(error).splitlines()[0]}; set logger.offline=true") from None
+
+    def metrics(self, values: Mapping[str, float | int | None]) -> None:
+        """Log the numbers and keep them in the run's summary."""
+        self.run.log({name: value for name, value in values.items() if value is not None})
+
+    def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
+        """Upload files as one artifact, linked to those it was made from."""
+        if not self._log_artifacts:
+            return
+        artifact = self._wandb.Artifact(
+            f"{name}-{self.run.id}", type=kind, metadata={"made_from": list(uses)}
+        )
+        for file in files:
+            if file.is_dir():
+                artifact.add_dir(str(file), name=file.name)
+            elif file.exists():
+                artifact.add_file(str(file), name=file.name)
+        self._named[name] = self.run.log_artifact(artifact)
+
+    def finish(self, succeeded: bool) -> None:
+        """Close the run with its exit code."""
+        self.run.finish(exit_code=0 if succeeded else 1)
+
+
+def has_wandb_key() -> bool:
+    """True if W&B credentials are at hand: ``WANDB_API_KEY`` or an entry in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any("wandb" in host for host in hosts)
+
+
+def open_tracker(
+    settings: LoggerSettings, directory: Path, *, job_type: str, name: str, config: Mapping[str, Any]
+) -> Tracker:
+    """The tracker that ``logger.name`` asks for."""
+    if settings.name == "none":
+        return NoTracker()
+    if settings.name == "csv":
+        return CsvTracker(directory)
+    return WandbTracker(settings, directory, job_type=job_type, name=name, config=config)

@@ -1,0 +1,143 @@
+"""The fingerprint bank: one unit vector for every token class of the target set."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+class TargetTokens(NamedTuple):
+    """The scoped tokens of one target example.
+
+    Attributes:
+        token_ids: ``[scoped]`` int64 token classes.
+        hidden: ``[scoped, hidden]`` last hidden states, after the final norm.
+        saliency: ``[scoped]`` alpha.
+    """
+
+    token_ids: Tensor
+    hidden: Tensor
+    saliency: Tensor
+
+
+@dataclass(frozen=True)
+class FingerprintBank:
+    """Fingerprints of the token classes of a target set.
+
+    Attributes:
+        token_ids: ``[classes]`` int64, ascending.
+        vectors: ``[classes, hidden]`` float32 unit vectors.
+        idf: ``[classes]`` float32, ``log((1+N)/(1+df)) + 1`` over the N targets. It cancels inside a unit
+            vector under cosine; it acts as the pooling weight ``pooler.token_weight=idf``.
+        mass: ``[classes]`` float32, summed saliency.
+        count: ``[classes]`` int64, occurrences.
+        num_targets: N.
+    """
+
+    token_ids: Tensor
+    vectors: Tensor
+    idf: Tensor
+    mass: Tensor
+    count: Tensor
+    num_targets: int
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.token_ids.numel())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors under the names of ``fingerprints.safetensors``."""
+        names = ("token_ids", "vectors", "idf", "mass", "count")
+        return {name: getattr(self, name).contiguous() for name in names}
+
+
+def unit(hidden: Tensor) -> Tensor:
+    """L2-normalise ``[..., hidden]`` in float32."""
+    return normalize(hidden.float(), dim=-1, eps=1e-12)
+
+
+def build_bank(targets: Iterable[TargetTokens]) -> FingerprintBank:
+    """Build the bank: ``f_t = sum(alpha h) / |sum(alpha h)|`` over the occurrences of class t (paper).
+
+    Sums run in float64 on the CPU, so that the result does not depend on the order of the targets by more
+    than rounding to float32.
+
+    Args:
+        targets: The targets; those without scoped tokens count in N and add nothing.
+
+    Returns:
+        The bank, possibly with no class.
+    """
+    examples = list(targets)
+    if not examples:
+        raise ValueError("no targets")
+    token_ids = torch.cat([example.token_ids.cpu().long() for example in examples])
+    hidden = torch.cat([unit(example.hidden).cpu() for example in examples]).double()
+    saliency = torch.cat([example.saliency.cpu() for example in examples]).double()
+    classes, place, count = torch.unique(token_ids, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(classes), hidden.shape[-1], dtype=torch.float64)
+    sums.index_add_(0, place, hidden * saliency[:, None])
+    mass = torch.zeros(len(classes), dtype=torch.float64).index_add_(0, place, saliency)
+    document_frequency = torch.zeros(len(classes), dtype=torch.float64)
+    for example in examples:
+        document_frequency += torch.isin(classes, example.token_ids.cpu().long())
+    return FingerprintBank(
+        token_ids=classes,
+        vectors=normalize(sums, dim=-1, eps=1e-30).float(),
+        idf=inverse_document_frequency(document_frequency, len(examples)).float(),
+        mass=mass.float(),
+        count=count,
+        num_targets=len(examples),
+    )
+
+
+def inverse_document_frequency(document_frequency: Tensor, num_targets: int) -> Tensor:
+    """``idf_t = log((1+N)/(1+df_t)) + 1`` for ``[classes]`` document frequencies."""
+    return math.log(1 + num_targets) - torch.log1p(document_frequency) + 1
+
+
+def save_banks(banks: Mapping[str, FingerprintBank], path: Path, settings: Mapping[str, object]) -> None:
+    """Write banks to one safetensors file; the group name prefixes the tensors unless it is empty.
+
+    Args:
+        banks: Group name to bank; ``{"": bank}`` without groups.
+        path: The file.
+        settings: JSON-able settings, kept as text in the file's metadata.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{group}/{name}" if group else name: tensor
+        for group, bank in banks.items()
+        for name, tensor in bank.tensors().items()
+    }
+    counts = {group: bank.num_targets for group, bank in banks.items()}
+    metadata = {"settings": json.dumps(dict(settings), sort_keys=True), "num_targets": json.dumps(counts)}
+    save_file(tensors, str(path), metadata=metadata)
+
+
+def load_banks(path: Path) -> dict[str, FingerprintBank]:
+    """Read what `save_banks` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata()
+        counts = json.loads(metadata["num_targets"])
+        settings = json.loads(metadata["settings"])
+        names = ("token_ids", "vectors", "idf", "mass", "count")
+        return {
+            group: FingerprintBank(
+                **{name: file.get_tensor(f"{group}/{name}" if group else name) for name in names},
+                num_targets=number,
+                settings=settings,
+            )
+            for group, number in counts.items()
+        }

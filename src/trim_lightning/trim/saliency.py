@@ -1,0 +1,140 @@
+"""Row and column saliency from attention (paper: attention entropy and attention received)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOOR = 1e-6  # the least weight of a scoped token, so that no fingerprint is empty
+BLOCK_ELEMENTS = 4_194_304  # float32 scores held at once: 16 MiB a buffer
+
+
+def attention_statistics(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    lengths: Tensor,
+    visible: Tensor | None = None,
+    block_elements: int = BLOCK_ELEMENTS,
+) -> tuple[Tensor, Tensor]:
+    """Reduce one layer's attention to a row and a column signal without holding an n x n matrix.
+
+    Attention is recomputed in float32 for a block of queries at a time: memory grows with block x n.
+    Row: mean over heads of ``1 - H_i / log|V_i|``, 0 where ``|V_i| = 1`` (entropy is the paper's, the
+    normalisation by ``log|V_i|`` is our choice). Column: mean over heads of the attention that token j gets
+    from the queries that may see it (attention received is the paper's, the mean over viewers is our choice).
+
+    Args:
+        query: ``[batch, heads, seq, head_dim]``, after position encoding.
+        key: ``[batch, kv_heads, seq, head_dim]``, before head repetition; ``heads`` is a multiple of ``kv_heads``.
+        scaling: Factor of the dot products.
+        lengths: ``[batch]`` real tokens of each sequence; padding is on the right.
+        visible: ``[batch or 1, 1, seq, seq]`` bool, True where a query may see a key. None means causal.
+        block_elements: Attention scores computed at once.
+
+    Returns:
+        Two float32 tensors ``[batch, seq]``: row and column signal, 0 at padding.
+    """
+    batch, heads, seq, head_dim = query.shape
+    kv_heads = key.shape[1]
+    keys = key.float().unsqueeze(2).transpose(-1, -2)  # [batch, kv_heads, 1, head_dim, seq]
+    position = torch.arange(seq, device=query.device)
+    real = position < lengths[:, None]  # [batch, seq]
+    row = torch.zeros(batch, seq, device=query.device)
+    column = torch.zeros(batch, seq, device=query.device)
+    viewers = torch.zeros(batch, seq, device=query.device)
+    block = max(1, min(seq, block_elements // (batch * heads * seq)))
+    for start in range(0, seq, block):
+        end = min(seq, start + block)
+        # causal: no query of this block sees a key beyond its end
+        scaled = query[:, :, start:end].float() * scaling
+        scores = scaled.reshape(batch, kv_heads, heads // kv_heads, end - start, head_dim) @ keys[..., :end]
+        seen = position[None, None, :end] <= position[None, start:end, None]  # [1, block, end]
+        if visible is not None:
+            seen = seen & visible[:, 0, start:end, :end]
+        hidden = ~seen[:, None, None]
+        scores.masked_fill_(hidden, float("-inf"))
+        scores -= torch.logsumexp(scores, dim=-1, keepdim=True)  # now log attention
+        attention = scores.exp()
+        scores.masked_fill_(hidden, 0.0)  # 0 log 0 = 0
+        entropy = -scores.mul_(attention).sum(-1)  # [batch, kv_heads, group, block]
+        ceiling = seen.sum(-1).float().log()  # log|V_i|, [batch or 1, block]
+        sharpness = 1 - (entropy / ceiling[:, None, None]).clamp_(0, 1)
+        sharpness = torch.where(ceiling[:, None, None] > 0, sharpness, torch.zeros_like(sharpness))
+        row[:, start:end] = sharpness.mean((1, 2))
+        asking = real[:, start:end].float()
+        column[:, :end] += torch.einsum("bkgqj,bq->bj", attention, asking)
+        viewers[:, :end] += torch.einsum("bqj,bq->bj", seen.float().expand(batch, -1, -1), asking)
+    column /= heads * viewers.clamp(min=1)
+    return row * real, column * real
+
+
+def scale(signal: Tensor, normalize: str = "minmax") -> Tensor:
+    """Min-max scale one signal of one sequence to [0, 1] (our choice).
+
+    Args:
+        signal: ``[scoped]`` values of the scoped tokens of one sequence.
+        normalize: ``minmax``, or ``none`` to leave it as it is.
+
+    Returns:
+        ``[scoped]`` float32; a constant signal becomes 1.
+    """
+    signal = signal.float()
+    if normalize == "none" or signal.numel() == 0:
+        return signal
+    low, high = signal.min(), signal.max()
+    if high == low:
+        return torch.ones_like(signal)
+    return (signal - low) / (high - low)
+
+
+def combine(row: Tensor, column: Tensor, row_weight: float = 0.5, column_weight: float = 0.5) -> Tensor:
+    """Weigh both signals into the saliency alpha (paper: 0.5 and 0.5), floored at 1e-6.
+
+    Args:
+        row: ``[scoped]`` scaled row signal.
+        column: ``[scoped]`` scaled column signal.
+        row_weight: Weight of the row signal.
+        column_weight: Weight of the column signal. Both weights 0 means uniform saliency 1.
+
+    Returns:
+        ``[scoped]`` float32.
+    """
+    if row_weight == 0 and column_weight == 0:
+        return torch.ones_like(row)
+    return (row_weight * row + column_weight * column).clamp(min=FLOOR)
+
+
+def token_saliency(
+    row_layers: Tensor,
+    column_layers: Tensor,
+    scope: Tensor,
+    *,
+    num_layers: int = 6,
+    row_weight: float = 0.5,
+    column_weight: float = 0.5,
+    normalize: str = "minmax",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn per-layer signals of one sequence into scaled row, scaled column and combined saliency.
+
+    Args:
+        row_layers: ``[layers, seq]`` row signal of each layer (mean over heads), first layer first.
+        column_layers: ``[layers, seq]`` column signal of each layer.
+        scope: ``[seq]`` bool, the scoped tokens S.
+        num_layers: Last layers to average.
+        row_weight: Weight of the row signal.
+        column_weight: Weight of the column signal.
+        normalize: See `scale`.
+
+    Returns:
+        Three float32 tensors ``[scoped]``: row, column, alpha.
+
+    Raises:
+        ValueError: if there are fewer than ``num_layers`` layers.
+    """
+    layers = row_layers.shape[0]
+    if num_layers > layers:
+        raise ValueError(f"{num_layers} layers asked, {layers} present")
+    row = scale(row_layers[layers - num_layers :].mean(0)[scope], normalize)
+    column = scale(column_layers[layers - num_layers :].mean(0)[scope], normalize)
+    return row, column, combine(row, column, row_weight, column_weight)

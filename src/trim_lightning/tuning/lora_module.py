@@ -1,0 +1,166 @@
+"""The LightningModule that warm-up and fine-tuning share: LoRA (or full) training on response tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
+from transformers import PreTrainedModel, get_scheduler
+
+from trim_lightning.errors import UserError
+from trim_lightning.settings import TuningSettings
+from trim_lightning.tuning.plan import IGNORED
+
+
+def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> PeftModel:
+    """Wrap a model with fresh LoRA matrices in float32.
+
+    Raises:
+        UserError: if the model has none of ``lora_targets``.
+    """
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    targets = [name for name in settings.lora_targets if name in names]
+    if not targets:
+        raise UserError(
+            f"lora_targets={','.join(settings.lora_targets)}: the model has none of these modules; it has "
+            f"{', '.join(sorted(names))}"
+        )
+    torch.manual_seed(seed)  # LoRA's A matrices are drawn here
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, config)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def response_logits(model: PreTrainedModel, input_ids: Tensor, wanted: Tensor) -> Tensor:
+    """Float32 logits ``[wanted, vocabulary]`` of the positions where ``wanted [batch, seq]`` is True.
+
+    The LM head runs on those positions only, unless the architecture changes logits after its head.
+    """
+    config = model.config.get_text_config()
+    reshapes = any(
+        getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    )
+    head = model.get_output_embeddings()
+    if reshapes or head is None:
+        return model(input_ids=input_ids, use_cache=False).logits[wanted].float()
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    logits: Tensor = head(hidden[wanted])
+    return logits.float()
+
+
+def summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+    """Summed next-token cross entropy (nats) over the labelled tokens.
+
+    Args:
+        model: A causal LM.
+        input_ids: ``[batch, seq]``.
+        labels: ``[batch, seq]``, `IGNORED` where a token is not to be predicted.
+    """
+    following = labels[:, 1:]
+    wanted = torch.zeros_like(labels, dtype=torch.bool)
+    wanted[:, :-1] = following != IGNORED
+    logits = response_logits(model, input_ids, wanted)
+    return cross_entropy(logits, following[following != IGNORED], reduction="sum")
+
+
+class TuningModule(LightningModule):
+    """Trains a model on response tokens; only trainable weights go into checkpoints.
+
+    Optimisation is manual because a step's micro-batches vary in number; the loss of a step is the mean over
+    all its trained tokens however it is cut.
+
+    Args:
+        model: A PEFT model, or a plain one for full fine-tuning.
+        settings: Hyperparameters.
+        total_steps: Optimiser steps of the whole run, for the schedule.
+    """
+
+    def __init__(
+        self, model: PeftModel | PreTrainedModel, settings: TuningSettings, total_steps: int
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False
+        self.model = model
+        self.settings = settings
+        self.total_steps = total_steps
+        self._step_loss = 0.0
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The model itself, with LoRA inside where there is LoRA."""
+        inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        assert isinstance(inner, PreTrainedModel)
+        return inner
+
+    def on_train_start(self) -> None:
+        """Dropout on (Lightning keeps the mode that the model was loaded in)."""
+        self.model.train()
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        loss = summed_loss(self.causal_lm, batch["input_ids"], batch["labels"]) / batch["step_labels"]
+        self.manual_backward(loss)
+        self._step_loss += float(loss.detach())
+        if not batch["closes_step"]:
+            return
+        optimizer = self.optimizers()
+        if self.settings.gradient_clip > 0:
+            torch.nn.utils.clip_grad_norm_(
+                [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+                self.settings.gradient_clip,
+            )
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        schedule = self.lr_schedulers()
+        schedule.step()  # type: ignore[union-attr, call-arg]
+        self.log("train/loss", self._step_loss, prog_bar=True, on_step=True)
+        self.log("train/learning_rate", schedule.get_last_lr()[0], on_step=True)  # type: ignore[union-attr]
+        self._step_loss = 0.0
+
+    def configure_optimizers(self) -> Any:
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = AdamW(
+            trainable, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, foreach=False
+        )
+        name = "constant_with_warmup" if self.settings.schedule == "constant" else self.settings.schedule
+        rising = round(self.settings.warmup_ratio * self.total_steps)
+        scheduler = get_scheduler(
+            name, optimizer, num_warmup_steps=rising, num_training_steps=self.total_steps
+        )
+        return [optimizer], [scheduler]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Trainable weights only: the base model does not change."""
+        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        whole = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in whole.items() if name in trainable}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the generators (dropout) and the open step's loss, so that a resumed run repeats an unbroken one."""
+        checkpoint["trim_rng"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            checkpoint["trim_cuda_rng"] = torch.cuda.get_rng_state_all()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the generators."""
+        torch.set_rng_state(checkpoint["trim_rng"])
+        if torch.cuda.is_available() and "trim_cuda_rng" in checkpoint:
+            torch.cuda.set_rng_state_all(checkpoint["trim_cuda_rng"])

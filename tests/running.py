@@ -1,0 +1,19 @@
+"""Run the product inside the test process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trim_lightning.config import compose_select
+from trim_lightning.pipeline import Selection, select
+
+
+def selection(*overrides: str, output_dir: Path, store_dir: Path) -> Selection:
+    """Compose the overrides and run one selection."""
+    paths = [f"paths.output_dir={output_dir}", f"paths.store_dir={store_dir}"]
+    return select(compose_select([*overrides, *paths]))
+
+
+def run_select(*overrides: str, output_dir: Path, store_dir: Path) -> Path:
+    """Run one selection and return its output directory."""
+    return selection(*overrides, output_dir=output_dir, store_dir=store_dir).directory
