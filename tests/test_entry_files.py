@@ -113,9 +113,7 @@ def test_help_of_the_real_command(name: str, place: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("place", ["root", "elsewhere"])
-@pytest.mark.parametrize(
-    "arguments", [("-c", "import subprocess, asyncio, socket"), ("-m", "pytest", "--version")]
-)
+@pytest.mark.parametrize("arguments", [("-c", "import subprocess, asyncio, socket"), ("-m", "pytest", "--version")])
 def test_python_works(arguments: tuple[str, ...], place: str, tmp_path: Path) -> None:
     if place == "root":
         output(*arguments, cwd=ROOT)

@@ -53,9 +53,7 @@ _SENTENCES = {
 _BLANKS = "user\n   one\n\n\ntwo\n  three\n\n\nfour"
 
 
-def build_tiny_tokenizer(
-    *, chat_template: str | None = CHATML, vocab_size: int = 360
-) -> PreTrainedTokenizerFast:
+def build_tiny_tokenizer(*, chat_template: str | None = CHATML, vocab_size: int = 360) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on a few sentences; it can tokenise any text.
 
     Args:

@@ -51,9 +51,7 @@ class Ledger:
     def book(self, stage: str, entry: Entry) -> None:
         """Add a stored result to a stage; several results of one stage add up."""
         facts: Mapping[str, Any] = entry.facts
-        record = StageRecord(
-            entry.key.hex, float(facts.get("seconds", 0.0)), int(facts.get("tokens", 0)), entry.cached
-        )
+        record = StageRecord(entry.key.hex, float(facts.get("seconds", 0.0)), int(facts.get("tokens", 0)), entry.cached)
         self.add(stage, record)
 
     def add(self, stage: str, record: StageRecord) -> None:

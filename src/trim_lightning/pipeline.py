@@ -59,9 +59,7 @@ def select(settings: SelectSettings) -> Selection:
     check_settings(settings)
     directory, store, ledger = Path(settings.paths.output_dir), Store(settings.paths.store_dir), Ledger()
     directory.mkdir(parents=True, exist_ok=True)
-    tracker = open_tracker(
-        settings.logger, directory, job_type="select", name=directory.name, config=asdict(settings)
-    )
+    tracker = open_tracker(settings.logger, directory, job_type="select", name=directory.name, config=asdict(settings))
     succeeded = False
     try:
         selection = _select(settings, directory, store, ledger)

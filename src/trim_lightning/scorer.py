@@ -168,9 +168,7 @@ class Scorer:
 
                 from trim_lightning.tuning.run import ADAPTER, merge
 
-                wrapped = PeftModel.from_pretrained(
-                    model, str(self._adapter.path / ADAPTER), is_trainable=False
-                )
+                wrapped = PeftModel.from_pretrained(model, str(self._adapter.path / ADAPTER), is_trainable=False)
                 model = merge(wrapped, self.dtype)
             self._model = model
         return self._model

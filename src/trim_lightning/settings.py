@@ -54,18 +54,14 @@ class ModelSettings:
     )
     trust_remote_code: bool = key(False, "run the model folder's own Python code")
     device_map: str | None = key(None, "accelerate device map for a model larger than one device, e.g. auto")
-    chat_template: str | None = key(
-        None, "a file with a Jinja chat template to use instead of the tokenizer's"
-    )
+    chat_template: str | None = key(None, "a file with a Jinja chat template to use instead of the tokenizer's")
 
 
 @dataclass
 class SourceSettings:
     """Where records come from and how to read them."""
 
-    source: str = key(
-        "generated", "kind of input", choices=("generated", "jsonl", "parquet", "hub", "from_pool")
-    )
+    source: str = key("generated", "kind of input", choices=("generated", "jsonl", "parquet", "hub", "from_pool"))
     path: str | None = key(None, "file (or Hub data set id) to read")
     prompt_field: str | None = key(None, "field of the prompt; null recognises the layout")
     response_field: str | None = key(None, "field of the response; null recognises the layout")
@@ -92,9 +88,7 @@ class PoolSettings(SourceSettings):
 class TargetSettings(SourceSettings):
     """The target set."""
 
-    num_examples: int | None = key(
-        10, "targets drawn by seed, per group if there are groups; null = all", low=1
-    )
+    num_examples: int | None = key(10, "targets drawn by seed, per group if there are groups; null = all", low=1)
     group_field: str | None = key(None, "field that divides the targets into groups, one bank each")
     aggregate: str = key("max", "how group scores become one", choices=("max", "mean", "round_robin"))
 
@@ -108,9 +102,7 @@ class TuningSettings:
     schedule: str = key("linear", "learning-rate schedule", choices=("linear", "cosine", "constant"))
     warmup_ratio: float = key(0.03, "share of the steps with a rising learning rate", low=0, high=1)
     batch_size: int = key(8, "records per optimiser step", low=1)
-    tokens_per_micro_batch: int | None = key(
-        None, "padded tokens per forward pass; null fits the device", low=1
-    )
+    tokens_per_micro_batch: int | None = key(None, "padded tokens per forward pass; null fits the device", low=1)
     weight_decay: float = key(0.0, "AdamW weight decay", low=0)
     gradient_clip: float = key(1.0, "largest gradient norm; 0 switches clipping off", low=0)
     gradient_checkpointing: bool = key(False, "recompute activations to save memory")
@@ -121,9 +113,7 @@ class TuningSettings:
         ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"],
         "modules that get LoRA, where the model has them",
     )
-    checkpoint_seconds: float = key(
-        60.0, "seconds between checkpoints that a killed run resumes from", above=0
-    )
+    checkpoint_seconds: float = key(60.0, "seconds between checkpoints that a killed run resumes from", above=0)
 
 
 @dataclass

@@ -41,17 +41,11 @@ def selection_summary(
     rows = [
         [
             "method",
-            method
-            if method != "trim"
-            else f"trim, pooler {config['pooler']['name']}, scope {config['scope']}",
+            method if method != "trim" else f"trim, pooler {config['pooler']['name']}, scope {config['scope']}",
         ],
         ["scorer", manifest["inputs"]["model"]["name"]],
         ["pool", f"{counts['pool']:,} records ({pool.name})"],
-        *(
-            []
-            if targets is None
-            else [["targets", f"{len(targets.records)} examples ({targets.records.name})"]]
-        ),
+        *([] if targets is None else [["targets", f"{len(targets.records)} examples ({targets.records.name})"]]),
         ["scored", f"{counts['scored']:,}" + (f", {counts['unscored']:,} not" if counts["unscored"] else "")],
         ["selected", f"{counts['selected']:,} records, {counts['selected_tokens']:,} content tokens"],
         [

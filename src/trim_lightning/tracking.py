@@ -111,9 +111,7 @@ class WandbTracker(Tracker):
         """Upload files as one artifact, linked to those it was made from."""
         if not self._log_artifacts:
             return
-        artifact = self._wandb.Artifact(
-            f"{name}-{self.run.id}", type=kind, metadata={"made_from": list(uses)}
-        )
+        artifact = self._wandb.Artifact(f"{name}-{self.run.id}", type=kind, metadata={"made_from": list(uses)})
         for file in files:
             if file.is_dir():
                 artifact.add_dir(str(file), name=file.name)

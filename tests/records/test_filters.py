@@ -121,12 +121,7 @@ def test_targets_without_groups(tmp_path: Path) -> None:
     assert rows == sorted(rows)
     assert draw_targets(file, 10, 0) == rows
     assert len({tuple(draw_targets(file, 10, seed)) for seed in range(5)}) == 5
-    assert (
-        draw_targets(file, None, 0)
-        == draw_targets(file, 50, 1)
-        == draw_targets(file, 99, 2)
-        == list(range(50))
-    )
+    assert draw_targets(file, None, 0) == draw_targets(file, 50, 1) == draw_targets(file, 99, 2) == list(range(50))
 
 
 def test_every_row_is_drawn_by_some_seed(tmp_path: Path) -> None:

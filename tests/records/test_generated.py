@@ -123,9 +123,7 @@ def test_entries_score_their_answers(pool: list[dict[str, Any]]) -> None:
     assert "rearc" not in scored
 
 
-def test_generating_is_quiet_and_leaves_random_states_alone(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_generating_is_quiet_and_leaves_random_states_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     random.seed(5)
     np.random.seed(5)
     expected = (random.random(), np.random.rand())
@@ -161,9 +159,7 @@ def test_the_conclusion_is_there_once(reasoning: str | None, expected: str) -> N
 
 
 def test_unknown_families_get_a_suggestion() -> None:
-    with pytest.raises(
-        UserError, match=r"pool\.families: there is no family chain_sums; did you mean chain_sum\?"
-    ):
+    with pytest.raises(UserError, match=r"pool\.families: there is no family chain_sums; did you mean chain_sum\?"):
         check_families(["gcd", "chain_sums"], "pool")
     with pytest.raises(UserError, match=r"pool\.families is empty"):
         check_families([], "pool")

@@ -162,12 +162,8 @@ def test_named_fields() -> None:
 
 def test_named_fields_come_in_pairs_and_must_exist() -> None:
     record = {"question": "a", "answer": "b"}
-    assert "pool.prompt_field is set but pool.response_field is not" in refusal(
-        record, prompt_field="question"
-    )
-    assert "pool.response_field is set but pool.prompt_field is not" in refusal(
-        record, response_field="answer"
-    )
+    assert "pool.prompt_field is set but pool.response_field is not" in refusal(record, prompt_field="question")
+    assert "pool.response_field is set but pool.prompt_field is not" in refusal(record, response_field="answer")
     message = refusal(record, prompt_field="question", response_field="anwser")
     assert "pool.response_field=anwser: line 1 has no such field" in message
     assert "did you mean answer?" in message

@@ -89,9 +89,7 @@ def test_plain_json_lines_are_read_in_place(tmp_path: Path, spool: CountingSpool
     assert (file.name, file.sha256, spool.builds) == ("pool.jsonl", sha256(path), 0)
 
 
-def test_relative_paths_and_home(
-    tmp_path: Path, spool: CountingSpool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_and_home(tmp_path: Path, spool: CountingSpool, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pool.jsonl").write_bytes(json_lines(ROWS))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -238,9 +236,7 @@ def test_many_parquet_files_are_read_in_name_order(tmp_path: Path, spool: Counti
 def test_corrupt_parquet_is_refused(tmp_path: Path, spool: CountingSpool) -> None:
     path = tmp_path / "pool.parquet"
     path.write_bytes(json_lines(ROWS))
-    assert "pool.parquet is not a Parquet file; for JSON lines use pool=jsonl" in refusal(
-        spool, "parquet", path
-    )
+    assert "pool.parquet is not a Parquet file; for JSON lines use pool=jsonl" in refusal(spool, "parquet", path)
     whole = write_parquet(path, ROWS).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert "is not a readable Parquet file" in refusal(spool, "parquet", path)
@@ -250,9 +246,7 @@ def test_corrupt_parquet_is_refused(tmp_path: Path, spool: CountingSpool) -> Non
 
 
 def write_parquet_empty(path: Path) -> Path:
-    pq.write_table(
-        pa.table({"prompt": pa.array([], pa.string()), "response": pa.array([], pa.string())}), path
-    )
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string()), "response": pa.array([], pa.string())}), path)
     return path
 
 
@@ -272,9 +266,7 @@ def test_generated_records(spool: CountingSpool) -> None:
     assert (len(file), file.name, spool.builds) == (6, "generated", 1)
     other = open_pool(spool, "generated", families=["gcd"], per_family=3, generator_seed=1)
     assert spool.builds == 2
-    assert {file.record(row).turns for row in range(6)}.isdisjoint(
-        other.record(row).turns for row in range(3)
-    )
+    assert {file.record(row).turns for row in range(6)}.isdisjoint(other.record(row).turns for row in range(3))
     assert "did you mean gcd?" in refusal(spool, "generated", families=["gdc"])
 
 
@@ -317,9 +309,7 @@ def test_dates_from_the_hub_become_text(spool: CountingSpool, monkeypatch: pytes
     assert objects(file) == [{**row, "day": "2024-01-02"} for row in ROWS]
 
 
-@pytest.mark.parametrize(
-    "error", [ConnectionError("no\nroute"), FileNotFoundError("x"), ValueError(""), KeyError(3)]
-)
+@pytest.mark.parametrize("error", [ConnectionError("no\nroute"), FileNotFoundError("x"), ValueError(""), KeyError(3)])
 def test_what_the_hub_refuses_is_one_clear_error(
     spool: CountingSpool, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

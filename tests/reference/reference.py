@@ -357,9 +357,7 @@ class Reference:
     def __init__(self, directory: str | Path) -> None:
         """Load the base model in float64 with eager attention, and its tokenizer."""
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
-        self.model = AutoModel.from_pretrained(
-            directory, dtype=torch.float64, attn_implementation="eager"
-        ).eval()
+        self.model = AutoModel.from_pretrained(directory, dtype=torch.float64, attn_implementation="eager").eval()
         weight = self.model.get_input_embeddings().weight.detach().numpy()
         self.embeddings: Array = np.stack([unit(row) for row in weight])
         self._forwards: dict[tuple[int, ...], tuple[Array, list[Array]]] = {}

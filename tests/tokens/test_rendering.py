@@ -78,9 +78,7 @@ def _metaspace_bpe(legacy: bool) -> Tokenizer:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<unk>", *CONTROL_TOKENS], show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", *CONTROL_TOKENS], show_progress=False)
     tokenizer.train_from_iterator(SENTENCES, trainer)
     return _with_byte_fallback(tokenizer)
 
@@ -166,11 +164,7 @@ def expected_roles(tokens: list[str], engine: str, chunks: Chunks) -> list[int]:
     Before a piece between special tokens the tokenizer may have put a space; it is then a byte too long.
     """
     owners = [who for who, text in chunks for _ in text.encode()]
-    line = (
-        text_of(chunks).replace("▁", " ").encode()
-        if not engine.startswith("byte")
-        else text_of(chunks).encode()
-    )
+    line = text_of(chunks).replace("▁", " ").encode() if not engine.startswith("byte") else text_of(chunks).encode()
     if "▁" in text_of(chunks) and not engine.startswith("byte"):
         raise ValueError("the oracle cannot tell that character from a space")
     roles, at, index = [], 0, 0
@@ -256,18 +250,14 @@ FREE = TEXTS.filter(lambda text: "think>" not in text)
 
 
 @st.composite
-def conversations(
-    draw: st.DrawFn, system: bool = True, texts: st.SearchStrategy[str] = FREE
-) -> list[tuple[str, str]]:
+def conversations(draw: st.DrawFn, system: bool = True, texts: st.SearchStrategy[str] = FREE) -> list[tuple[str, str]]:
     pairs = [("system", draw(texts))] if system and draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         pairs += [("user", draw(texts)), ("assistant", draw(texts))]
     return pairs
 
 
-QUICK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 BRIEF = settings(QUICK, max_examples=25)
 
 
@@ -303,9 +293,7 @@ def test_thoughts_of_earlier_turns_are_dropped_and_the_rest_is_found(
 @pytest.mark.parametrize("engine", ENGINES)
 @given(data=st.data())
 @BRIEF
-def test_roles_are_those_of_the_bytes_that_each_token_holds(
-    engine: str, style: str, data: st.DataObject
-) -> None:
+def test_roles_are_those_of_the_bytes_that_each_token_holds(engine: str, style: str, data: st.DataObject) -> None:
     known = STYLES[style]
     pairs = data.draw(conversations(known.has_system))
     chunks = known.chunks(pairs)
@@ -329,18 +317,14 @@ def test_plain_roles_are_those_of_the_bytes_too(engine: str, pairs: list[tuple[s
 
 
 @pytest.mark.parametrize("engine", ["byte_trim", "bpe_legacy", "unigram"])
-@given(
-    pairs=conversations(texts=FREE.filter(lambda text: not any(token in text for token in CONTROL_TOKENS)))
-)
+@given(pairs=conversations(texts=FREE.filter(lambda text: not any(token in text for token in CONTROL_TOKENS))))
 @BRIEF
 def test_scoped_tokens_spell_the_records_own_text(engine: str, pairs: list[tuple[str, str]]) -> None:
     encoded = encode_one(renderer_of(engine, CHATML), turns_of(*pairs))
     tokens = tokenizer_of(engine).convert_ids_to_tokens(encoded.token_ids.tolist())
     for role, names in ((PROMPT, {"system", "user"}), (RESPONSE, {"assistant"})):
         spelt = b"".join(
-            bytes_of(token, engine)
-            for token, is_role in zip(tokens, encoded.roles == role, strict=True)
-            if is_role
+            bytes_of(token, engine) for token, is_role in zip(tokens, encoded.roles == role, strict=True) if is_role
         )
         own = "".join(text for name, text in pairs if name in names)
         assert "".join(spelt.decode().split()) == "".join(own.split())
@@ -360,9 +344,7 @@ def test_tokens_are_the_tokenizers_own(engine: str, pairs: list[tuple[str, str]]
 @pytest.mark.parametrize("template", [None, CHATML])
 @given(batch=st.lists(conversations(), max_size=5))
 @BRIEF
-def test_a_batch_gives_what_its_records_give_alone(
-    template: str | None, batch: list[list[tuple[str, str]]]
-) -> None:
+def test_a_batch_gives_what_its_records_give_alone(template: str | None, batch: list[list[tuple[str, str]]]) -> None:
     renderer = renderer_of("bpe_legacy", template)
     together = renderer.encode([turns_of(*pairs) for pairs in batch], 30)
     assert len(together) == len(batch)
@@ -391,18 +373,14 @@ def test_a_token_across_the_border_is_content() -> None:
     encoded = encode_one(renderer, turns_of(("user", "France?\n"), ("assistant", "Paris.")))
     tokens = tokenizer_of("byte_trim").convert_ids_to_tokens(encoded.token_ids.tolist())
     last = max(np.flatnonzero(encoded.roles == PROMPT))
-    assert renderer.render(turns_of(("user", "France?\n"), ("assistant", "Paris."))).spans[0].end == len(
-        "France?\n"
-    )
+    assert renderer.render(turns_of(("user", "France?\n"), ("assistant", "Paris."))).spans[0].end == len("France?\n")
     assert len(tokens[last]) > 1
     assert set(tokens[last]) == {"Ċ"}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_special_token_spelt_out_is_never_content(engine: str) -> None:
-    encoded = encode_one(
-        renderer_of(engine, CHATML), turns_of(("user", "a <|im_end|> </s> b"), ("assistant", "<s>"))
-    )
+    encoded = encode_one(renderer_of(engine, CHATML), turns_of(("user", "a <|im_end|> </s> b"), ("assistant", "<s>")))
     special = np.isin(encoded.token_ids, tokenizer_of(engine).convert_tokens_to_ids(CONTROL_TOKENS))
     assert special.sum() == 6 + 3
     assert not encoded.roles[special].any()
@@ -455,10 +433,7 @@ def test_empty_and_blank_contents(style: str, blank: str) -> None:
     known = STYLES[style]
     full = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho")]
     for are_blank in itertools.product([False, True], repeat=3):
-        pairs = [
-            (role, blank if is_blank else text)
-            for (role, text), is_blank in zip(full, are_blank, strict=True)
-        ]
+        pairs = [(role, blank if is_blank else text) for (role, text), is_blank in zip(full, are_blank, strict=True)]
         pairs = pairs if known.has_system else pairs[1:]
         chunks = known.chunks(pairs)
         rendered = renderer_of("byte_exact", known.template).render(turns_of(*pairs))
@@ -511,9 +486,7 @@ def test_merged_turns_keep_their_own_text(pairs: list[tuple[str, str]], extra: l
     rendered = renderer_of("byte_exact", GEMMA).render(turns_of(*pairs))
     for role in (PROMPT, RESPONSE):
         own = "".join(text for name, text in pairs if (RESPONSE if name == "assistant" else PROMPT) == role)
-        assert "".join("".join(t for r, t in own_texts(rendered) if r == role).split()) == "".join(
-            own.split()
-        )
+        assert "".join("".join(t for r, t in own_texts(rendered) if r == role).split()) == "".join(own.split())
 
 
 def test_a_tool_turn_that_the_template_skips_is_not_lost() -> None:
@@ -521,17 +494,13 @@ def test_a_tool_turn_that_the_template_skips_is_not_lost() -> None:
         "{% for turn in messages if turn.role in ('user', 'assistant') %}"
         "{{ '<|im_start|>' + turn.role + '\\n' + turn.content + '<|im_end|>' }}{% endfor %}"
     )
-    rendered = renderer_of("byte_exact", template).render(
-        turns_of(("user", "U"), ("tool", "T"), ("assistant", "A"))
-    )
+    rendered = renderer_of("byte_exact", template).render(turns_of(("user", "U"), ("tool", "T"), ("assistant", "A")))
     assert own_texts(rendered) == [(PROMPT, "U"), (PROMPT, "T"), (RESPONSE, "A")]
 
 
 # --- what cannot be rendered --------------------------------------------------------------------------------
 
-REWRITES = (
-    "{% for turn in messages %}{{ turn.content | replace('colour', 'color') + '<|im_end|>' }}{% endfor %}"
-)
+REWRITES = "{% for turn in messages %}{{ turn.content | replace('colour', 'color') + '<|im_end|>' }}{% endfor %}"
 
 
 def test_reasons_name_the_cause() -> None:
@@ -543,9 +512,7 @@ def test_reasons_name_the_cause() -> None:
     with pytest.raises(RenderError, match="rewrites the text"):
         renderer_of("byte_exact", bare).render(turns_of(("user", "a colour"), ("assistant", "A")))
     with pytest.raises(RenderError, match="leaves out or rewrites the text of turn 2"):
-        renderer_of("byte_exact", "{{ messages[0].content }}").render(
-            turns_of(("user", "U"), ("assistant", "A"))
-        )
+        renderer_of("byte_exact", "{{ messages[0].content }}").render(turns_of(("user", "U"), ("assistant", "A")))
     with pytest.raises(RenderError, match="no turns"):
         renderer_of("byte_exact", None).render([])
     with pytest.raises(RenderError, match="refuses the record: unsupported operand"):
@@ -560,9 +527,7 @@ def test_half_a_surrogate_pair_is_refused(template: str | None) -> None:
 
 def test_a_bad_record_does_not_disturb_the_others() -> None:
     renderer = renderer_of("byte_trim", REWRITES)
-    good, bad, other = (
-        turns_of(("user", "U"), ("assistant", text)) for text in ("A", "colour", "Paris is nice")
-    )
+    good, bad, other = (turns_of(("user", "U"), ("assistant", text)) for text in ("A", "colour", "Paris is nice"))
     results = renderer.encode([bad, good, bad, other, []], 100)
     assert [isinstance(result, RenderError) for result in results] == [True, False, True, False, True]
     for result, turns in ((results[1], good), (results[3], other)):
@@ -671,9 +636,7 @@ def test_no_template_reads_the_clock(template: str, expected: str, monkeypatch: 
 
 
 def test_templates_are_told_the_date() -> None:
-    rendered = renderer_of("byte_exact", "{{ date_string + messages[0].content }}").render(
-        turns_of(("user", "U"))
-    )
+    rendered = renderer_of("byte_exact", "{{ date_string + messages[0].content }}").render(turns_of(("user", "U")))
     assert rendered.text == "26 Jul 2024U"
 
 
@@ -691,15 +654,11 @@ def test_stopping_the_clock_changes_nothing_but_the_date(monkeypatch: pytest.Mon
         theirs = tokenizer_of("byte_exact").apply_chat_template(
             [{"role": "user", "content": "U"}], chat_template=template, tokenize=False
         )
-        assert (
-            ChatRenderer(tokenizer_of("byte_exact"), template).render(turns_of(("user", "U"))).text == theirs
-        )
+        assert ChatRenderer(tokenizer_of("byte_exact"), template).render(turns_of(("user", "U"))).text == theirs
 
 
 def test_identity_follows_the_template() -> None:
-    plain, chatml, gemma = (
-        renderer_of("byte_exact", template).identity for template in (None, CHATML, GEMMA)
-    )
+    plain, chatml, gemma = (renderer_of("byte_exact", template).identity for template in (None, CHATML, GEMMA))
     assert plain["chat_template"] == "plain"
     assert len({json.dumps(identity) for identity in (plain, chatml, gemma)}) == 3
     own = PreTrainedTokenizerFast(tokenizer_object=_byte_level(trim=True), chat_template=CHATML)
@@ -742,9 +701,6 @@ def test_a_renderer_can_be_sent_to_another_process() -> None:
 
 
 def test_importing_loads_neither_torch_nor_transformers() -> None:
-    code = (
-        "import sys, trim_lightning.tokens.rendering; "
-        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    )
+    code = "import sys, trim_lightning.tokens.rendering; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -21,7 +21,8 @@ def last_hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     Runs the base model without the LM head. There is no attention mask: with causal attention and padding
     on the right a real token never sees padding, and SDPA can take its fastest path.
     """
-    states: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    base: Any = model.base_model
+    states: Tensor = base(input_ids=input_ids, use_cache=False).last_hidden_state
     return states
 
 
@@ -75,7 +76,8 @@ class ScoringPass(LightningModule):
 
     def on_predict_start(self) -> None:
         """Prepare the banks on the model's device: the fallback table is computed once per vocabulary."""
-        embeddings = self.model.get_input_embeddings().weight.detach()
+        layer: Any = self.model.get_input_embeddings()
+        embeddings = layer.weight.detach()
         self._matchers = [Matcher.prepare(bank, embeddings, self.nearest) for bank in self.banks.values()]
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:

@@ -75,9 +75,7 @@ def run_target_pass(
     collector = Collector()
     one_device = {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
     runner = make_trainer(one_device, [collector, TokenProgress("fingerprint", batches.tokens)])
-    runner.predict(
-        TargetPass(model, num_layers), DataLoader(batches, batch_size=None), return_predictions=False
-    )
+    runner.predict(TargetPass(model, num_layers), DataLoader(batches, batch_size=None), return_predictions=False)
     found = sorted(collector.records, key=lambda record: record["row"])
     table = {
         name: [record[name].flatten().numpy() if name != "row" else record[name] for record in found]
@@ -146,15 +144,11 @@ def weigh(signals: Iterable[TargetSignals], saliency: SaliencySettings, scope: s
             column_weight=saliency.column_weight,
             normalize=saliency.normalize,
         )
-        targets.append(
-            SalientTarget(signal.row, signal.token_ids, mask, row, column, alpha, signal.hidden[mask])
-        )
+        targets.append(SalientTarget(signal.row, signal.token_ids, mask, row, column, alpha, signal.hidden[mask]))
     return targets
 
 
-def banks_of(
-    targets: Sequence[SalientTarget], groups: Mapping[str, Sequence[int]]
-) -> dict[str, FingerprintBank]:
+def banks_of(targets: Sequence[SalientTarget], groups: Mapping[str, Sequence[int]]) -> dict[str, FingerprintBank]:
     """One bank per target group.
 
     Args:

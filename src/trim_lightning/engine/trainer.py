@@ -34,9 +34,7 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
         if name not in permitted:
             guess = difflib.get_close_matches(name, permitted, n=1)
             hint = f"; did you mean trainer.{guess[0]}?" if guess else ""
-            raise UserError(
-                f"trainer.{name}: not an argument of lightning.Trainer that can be set here{hint}"
-            )
+            raise UserError(f"trainer.{name}: not an argument of lightning.Trainer that can be set here{hint}")
     quiet = {
         "logger": False,
         "enable_checkpointing": False,

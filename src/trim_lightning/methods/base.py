@@ -84,7 +84,7 @@ class Selector(ABC):
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score every record of the pool; NaN for records that cannot be scored."""
 
-    def write_extras(self, task: SelectionTask, directory: Path) -> None:
+    def write_extras(self, task: SelectionTask, directory: Path) -> None:  # noqa: B027 (most have none)
         """Write files of this method's own into the output directory."""
 
 
@@ -118,9 +118,7 @@ def load_selector(parameters: Mapping[str, Any]) -> Selector:
     known = {spec.name for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in own:
         if key not in known:
-            raise UserError(
-                f"method.{key}: method={name} has no such key; it has {', '.join(sorted(known)) or 'none'}"
-            )
+            raise UserError(f"method.{key}: method={name} has no such key; it has {', '.join(sorted(known)) or 'none'}")
     try:
         selector = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), own))
     except OmegaConfBaseException as error:

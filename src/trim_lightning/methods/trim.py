@@ -25,7 +25,6 @@ from trim_lightning.trim.pooling import Pooled, aggregate_groups, penalise, pool
 
 if TYPE_CHECKING:
     from trim_lightning.engine.target_pass import SalientTarget
-    from trim_lightning.trim.fingerprints import FingerprintBank
 
 
 @dataclass
@@ -147,9 +146,7 @@ class TrimSelector(Selector):
             rows = table["row"].to_numpy()
             for group in groups:
                 tokens = ScopedTokens.read(table, group)
-                pooled = pool_tokens(
-                    tokens, task.settings.fallback, task.settings.pooler, self._bank_idf[group]
-                )
+                pooled = pool_tokens(tokens, task.settings.fallback, task.settings.pooler, self._bank_idf[group])
                 parts[group][:, rows] = np.stack(pooled)
                 fallback += int((~tokens.direct).sum())
                 scoped_tokens += len(tokens.direct)
@@ -210,11 +207,7 @@ class ScopedTokens:
         token_ids = table["token_ids"].combine_chunks().flatten().to_numpy()[scope]
         match = table[f"match{suffix}"].combine_chunks().flatten().to_numpy()[scope]
         return cls(
-            similarity=table[f"similarity{suffix}"]
-            .combine_chunks()
-            .flatten()
-            .to_numpy()[scope]
-            .astype(np.float64),
+            similarity=table[f"similarity{suffix}"].combine_chunks().flatten().to_numpy()[scope].astype(np.float64),
             match=match,
             direct=match == token_ids,
             lengths=np.diff(running[offsets]),
@@ -284,9 +277,7 @@ def write_target_tokens(targets: list[SalientTarget], path: Path) -> None:
         pa.table(
             {
                 "row": pa.array([target.row for target in targets], pa.int64()),
-                "token_ids": pa.array(
-                    [target.token_ids.tolist() for target in targets], pa.list_(pa.int32())
-                ),
+                "token_ids": pa.array([target.token_ids.tolist() for target in targets], pa.list_(pa.int32())),
                 "scope": pa.array([target.scope.tolist() for target in targets], pa.list_(pa.bool_())),
                 **{
                     name: pa.array(
@@ -340,9 +331,7 @@ def write_token_scores(task: SelectionTask, scoring: Entry, path: Path) -> None:
             pending.clear()
 
 
-def token_line(
-    record: Mapping[str, Any] | None, row: int, task: SelectionTask, groups: list[str]
-) -> dict[str, Any]:
+def token_line(record: Mapping[str, Any] | None, row: int, task: SelectionTask, groups: list[str]) -> dict[str, Any]:
     """One line of ``token_scores.parquet``."""
     line: dict[str, Any] = {"row": row, "id": task.pool.id(row), "token_ids": [], "scope": []}
     token_ids = np.array(record["token_ids"] if record else [], dtype=np.int32)
@@ -359,8 +348,3 @@ def token_line(
         line[f"similarity{suffix}"] = spread(penalised[scope], scope)
         line[f"direct{suffix}"] = direct.tolist()
     return line
-
-
-def describe_bank(bank: FingerprintBank) -> str:
-    """One line on a bank for logs."""
-    return f"{len(bank)} token classes from {bank.num_targets} targets"

@@ -103,9 +103,7 @@ def hooked_attention(
         layer = getattr(module, "layer_idx", None)
         if layer is not None:
             factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-            recorder.record(
-                layer, *attention_statistics(query, key, factor, recorder.lengths, attention_mask)
-            )
+            recorder.record(layer, *attention_statistics(query, key, factor, recorder.lengths, attention_mask))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return output, None
 

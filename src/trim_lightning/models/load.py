@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -38,9 +39,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
             str(source.directory), trust_remote_code=source.trust_remote_code, local_files_only=True
         )
     except Exception as error:
-        raise UserError(
-            f"model.path={source.name}: its tokenizer cannot be loaded ({first_line(error)})"
-        ) from None
+        raise UserError(f"model.path={source.name}: its tokenizer cannot be loaded ({first_line(error)})") from None
 
 
 def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
@@ -51,7 +50,7 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """
     with quiet_loading():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(source.directory),
                 dtype=dtype,
                 attn_implementation=register(),
@@ -63,13 +62,13 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
             )
         except Exception as error:
             raise UserError(f"model.path={source.name}: cannot be loaded ({first_line(error)})") from None
+    model, report = loaded
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(
-            f"model.path={source.name}: weights are missing from its safetensors files ({names}, ...)"
-        )
+        raise UserError(f"model.path={source.name}: weights are missing from its safetensors files ({names}, ...)")
     model.eval()
     model.requires_grad_(False)
+    assert isinstance(model, PreTrainedModel)
     return model
 
 

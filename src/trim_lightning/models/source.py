@@ -103,9 +103,7 @@ def read_config(directory: Path, settings: ModelSettings) -> dict[str, Any]:
         raise UserError(f"{where}: config.json is not valid JSON ({error})") from None
     if not any(directory.glob("*.safetensors")):
         pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
-        why = (
-            "only pickled weights, which can run code when loaded" if pickled else "no *.safetensors weights"
-        )
+        why = "only pickled weights, which can run code when loaded" if pickled else "no *.safetensors weights"
         raise UserError(f"{where}: has {why}; save the model again with save_pretrained (safetensors)")
     if config.get("auto_map") and not settings.trust_remote_code:
         raise UserError(
@@ -126,9 +124,7 @@ def config_layers(config: dict[str, Any], directory: Path) -> int:
 def digest_directory(directory: Path, store: Store) -> str:
     """sha256 over names and contents of the files that make a model what it is."""
     found = {file for pattern in FILES for file in directory.glob(pattern) if file.is_file()}
-    files = sorted(
-        file for file in found if file.name != RECEIPT
-    )  # the store's own note is no part of the model
+    files = sorted(file for file in found if file.name != RECEIPT)  # the store's own note is no part of the model
     return digest_of([[file.name, store.file_digest(file)] for file in files])
 
 
@@ -155,7 +151,9 @@ def download(settings: ModelSettings) -> Path:
     )
 
     where = f"model.path={settings.path}"
-    advice = "give a model directory instead (model=hf model.path=DIR), or use model=smollm2_135m, which needs no network"
+    advice = (
+        "give a model directory instead (model=hf model.path=DIR), or use model=smollm2_135m, which needs no network"
+    )
     try:
         return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(FILES)))
     except HFValidationError:
@@ -167,11 +165,7 @@ def download(settings: ModelSettings) -> Path:
     except RevisionNotFoundError:
         raise UserError(f"{where}: has no revision {settings.revision}; check model.revision") from None
     except RepositoryNotFoundError:
-        raise UserError(
-            f"{where}: no such model on the Hub (or it is private: set HF_TOKEN); {advice}"
-        ) from None
+        raise UserError(f"{where}: no such model on the Hub (or it is private: set HF_TOKEN); {advice}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = type(error).__name__
-        raise UserError(
-            f"{where}: not on this disk, and the Hub cannot be reached ({reason}); {advice}"
-        ) from None
+        raise UserError(f"{where}: not on this disk, and the Hub cannot be reached ({reason}); {advice}") from None

@@ -69,9 +69,7 @@ class RecordFilter:
 
     def __init__(self, where: Mapping[str, Any], exclude: Mapping[str, Any], what: str) -> None:
         self.where, self.exclude, self.what = conditions(where), conditions(exclude), what
-        self._unseen = {("where", field) for field in self.where} | {
-            ("exclude", field) for field in self.exclude
-        }
+        self._unseen = {("where", field) for field in self.where} | {("exclude", field) for field in self.exclude}
         self._fields: set[str] = set()
 
     def keep(self, record: Mapping[str, Any]) -> bool:
@@ -122,9 +120,7 @@ def limit_and_sample(size: int, limit: int | None, sample: int | None, seed: int
     if sample is None:
         return np.arange(size, dtype=np.int64)
     if sample > size:
-        raise UserError(
-            f"{what}.sample={sample}: only {size} records are left to draw from; ask for at most {size}"
-        )
+        raise UserError(f"{what}.sample={sample}: only {size} records are left to draw from; ask for at most {size}")
     drawn = np.random.default_rng(seed).choice(size, size=sample, replace=False)
     return np.sort(drawn.astype(np.int64))
 
@@ -145,9 +141,7 @@ def group_of(file: RecordFile, row: int, group_field: str) -> str:
     return clean_text(scalar_text(value))
 
 
-def draw_targets(
-    file: RecordFile, num_examples: int | None, seed: int, group_field: str | None = None
-) -> list[int]:
+def draw_targets(file: RecordFile, num_examples: int | None, seed: int, group_field: str | None = None) -> list[int]:
     """Draw the targets: ``num_examples`` by seed, from every group if there are groups.
 
     A group's draw depends on the seed and its own records only, so another group changes nothing in it. Where

@@ -135,17 +135,11 @@ def _parts(content: list[Any], field: str) -> str:
     for part in content:
         if isinstance(part, str):
             texts.append(part)
-        elif (
-            isinstance(part, Mapping)
-            and part.get("type", "text") == "text"
-            and isinstance(part.get("text"), str)
-        ):
+        elif isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         else:
             kind = part.get("type", "unknown") if isinstance(part, Mapping) else kind_of(part)
-            raise LayoutError(
-                f"field {field} has a content part of type {scalar_text(kind)}; only text can be read"
-            )
+            raise LayoutError(f"field {field} has a content part of type {scalar_text(kind)}; only text can be read")
     return "".join(texts)
 
 
@@ -196,9 +190,7 @@ class PairLayout:
         return f"{self.prompt_field}/{self.response_field}"
 
     def turns(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
-        return self._side(record, self.prompt_field, "user") + self._side(
-            record, self.response_field, "assistant"
-        )
+        return self._side(record, self.prompt_field, "user") + self._side(record, self.response_field, "assistant")
 
     def _side(self, record: Mapping[str, Any], field: str, role: Role) -> tuple[Turn, ...]:
         value = lookup(record, field)
@@ -234,9 +226,7 @@ class AlpacaLayout:
         if not isinstance(history, list):
             raise LayoutError(f"field history is {kind_of(history)}, not a list of [user, assistant] pairs")
         for pair in history:
-            if not (
-                isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
-            ):
+            if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
                 raise LayoutError("field history holds something other than [user, assistant] pairs of text")
         return history
 

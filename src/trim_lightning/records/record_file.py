@@ -330,8 +330,7 @@ class _Indexer:
             self.layout.turns(record)
         except LayoutError as error:
             raise UserError(
-                f"{self._place(number)}: {error} (layout {self.layout.name}): "
-                f"mend or delete that {self.source.unit}"
+                f"{self._place(number)}: {error} (layout {self.layout.name}): mend or delete that {self.source.unit}"
             ) from None
         if options.id_field is not None:
             self._check_id(record, options.id_field, number)
@@ -351,9 +350,7 @@ class _Indexer:
         try:
             text = raw.rstrip(b"\r\n").decode()
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{place} is not UTF-8 text (byte {error.start + 1}): convert the file to UTF-8"
-            ) from None
+            raise UserError(f"{place} is not UTF-8 text (byte {error.start + 1}): convert the file to UTF-8") from None
         if not self.source_rows and text.lstrip().startswith("["):
             raise UserError(
                 f"{self.source.label} is a JSON array; convert to one object per line, e.g. with jq -c '.[]'"
@@ -363,9 +360,7 @@ class _Indexer:
         except json.JSONDecodeError as error:
             if not self.source_rows and text.strip() == "{":
                 mend = "write one object per line, e.g. with jq -c ."
-            raise UserError(
-                f"{place} is not valid JSON ({error.msg} at column {error.colno}): {mend}"
-            ) from None
+            raise UserError(f"{place} is not valid JSON ({error.msg} at column {error.colno}): {mend}") from None
         except RecursionError:
             raise UserError(f"{place} is not valid JSON (nested too deeply to read): {mend}") from None
         except ValueError as error:
@@ -405,6 +400,4 @@ def _check_head(head: bytes, source: LineSource) -> None:
         if head.startswith(magic):
             raise UserError(f"{source.label} {problem.format(what=source.what)}")
     if b"\0" in head:
-        raise UserError(
-            f"{source.label} is a binary file, not JSON lines: give a text file with one object per line"
-        )
+        raise UserError(f"{source.label} is a binary file, not JSON lines: give a text file with one object per line")

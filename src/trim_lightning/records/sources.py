@@ -166,9 +166,7 @@ def _parquet_files(given: str, label: str) -> list[Path]:
     else:
         files = sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
     if not files:
-        raise UserError(
-            f"{label} holds no Parquet files: name a file, or a directory or glob of *.parquet files"
-        )
+        raise UserError(f"{label} holds no Parquet files: name a file, or a directory or glob of *.parquet files")
     return files
 
 
@@ -183,8 +181,7 @@ def _parquet_rows(files: Iterable[Path], label: str) -> Iterator[dict[str, Any]]
                     yield from batch.to_pylist()
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise UserError(
-                f"{label}: {path.name} is not a readable Parquet file ({_one_line(error)}): "
-                "fetch or write it again"
+                f"{label}: {path.name} is not a readable Parquet file ({_one_line(error)}): fetch or write it again"
             ) from error
 
 

@@ -83,9 +83,7 @@ class Store:
         except FileNotFoundError:
             return None
         except StoreError as error:
-            log.warning(
-                "store entry %s/%s is damaged (%s); computing it again", key.stage, key.hex[:12], error
-            )
+            log.warning("store entry %s/%s is damaged (%s); computing it again", key.stage, key.hex[:12], error)
             self._discard(path)
             return None
         return Entry(key, path, receipt["facts"], cached=True)
@@ -137,9 +135,7 @@ class Store:
         write_atomically(note, json.dumps({"mark": mark, "sha256": digest}))
         return digest
 
-    def _build(
-        self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None], resumable: bool
-    ) -> Entry:
+    def _build(self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None], resumable: bool) -> Entry:
         final = self.path_of(key)
         self._sweep()
         if resumable:

@@ -334,8 +334,7 @@ def _untrimmed_copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
         config = json.loads(backend.to_str())
     except Exception as error:  # the engine raises a bare Exception for parts written in Python
         raise UserError(
-            f"tokenizer {_name(tokenizer)}: it cannot be copied ({_one_line(error)}); "
-            "use a model with a tokenizer.json"
+            f"tokenizer {_name(tokenizer)}: it cannot be copied ({_one_line(error)}); use a model with a tokenizer.json"
         ) from None
     config["padding"] = config["truncation"] = None
     for processor in _processors(config["post_processor"]):

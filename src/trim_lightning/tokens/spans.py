@@ -201,9 +201,7 @@ def locate(scaffold: Scaffold, text: str, messages: Sequence[Message]) -> tuple[
     return tuple(span for message, (start, end) in fitted for span in _own_text(message, text, start, end))
 
 
-def _fitted(
-    text: str, start: int, segments: Sequence[str], contents: Sequence[str]
-) -> list[tuple[int, int]] | None:
+def _fitted(text: str, start: int, segments: Sequence[str], contents: Sequence[str]) -> list[tuple[int, int]] | None:
     """Fit ``contents[i]``, or the longest piece of it that will do, before ``segments[i]``, after ``start``.
 
     Where a later content finds no place, the search goes back to the next shorter piece of the one before.

@@ -107,7 +107,8 @@ def tokenize_records(
     Returns:
         ``tokens``: all tokens written.
     """
-    offsets, truncated, unrendered, problems = [0], 0, 0, []
+    offsets, truncated, unrendered = [0], 0, 0
+    problems: list[str] = []
     with (
         (directory / "token_ids.int32").open("wb") as ids_file,
         (directory / "roles.uint8").open("wb") as roles_file,

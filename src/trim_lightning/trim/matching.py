@@ -28,8 +28,7 @@ def nearest_classes(embeddings: Tensor, class_ids: Tensor, chunk: int = CHUNK) -
     """
     known = unit(embeddings[class_ids])
     places = [
-        (unit(embeddings[start : start + chunk]) @ known.T).argmax(-1)
-        for start in range(0, embeddings.shape[0], chunk)
+        (unit(embeddings[start : start + chunk]) @ known.T).argmax(-1) for start in range(0, embeddings.shape[0], chunk)
     ]
     table = torch.cat(places)
     table[class_ids] = torch.arange(len(class_ids), device=table.device)

@@ -19,9 +19,7 @@ class Pooled(NamedTuple):
     coverage: Floats
 
 
-def penalise(
-    similarity: Floats, direct: NDArray[np.bool_], mode: str = "scale", penalty: float = 0.9
-) -> Floats:
+def penalise(similarity: Floats, direct: NDArray[np.bool_], mode: str = "scale", penalty: float = 0.9) -> Floats:
     """Apply the fallback penalty lambda to tokens whose class has no fingerprint.
 
     Args:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_scheduler
 
+from trim_lightning.engine.modules import last_hidden_states
 from trim_lightning.errors import UserError
 from trim_lightning.settings import TuningSettings
 from trim_lightning.tuning.plan import IGNORED
@@ -24,11 +25,7 @@ def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> Pef
     Raises:
         UserError: if the model has none of ``lora_targets``.
     """
-    names = {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     targets = [name for name in settings.lora_targets if name in names]
     if not targets:
         raise UserError(
@@ -55,13 +52,11 @@ def response_logits(model: PreTrainedModel, input_ids: Tensor, wanted: Tensor) -
     The LM head runs on those positions only, unless the architecture changes logits after its head.
     """
     config = model.config.get_text_config()
-    reshapes = any(
-        getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    )
+    reshapes = any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
     head = model.get_output_embeddings()
     if reshapes or head is None:
         return model(input_ids=input_ids, use_cache=False).logits[wanted].float()
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    hidden = last_hidden_states(model, input_ids)
     logits: Tensor = head(hidden[wanted])
     return logits.float()
 
@@ -93,9 +88,7 @@ class TuningModule(LightningModule):
         total_steps: Optimiser steps of the whole run, for the schedule.
     """
 
-    def __init__(
-        self, model: PeftModel | PreTrainedModel, settings: TuningSettings, total_steps: int
-    ) -> None:
+    def __init__(self, model: PeftModel | PreTrainedModel, settings: TuningSettings, total_steps: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False
@@ -130,7 +123,7 @@ class TuningModule(LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
         schedule = self.lr_schedulers()
-        schedule.step()  # type: ignore[union-attr, call-arg]
+        schedule.step()  # type: ignore[union-attr]
         self.log("train/loss", self._step_loss, prog_bar=True, on_step=True)
         self.log("train/learning_rate", schedule.get_last_lr()[0], on_step=True)  # type: ignore[union-attr]
         self._step_loss = 0.0
@@ -142,12 +135,10 @@ class TuningModule(LightningModule):
         )
         name = "constant_with_warmup" if self.settings.schedule == "constant" else self.settings.schedule
         rising = round(self.settings.warmup_ratio * self.total_steps)
-        scheduler = get_scheduler(
-            name, optimizer, num_warmup_steps=rising, num_training_steps=self.total_steps
-        )
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=rising, num_training_steps=self.total_steps)
         return [optimizer], [scheduler]
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trainable weights only: the base model does not change."""
         trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         whole = super().state_dict(*args, **kwargs)

@@ -66,15 +66,10 @@ def plan_micro_batches(
     for _ in range(epochs):
         order = generator.permutation(usable)
         for start in range(0, len(order), batch_size):
-            step = sorted(
-                order[start : start + batch_size].tolist(), key=lambda row: (-records.lengths[row], row)
-            )
+            step = sorted(order[start : start + batch_size].tolist(), key=lambda row: (-records.lengths[row], row))
             total = sum(labels[row] for row in step)
             groups = list(cut(step, records.lengths, tokens_per_micro_batch))
-            plan += [
-                MicroBatch(tuple(group), place == len(groups) - 1, total)
-                for place, group in enumerate(groups)
-            ]
+            plan += [MicroBatch(tuple(group), place == len(groups) - 1, total) for place, group in enumerate(groups)]
     return plan
 
 
@@ -87,9 +82,7 @@ def cut(rows: Sequence[int], lengths: NDArray[np.int64], budget: int) -> Iterato
         place += size
 
 
-def collate(
-    records: TokenizedRecords, rows: Sequence[int], pad_token_id: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(records: TokenizedRecords, rows: Sequence[int], pad_token_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels of some records, each ``[batch, seq]`` int64, padded on the right."""
     sequences = [records[row] for row in rows]
     width = max(len(sequence.token_ids) for sequence in sequences)

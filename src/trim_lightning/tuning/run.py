@@ -71,10 +71,10 @@ def train_lora(
     if not plan:
         raise UserError(f"{title}: none of the {len(rows)} records has a response to learn from")
     wrapped = add_lora(model, settings, seed)
-    if settings.gradient_checkpointing:
-        wrapped.get_base_model().gradient_checkpointing_enable()
-        wrapped.enable_input_require_grads()
     module = TuningModule(wrapped, settings, total_steps=sum(micro.closes_step for micro in plan))
+    if settings.gradient_checkpointing:
+        module.causal_lm.gradient_checkpointing_enable()
+        wrapped.enable_input_require_grads()
     loader = MicroBatchLoader(records, plan)
     tokens = int(sum(records.lengths[list(micro.rows)].sum() for micro in plan))
     checkpoint = directory / CHECKPOINT
@@ -111,6 +111,7 @@ def require_effect(wrapped: PeftModel, records: TokenizedRecords, row: int, titl
     input_ids = torch.from_numpy(records[row].token_ids.astype("int64"))[None].to(wrapped.device)
     wanted = torch.ones_like(input_ids, dtype=torch.bool)
     inner = wrapped.get_base_model()
+    assert isinstance(inner, PreTrainedModel)
     with torch.inference_mode():
         trained = response_logits(inner, input_ids, wanted)
         with wrapped.disable_adapter():
