@@ -1,0 +1,29 @@
+"""TRIM Lightning: forward-only, attention-based coreset selection for instruction tuning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trim_lightning.api import Scores, TrimScorer, load
+    from trim_lightning.errors import UserError
+    from trim_lightning.trim.fingerprints import FingerprintBank
+
+__all__ = ["FingerprintBank", "Scores", "TrimScorer", "UserError", "load"]
+
+_HOMES = {
+    "FingerprintBank": "trim_lightning.trim.fingerprints",
+    "Scores": "trim_lightning.api",
+    "TrimScorer": "trim_lightning.api",
+    "UserError": "trim_lightning.errors",
+    "load": "trim_lightning.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used: the command line starts without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trim_lightning' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

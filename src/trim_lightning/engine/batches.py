@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
+from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence, scope_mask
 
 WINDOW = 16_384  # records sorted by length together: large enough that padding all but vanishes
 SHARD_TOKENS = 12_000  # a shard is what a kill may lose: under 10 s of a 135M model on 2 cores

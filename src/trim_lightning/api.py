@@ -1,0 +1,240 @@
+"""TRIM from Python, without Hydra: load a scorer, fingerprint a few targets, score an iterable, take the top.
+
+    scorer = trim_lightning.load("HuggingFaceTB/SmolLM2-135M-Instruct")
+    bank = scorer.fingerprint(targets)
+    scores = scorer.score(pool, bank)
+    coreset = [pool[row] for row in scores.top(fraction=0.05)]
+
+Records are dicts in any layout that the command line recognises. There is no store here: what is computed is
+returned and forgotten.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trim_lightning.engine.batches import ShardBatches, plan_shards
+from trim_lightning.engine.modules import ScoringPass, TargetPass
+from trim_lightning.engine.ranking import DEFAULT_FRACTION, budget_count, rank_by_score
+from trim_lightning.engine.target_pass import TargetSignals, banks_of, weigh
+from trim_lightning.errors import UserError
+from trim_lightning.models.load import load_model, load_tokenizer
+from trim_lightning.models.precision import resolve_dtype
+from trim_lightning.models.source import find_model
+from trim_lightning.records.layouts import Layout, LayoutError, choose_layout
+from trim_lightning.records.record import Turn
+from trim_lightning.settings import FallbackSettings, ModelSettings, PoolerSettings, SaliencySettings
+from trim_lightning.store import Store
+from trim_lightning.tokens.rendering import ChatRenderer, RenderError
+from trim_lightning.tokens.tokenized import TokenSequence
+from trim_lightning.trim.fingerprints import FingerprintBank
+from trim_lightning.trim.pooling import penalise, pool
+
+CHUNK = 1024  # records of an iterable that are held at once
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of an iterable of records, NaN where a record has no scoped token.
+
+    Attributes:
+        score: ``[records]`` float32; likewise mean, max and coverage.
+        mean: See score.
+        max: See score.
+        coverage: See score.
+    """
+
+    score: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    max: NDArray[np.float32]
+    coverage: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def top(self, fraction: float | None = None, *, count: int | None = None) -> list[int]:
+        """Rows of the best records, best first, ties in the order of the iterable.
+
+        Args:
+            fraction: Share of all records, unscored ones included; 5 % if neither budget is given.
+            count: Number of records.
+
+        Raises:
+            UserError: if both are given or one is out of bounds.
+        """
+        if fraction is not None and count is not None:
+            raise UserError("top: give a fraction or a count, not both")
+        if fraction is not None and not 0 < fraction <= 1:
+            raise UserError(f"top: fraction={fraction} must be above 0 and at most 1")
+        if count is not None and not 1 <= count <= len(self):
+            raise UserError(f"top: count={count} must be between 1 and {len(self)}, the number of records")
+        if count is None:
+            count = budget_count(len(self), DEFAULT_FRACTION if fraction is None else fraction)
+        return [int(row) for row in rank_by_score(self.score)[:count]]
+
+
+class TrimScorer:
+    """A model that can fingerprint target records and score candidates.
+
+    Args:
+        model: A causal LM loaded with the attention hook (see `load`).
+        tokenizer: Its fast tokenizer.
+        scope: Content tokens that count: ``all``, ``prompt`` or ``response``.
+        max_length: Tokens kept of a record.
+        tokens_per_batch: Padded tokens of a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        scope: str = "all",
+        max_length: int = 2048,
+        tokens_per_batch: int = 2048,
+    ) -> None:
+        self.model = model
+        self.renderer = ChatRenderer(tokenizer)
+        self.scope = scope
+        self.max_length = max_length
+        self.tokens_per_batch = tokens_per_batch
+        self.num_layers = int(model.config.get_text_config().num_hidden_layers)
+
+    def fingerprint(
+        self, targets: Iterable[Mapping[str, Any]], saliency: SaliencySettings | None = None
+    ) -> FingerprintBank:
+        """Build the fingerprint bank of a few target records.
+
+        Raises:
+            UserError: if there is no record, or no token in scope.
+        """
+        saliency = saliency or SaliencySettings(num_layers=min(6, self.num_layers))
+        if saliency.num_layers > self.num_layers:
+            raise UserError(f"saliency.num_layers={saliency.num_layers}: the model has only {self.num_layers} layers")
+        sequences = list(itertools.chain.from_iterable(self._encode(targets)))
+        forward = TargetPass(self.model, self.num_layers)
+        results: list[dict[str, Any]] = []
+        for batch in self._batches(sequences):
+            results.extend(forward.predict_step(batch, 0))
+        signals = [TargetSignals(**{**result, "token_ids": result["token_ids"].long()}) for result in results]
+        bank = banks_of(weigh(signals, saliency, self.scope), {"": list(range(len(sequences)))}) if signals else {}
+        if not bank or len(bank[""]) == 0:
+            raise UserError(f"targets: no record has a token in scope={self.scope}")
+        return bank[""]
+
+    def score(
+        self,
+        records: Iterable[Mapping[str, Any]],
+        bank: FingerprintBank,
+        pooler: PoolerSettings | None = None,
+        fallback: FallbackSettings | None = None,
+    ) -> Scores:
+        """Score an iterable of records; only a thousand of them are held at a time."""
+        pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
+        forward = ScoringPass(self.model, {"": bank}, fallback.nearest)
+        forward.on_predict_start()
+        largest_idf = float(bank.idf.max())
+        idf = {int(token): float(value) / largest_idf for token, value in zip(bank.token_ids, bank.idf, strict=True)}
+        chunks = []
+        for sequences in self._encode(records):
+            pooled = np.full((4, len(sequences)), np.nan)
+            for batch in self._batches(sequences):
+                result = {name: value.cpu() for name, value in forward.predict_step(batch, 0).items()}
+                scope = result["scope"]
+                match = result["match"][0][scope].numpy()
+                direct = match == result["token_ids"][scope].numpy()
+                similarity = result["similarity"][0][scope].double().numpy()
+                pooled[:, result["rows"].numpy()] = pool(
+                    penalise(similarity, direct, fallback.mode, fallback.penalty),
+                    direct,
+                    np.array([int(part.sum()) for part in scope.split(result["lengths"].tolist())]),
+                    name=pooler.name,
+                    mean_weight=pooler.mean_weight,
+                    max_weight=pooler.max_weight,
+                    coverage_weight=pooler.coverage_weight,
+                    token_weights=np.array([idf[int(token)] for token in match])
+                    if pooler.token_weight == "idf"
+                    else None,
+                    k=pooler.k,
+                    temperature=pooler.temperature,
+                    q=pooler.q,
+                )
+            chunks.append(pooled.astype(np.float32))
+        if not chunks:
+            raise UserError("score: there are no records")
+        return Scores(*np.concatenate(chunks, axis=1))
+
+    def _encode(self, records: Iterable[Mapping[str, Any]]) -> Iterator[list[TokenSequence]]:
+        """Tokenise an iterable a chunk at a time; a record that cannot be rendered has no tokens."""
+        layout: Layout | None = None
+        rows = enumerate(records)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            conversations: list[tuple[Turn, ...]] = []
+            for row, record in chunk:
+                layout = layout or choose_layout(record, what="records", where=f"record {row}")
+                try:
+                    conversations.append(tuple(layout.turns(record)))
+                except LayoutError as error:
+                    raise UserError(f"record {row}: {error} (layout {layout.name})") from None
+            yield [
+                TokenSequence(np.empty(0, np.int32), np.empty(0, np.uint8))
+                if isinstance(encoded, RenderError)
+                else TokenSequence(encoded.token_ids, encoded.roles)
+                for encoded in self.renderer.encode(conversations, self.max_length)
+            ]
+
+    def _batches(self, sequences: Sequence[TokenSequence]) -> Iterator[dict[str, Any]]:
+        lengths = np.array([len(sequence.token_ids) for sequence in sequences], dtype=np.int64)
+        batches = ShardBatches(sequences, plan_shards(lengths, self.tokens_per_batch), self.scope)
+        device = self.model.device
+        with torch.inference_mode():
+            for place in range(len(batches)):
+                batch = batches[place]
+                yield {
+                    name: value.to(device) if isinstance(value, torch.Tensor) else value
+                    for name, value in batch.items()
+                }
+
+
+def load(
+    path: str = "bundled:smollm2_135m",
+    *,
+    adapter: str | Path | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    store_dir: str | Path = ".trim_store",
+    **options: Any,
+) -> TrimScorer:
+    """Load a scorer.
+
+    Args:
+        path: A model directory, a Hub id, or ``bundled:smollm2_135m``.
+        adapter: A PEFT adapter folder (for example a warm-up's) to merge into it.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        device: A torch device; by default the first GPU, else the CPU.
+        store_dir: Where the converted bundled model and file checksums are kept.
+        **options: ``scope``, ``max_length``, ``tokens_per_batch`` of `TrimScorer`.
+
+    Raises:
+        UserError: if the model cannot be found or loaded.
+    """
+    source = find_model(ModelSettings(path=path), Store(store_dir))
+    model = load_model(source, resolve_dtype(dtype))
+    if adapter is not None:
+        from peft import PeftModel
+
+        from trim_lightning.tuning.run import merge
+
+        model = merge(PeftModel.from_pretrained(model, str(adapter)), model.dtype)
+    target: Any = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(target)
+    return TrimScorer(model, load_tokenizer(source), **options)
