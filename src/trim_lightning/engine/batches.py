@@ -96,7 +96,13 @@ class ShardBatches(Dataset[dict[str, Any]]):
     ``shard`` and ``last`` (the shard's last batch).
     """
 
-    def __init__(self, records: TokenizedRecords, shards: Sequence[Shard], scope: str, pad_token_id: int = 0) -> None:
+    def __init__(
+        self,
+        records: TokenizedRecords | Sequence[TokenSequence],
+        shards: Sequence[Shard],
+        scope: str,
+        pad_token_id: int = 0,
+    ) -> None:
         self.records = records
         self.scope = scope
         self.pad_token_id = pad_token_id
