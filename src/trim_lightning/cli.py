@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -46,6 +47,8 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises rather than prints: the last line is ours
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # a scheduler's SIGTERM ends a run as Ctrl-C does: finished shards and checkpoints stay
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         register_schemas()
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(task)()

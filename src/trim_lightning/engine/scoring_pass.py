@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from trim_lightning.engine.batches import ShardBatches, padding_share, plan_shards
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.shards import finished_shards
-from trim_lightning.engine.trainer import make_trainer
+from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.engine.writer import ShardWriter, TokenProgress
 from trim_lightning.store.store import write_atomically
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -59,9 +59,10 @@ def run_scoring_pass(
         runner.callbacks.extend(  # type: ignore[attr-defined]
             [ShardWriter(directory, list(banks)), TokenProgress("score", batches.tokens)]
         )
-        runner.predict(
-            ScoringPass(model, banks, nearest), DataLoader(batches, batch_size=None), return_predictions=False
-        )
+        with interruptible(runner):
+            runner.predict(
+                ScoringPass(model, banks, nearest), DataLoader(batches, batch_size=None), return_predictions=False
+            )
     facts = {
         "tokens": records.total_tokens,
         "shards": len(plan),

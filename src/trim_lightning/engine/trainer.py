@@ -6,7 +6,8 @@ import difflib
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning import Trainer
@@ -53,6 +54,19 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
         if type(error).__name__ == "MisconfigurationException":
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from None
         raise
+
+
+@contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM reach the entry point as `KeyboardInterrupt`: Lightning turns them into ``exit(1)``."""
+    try:
+        yield
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
 
 
 def hush_lightning() -> None:

@@ -54,7 +54,8 @@ def attention_statistics(
             seen = seen & visible[:, 0, start:end, :end]
         hidden = ~seen[:, None, None]
         scores.masked_fill_(hidden, float("-inf"))
-        scores -= torch.logsumexp(scores, dim=-1, keepdim=True)  # now log attention
+        # now log attention; the bound keeps a padded query that sees no key from spreading NaN
+        scores -= torch.logsumexp(scores, dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
         attention = scores.exp()
         scores.masked_fill_(hidden, 0.0)  # 0 log 0 = 0
         entropy = -scores.mul_(attention).sum(-1)  # [batch, kv_heads, group, block]

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.trainer import make_trainer
+from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.errors import UserError
 from trim_lightning.progress import progress_bar
 from trim_lightning.settings import TuningSettings
@@ -90,9 +90,8 @@ def train_lora(
     if resumes:
         log.info("%s: resuming from its last checkpoint", title)
     torch.manual_seed(seed)
-    runner.fit(module, loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
-    if runner.interrupted:
-        raise KeyboardInterrupt
+    with interruptible(runner):
+        runner.fit(module, loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     wrapped.eval()
     require_effect(wrapped, records, plan[0].rows[-1], title)
     wrapped.save_pretrained(str(directory / ADAPTER), safe_serialization=True)
