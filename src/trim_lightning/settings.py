@@ -226,6 +226,53 @@ class SelectSettings:
     scope: str = key("all", "content tokens that count", choices=("all", "prompt", "response"))
 
 
+@dataclass
+class CoresetSettings:
+    """A ready coreset in place of a selection."""
+
+    path: str | None = key(None, "train on this file's records; null selects first")
+
+
+@dataclass
+class FineTuneSettings(TuningSettings):
+    """Fine-tuning of the trainee on the coreset."""
+
+    model: str | None = key(None, "trainee: a directory, a Hub id or bundled:smollm2_135m; null is the scorer")
+    mode: str = key("lora", "which weights are trained", choices=("lora", "full"))
+    seed: int | None = key(None, "seed of the training alone; null takes `seed`", low=0)
+    length_grouped: bool = key(False, "put records of similar length into one optimiser step")
+    early_stop: int | None = key(None, "epochs without a lower held-out loss after which training ends", low=1)
+
+
+@dataclass
+class EvaluationSettings:
+    """What is measured before and after fine-tuning."""
+
+    path: str | None = key(None, "held-out records (JSONL, .gz or Parquet); null evaluates nothing but tasks")
+    generated: bool = key(False, "fresh records of the generated target families serve as held-out records")
+    limit: int | None = key(None, "held-out records drawn by seed; null takes all", low=1)
+    seed: int = key(0, "seed of that draw and of the bootstrap", low=0)
+    exact_match: str = key("auto", "greedy generation against `answer`", choices=("auto", "always", "never"))
+    option_accuracy: str = key("auto", "log-likelihood of each of `choices`", choices=("auto", "always", "never"))
+    max_new_tokens: int = key(128, "longest generated answer", low=1)
+    stop: list[str] = key([], "texts that end a generated answer, besides the end of turn")
+    bootstrap: int = key(1000, "bootstrap samples of an interval", low=100)
+    tasks: list[str] = key([], "lm-eval tasks, built-in names or our local ones (trim_gsm8k ...)")
+    tasks_path: str | None = key(None, "folder of further lm-eval task files")
+    data_dir: str | None = key(None, "folder of <task>.test.jsonl files for our local tasks")
+    num_fewshot: int | None = key(None, "shots of the lm-eval tasks; null takes each task's own", low=0)
+    task_limit: int | None = key(None, "examples per lm-eval task; null takes all", low=1)
+
+
+@dataclass
+class TrainSettings(SelectSettings):
+    """All keys of ``train.py``: those of a selection, and what follows it."""
+
+    coreset: CoresetSettings = field(default_factory=CoresetSettings)
+    train: FineTuneSettings = field(default_factory=FineTuneSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+
 def check(settings: Any, prefix: str = "") -> None:
     """Check choices and bounds of every key, recursively.
 
