@@ -23,6 +23,8 @@ from trim_lightning.tokens.tokenized import TokenizedRecords
 hypothesis.settings.register_profile("trim", deadline=None)
 hypothesis.settings.load_profile("trim")
 
+torch.set_num_threads(1)  # tiny tensors gain nothing from threads, and lose much on a busy machine
+
 Tokens = Sequence[tuple[Iterable[int], Iterable[int]]]  # token ids and roles of each record
 
 

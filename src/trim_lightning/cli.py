@@ -2,36 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
+import io
 import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from trim_lightning.config import config_directory, explain, register_schemas, to_settings
+from trim_lightning.config import config_directory, explain, first_line, register_schemas, to_settings
 from trim_lightning.errors import UserError
-from trim_lightning.settings import SelectSettings
+from trim_lightning.settings import SelectSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
+# what keeps a run from writing is the machine's state, for the user to mend
+NOT_OURS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+}  # fmt: skip
 
 
 def select_task(config: DictConfig) -> float | None:
     """One selection job; returns the coreset's mean score, which a Hydra sweeper may maximise."""
     settings = to_settings(config, SelectSettings)
+    if in_multirun() and settings.logger.group is None:
+        settings.logger.group = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
     from trim_lightning.pipeline import select
 
     selection = select(settings)
     print(f"\n{selection.summary}", flush=True)
     return float(selection.scores.score[selection.chosen].mean()) if len(selection.chosen) else None
+
+
+def train_task(config: DictConfig) -> float | None:
+    """One training job; returns the held-out loss if there is one, which a Hydra sweeper may minimise."""
+    settings = to_settings(config, TrainSettings)
+    if in_multirun() and settings.logger.group is None:
+        settings.logger.group = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
+    from trim_lightning.training import train
+
+    training = train(settings)
+    if training.selection is not None:
+        print(f"\n{training.selection.summary}", flush=True)
+    print(f"\n{training.summary}", flush=True)
+    return training.metrics.get("eval/nll")
+
+
+def train_main() -> int:
+    """``trim-train``: fine-tune on a coreset and measure what it bought."""
+    return run("train", train_task)
 
 
 def select_main() -> int:
@@ -45,30 +78,111 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     0 when it went well; 2 with ``error: ...`` as the last line of standard error for the user's mistake; 1 with a
     traceback for ours; 130 when interrupted.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises rather than prints: the last line is ours
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises rather than prints: the last line is ours
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # a scheduler's SIGTERM ends a run as Ctrl-C does: finished shards and checkpoints stay
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    job = Job(task)
     try:
+        check_flags()
         register_schemas()
-        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(task)()
+        with job.unmuted():
+            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(job)()
         return 0
     except UserError as error:
         return fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return fail(explain(error))
     except KeyboardInterrupt:
-        say("interrupted: finished work is kept; the same command goes on from there")
+        say("\ninterrupted: finished work is kept; the same command goes on from there")
         return INTERRUPTED
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else USER_ERROR
+        return exit_code(error, job)
     except Exception as error:
-        cause = user_error_within(error)
-        if cause is not None:
-            return fail(str(cause))
-        traceback.print_exc()
-        say(f"error: internal failure ({type(error).__name__}); the traceback above says where")
+        return unexpected(error, job)
+
+
+class Job:
+    """A Hydra task that notes whether it began, and leaves the telling of a user's mistake to the entry point."""
+
+    def __init__(self, task: Callable[[DictConfig], Any]) -> None:
+        functools.update_wrapper(self, task)
+        self.task = task
+        self.began = False
+        self._stderr: Any = None
+
+    def __call__(self, config: DictConfig) -> Any:
+        """Run the task; in a multirun a mistake is logged at once, since the other jobs go on."""
+        self.began = True
+        try:
+            return self.task(config)
+        except UserError as error:
+            if in_multirun():
+                log.error("this job failed: %s", error)
+            else:
+                # Hydra prints all overrides before it raises: noise above our line
+                self._stderr, sys.stderr = sys.stderr, io.StringIO()
+            raise
+
+    @contextlib.contextmanager
+    def unmuted(self) -> Any:
+        """Give standard error back at the end."""
+        try:
+            yield
+        finally:
+            if self._stderr is not None:
+                sys.stderr = self._stderr
+
+
+def in_multirun() -> bool:
+    """True inside a job of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def check_flags() -> None:
+    """Parse the command line's flags before Hydra does.
+
+    Raises:
+        UserError: in place of the usage text that argparse prints.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            get_args_parser().parse_args()
+    except SystemExit as error:
+        if not error.code:
+            raise
+        reason = printed.getvalue().strip().rpartition("error: ")[2]
+        unknown_flag = any(word.startswith("-") for word in reason.partition("arguments: ")[2].split())
+        if reason.startswith("unrecognized") and not unknown_flag:  # argparse loses overrides around a flag
+            raise UserError(f"{reason}; put flags such as -m before the first key=value") from None
+        raise UserError(f"{reason}; --hydra-help lists the flags") from None
+
+
+def exit_code(error: SystemExit, job: Job) -> int:
+    """The exit code of a library that ended the process; before the job began, that is Hydra over the flags."""
+    if error.code is None or error.code == 0:
+        return 0
+    if job.began:
         return INTERNAL_ERROR
+    return fail("the command line asks for something that is not there; the line above says what")
+
+
+def unexpected(error: Exception, job: Job) -> int:
+    """Tell the user's mistakes from internal failures among all other exceptions."""
+    cause = user_error_within(error)
+    if cause is not None:
+        return fail(str(cause))
+    if isinstance(error, OSError) and error.errno in NOT_OURS:
+        return fail(
+            f"{error.filename or 'a file'}: {error.strerror or first_line(error)}; free space or name another "
+            "directory (hydra.run.dir, paths.output_dir, paths.store_dir); finished work is kept"
+        )
+    if isinstance(error, ValueError) and not job.began:
+        return fail(f"config: {first_line(error)}; --help and --hydra-help say what the command line takes")
+    traceback.print_exc()
+    say(f"error: internal failure ({type(error).__name__}); the traceback above says where")
+    return INTERNAL_ERROR
 
 
 def user_error_within(error: BaseException | None) -> UserError | None:

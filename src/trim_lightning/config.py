@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from trim_lightning.errors import UserError
-from trim_lightning.settings import SelectSettings, known_keys
+from trim_lightning.settings import SelectSettings, TrainSettings, known_keys
 
 Settings = TypeVar("Settings")
+SCHEMAS: dict[str, type] = {"select": SelectSettings, "train": TrainSettings}
 GROUPS = (
     "model", "pool", "target", "warmup", "saliency", "fallback", "pooler", "method", "selection", "trainer",
-    "logger", "paths", "experiment", "debug",
+    "logger", "paths", "train", "evaluation", "experiment", "debug",
 )  # fmt: skip
 
 
@@ -35,16 +45,26 @@ def config_directory() -> Path:
 
 
 def register_schemas() -> None:
-    """Give Hydra the types and defaults of every key."""
-    ConfigStore.instance().store(name="select_schema", node=SelectSettings)
+    """Give Hydra the types and defaults of every key.
+
+    Free mappings (``trainer``, ``method``, ``where`` ...) take new keys without Hydra's plus sign.
+    """
+    for command, kind in SCHEMAS.items():
+        schema = OmegaConf.structured(kind)
+        for name, _, default in known_keys(kind):
+            if isinstance(default, dict):
+                OmegaConf.set_struct(OmegaConf.select(schema, name), False)
+        ConfigStore.instance().store(name=f"{command}_schema", node=schema)
 
 
 def to_settings(config: DictConfig, kind: type[Settings]) -> Settings:
     """Turn a composed config into plain settings objects.
 
     Raises:
-        UserError: for a missing value or one of the wrong type.
+        UserError: for an unknown key, a missing value or one of the wrong type.
     """
+    for name in unknown_keys(config, kind):
+        raise UserError(no_such_key(name))
     try:
         settings = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
@@ -53,10 +73,26 @@ def to_settings(config: DictConfig, kind: type[Settings]) -> Settings:
     return settings
 
 
-def compose_select(overrides: Sequence[str]) -> SelectSettings:
-    """Compose the settings of a selection from overrides, without running Hydra's application.
+def unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a config that its schema lacks: Hydra's plus sign lets them in."""
+    known = {spec.name: spec for spec in dataclasses.fields(schema)}
+    for name in map(str, config):
+        if name not in known:
+            yield f"{prefix}{name}"
+            continue
+        default = known[name].default_factory
+        inner = config._get_node(name)
+        if dataclasses.is_dataclass(default) and isinstance(default, type) and isinstance(inner, DictConfig):
+            yield from unknown_keys(inner, default, f"{prefix}{name}.")
 
-    ``paths.output_dir`` must be among the overrides.
+
+def compose_settings(command: str, kind: type[Settings], overrides: Sequence[str]) -> Settings:
+    """Compose the settings of a command from overrides, without running Hydra's application.
+
+    Args:
+        command: ``select`` or ``train``.
+        kind: Its settings class.
+        overrides: As on the command line; ``paths.output_dir`` must be among them.
 
     Raises:
         UserError: for anything wrong with the overrides.
@@ -65,10 +101,20 @@ def compose_select(overrides: Sequence[str]) -> SelectSettings:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_directory()), version_base="1.3"):
-            config = compose("select", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+            config = compose(command, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: pool=null
         raise UserError(explain(error)) from None
-    return to_settings(config, SelectSettings)
+    return to_settings(config, kind)
+
+
+def compose_select(overrides: Sequence[str]) -> SelectSettings:
+    """The settings of a selection; see `compose_settings`."""
+    return compose_settings("select", SelectSettings, overrides)
+
+
+def compose_train(overrides: Sequence[str]) -> TrainSettings:
+    """The settings of a training; see `compose_settings`."""
+    return compose_settings("train", TrainSettings, overrides)
 
 
 def explain(error: BaseException) -> str:
@@ -77,26 +123,24 @@ def explain(error: BaseException) -> str:
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     text = "\n".join(str(cause) for cause in causes)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: not an override; write key=value, and put quotes around a value with blanks, commas "
+            "or brackets, inside those of the shell: 'key=\"a, b\"'"
+        )
     if isinstance(error, MissingConfigException):
-        return _unknown_option(text)
-    for cause in causes:
-        if isinstance(cause, MissingMandatoryValue):
-            key = re.search(r"full_key: (\S+)", str(cause))
-            name = key.group(1) if key else str(cause).split(":")[-1].strip()
-            return f"{name}: a value is needed; give {name}=..."
-        if isinstance(cause, InterpolationResolutionError):
-            return f"config: {first_line(cause)}"
-    unknown = _unknown_key(text)
-    if unknown:
-        return unknown
-    key = re.search(r"full_key: (\S+)", text)
-    for cause in reversed(causes):
-        line = first_line(cause)
-        if isinstance(cause, OmegaConfBaseException):
-            return f"{key.group(1)}: {line}" if key else line
-    if isinstance(error, ConfigCompositionException):
-        return first_line(error)
-    return f"config: {first_line(error)}"
+        return _unknown_option(error)
+    found = re.search(r"Ambiguous value for argument '(.+?)'", text)
+    if found:
+        key, value = found.group(1).split("=", 1)
+        return f"{found.group(1)}: several values; add -m to run them all, or quote one text: '{key}=\"{value}\"'"
+    found = re.search(r"Sweep parameters '(.+?)' requires", text)
+    if found:
+        return f"{found.group(1)}: several values; add -m to run them all"
+    found = re.search(r"already at '(.+?)'", text)
+    if found:
+        return f"+{found.group(1)}: exists already; leave the plus sign out"
+    return _wrong_value(causes, text) or _unknown_key(text) or f"config: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:
@@ -105,51 +149,87 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(":. ") if lines else type(error).__name__
 
 
-def _unknown_option(text: str) -> str:
+def no_such_key(name: str) -> str:
+    """Say that a key does not exist, and which one may have been meant."""
+    guess = closest(name, [*(key for key, *_ in known_keys(TrainSettings)), *GROUPS])
+    return f"{name}: no such key" + (f"; did you mean {guess}?" if guess else "; --cfg job prints all keys")
+
+
+def _unknown_option(error: MissingConfigException) -> str:
     """Say which options a group has."""
-    found = re.search(r"Could not find '(.+?)/(.+?)'", text)
-    if not found:
-        return first_line(Exception(text))
-    group, option = found.groups()
-    options = re.findall(r"^\t(\S+)", text, flags=re.MULTILINE)
+    missing, options = error.missing_cfg_file, list(error.options or ())
+    if not missing or "/" not in missing:
+        return first_line(error)
+    group, _, option = missing.rpartition("/")
     guess = difflib.get_close_matches(option, options, n=1)
     hint = f"; did you mean {group}={guess[0]}?" if guess else ""
     return f"{group}={option}: no such option; {group} has {', '.join(options)}{hint}"
 
 
+def _wrong_value(causes: Sequence[BaseException], text: str) -> str | None:
+    """Say what a key's value must be, if a value is the trouble."""
+    found = re.search(r"full_key: (\S+)", text)
+    key = found.group(1) if found else None
+    for cause in causes:
+        if isinstance(cause, MissingMandatoryValue):
+            name = key or str(cause).split(":")[-1].strip()
+            return f"{name}: a value is needed; give {name}=..."
+        if isinstance(cause, InterpolationResolutionError | InterpolationKeyError):
+            reason = first_line(cause).removeprefix("KeyError raised while resolving interpolation: ")
+            return f"{key or 'config'}: {reason}; give the value itself, or define what it refers to"
+    if key is None or not any(isinstance(cause, ValidationError) for cause in causes):
+        return None
+    given = re.search(rf"Error merging override \+*({re.escape(key)}\S*=.*)", text)
+    kind = _kind_of(key)
+    return f"{given.group(1) if given else key}: " + (f"must be {kind}" if kind else first_line(causes[-1]))
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _kind_of(key: str) -> str | None:
+    """What a key's type permits, in the user's words."""
+    kind: Any = TrainSettings
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(kind):
+            return None
+        kind = typing.get_type_hints(kind).get(part)
+    options = [option for option in typing.get_args(kind) if option is not type(None)]
+    optional = isinstance(kind, types.UnionType)
+    (kind,) = options if optional and len(options) == 1 else (kind,)
+    origin = typing.get_origin(kind)
+    words = KINDS.get(kind) or {list: "a list, e.g. [a,b]", dict: "a mapping, e.g. {key: value}"}.get(origin or kind)
+    return f"{words} or null" if words and optional else words
+
+
 def _unknown_key(text: str) -> str | None:
     """Suggest the key that was meant."""
     patterns = (
-        r"Could not override '([^']+)'",
-        r"Could not append to config\. (?:The item|An item) is already at '([^']+)'",
+        r"Could not (?:override|delete from config\.) '([^']+)'",
         r"Key '([^']+)' (?:is not in struct|not in '[^']*')",
     )
     found = next((match for pattern in patterns for match in [re.search(pattern, text)] if match), None)
-    if not found or ("not in" not in text and "No match" not in text):
+    if not found:
         return None
     name = found.group(1)
     full = re.search(r"full_key: (\S+)", text)
-    if full and full.group(1).endswith(name):
-        name = full.group(1)
-    keys = [key for key, *_ in known_keys(SelectSettings)]
-    guess = closest(name, [*keys, *GROUPS])
-    hint = f"; did you mean {guess}?" if guess else "; --help lists the keys that people change"
-    return f"{name}: no such key{hint}"
+    return no_such_key(full.group(1) if full and full.group(1).endswith(name) else name)
 
 
 def closest(name: str, keys: Sequence[str]) -> str | None:
-    """The known key nearest to a mistyped one: by the whole name, else by its last part."""
-    found = difflib.get_close_matches(name, keys, n=1, cutoff=0.75)
-    if found:
-        return found[0]
-    last = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
-    prefix = name.rsplit(".", 1)[0]
-    siblings = [key for key in keys if "." in name and key.startswith(f"{prefix}.")]
-    found = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
-    if found:
-        return found[0]
-    found = difflib.get_close_matches(name.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.75)
-    return last[found[0]] if found else None
+    """The known key nearest to a mistyped one: among its siblings, else by the whole name, else by its last part."""
+    group, _, last = name.rpartition(".")
+    siblings = [key.rpartition(".")[2] for key in keys if group and key.rpartition(".")[0] == group]
+    if siblings:
+        near = difflib.get_close_matches(last, siblings, n=1)
+        return f"{group}.{near[0]}" if near else None
+    endings = {key.rpartition(".")[2] for key in keys}
+    if group or name not in endings:
+        near = difflib.get_close_matches(name, [key for key in keys if ("." in key) == bool(group)], n=1, cutoff=0.75)
+        if near or group:
+            return near[0] if near else None
+    near = difflib.get_close_matches(name, endings, n=1, cutoff=0.8)
+    return " or ".join(key for key in keys if near and key.endswith(f".{near[0]}")) or None
 
 
 def as_container(config: DictConfig) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -25,6 +24,8 @@ from trim_lightning.config import config_directory, register_schemas
 from trim_lightning.methods.base import load_selector, method_names
 from trim_lightning.settings import SelectSettings
 
+ROOTS: Mapping[str, type] = {"select": SelectSettings}
+"""Name of each command's file in ``conf/`` and its schema; a key of two commands is described with the first."""
 COMMAND = "python -m trim_lightning.config_reference docs/configuration.md"
 HEAD = f"""\
 # Configuration
@@ -35,15 +36,16 @@ Every key of `trim-select` (`python select.py`), its type, its default, what it 
 with `key=value`, pick an option of a group with `group=option`; a key that is not listed here is an error. The
 default is what a run without overrides uses; `trim-select --cfg job` prints the keys of any command composed.
 
-A list is written `'key=[a,b]'` and a mapping `'key={{field: value}}'`, in quotes because of the shell; `null` means
-none. Overrides may have any order: a key given on the command line wins over the option of its group.
+A list is written `'key=[a,b]'`, in quotes because of the shell; a field of a mapping is set by its name, as in
+`pool.where.lang=en`; `null` means none. Overrides may have any order: a key given on the command line wins over the
+option of its group. A value `${{…}}` is filled in when the run starts; `…` is a value that you must give.
 """
 
 FREE = {
     "method": "`method.name` is the selector; other keys under `method` are its own, as the options below list them.",
-    "trainer": "Any argument of `lightning.Trainer` can be set under `trainer`; one that an option does not set is "
-    "added with a plus sign, as in `+trainer.limit_predict_batches=2`. Callbacks, logger, checkpoints and "
-    "the progress bar are the run's own.",
+    "trainer": "Arguments of `lightning.Trainer`, those that an option sets and others, as in "
+    "`trainer.deterministic=true`. Callbacks, logger, checkpoints and the progress bar are the run's own; arguments "
+    "that would change what is computed are refused, with the key to use in their place.",
 }
 """Groups whose keys no schema lists, and what may stand there."""
 
@@ -52,12 +54,15 @@ TYPE_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or 
 
 def reference_page() -> str:
     """The whole page in Markdown."""
-    defaults = composed_defaults()
-    groups = [spec for spec in dataclasses.fields(SelectSettings) if dataclasses.is_dataclass(defaults_of(spec))]
-    single = [spec for spec in dataclasses.fields(SelectSettings) if spec.name not in {group.name for group in groups}]
-    single = [spec for spec in single if spec.name not in FREE]
-    parts = [HEAD, f"## Keys without a group\n\n{key_table(SelectSettings, single, defaults, '')}"]
-    parts += [group_section(spec, defaults) for spec in groups]
+    parts, described = [HEAD], set(FREE)
+    for name, schema in ROOTS.items():
+        defaults = composed_defaults(name)
+        fresh = [spec for spec in dataclasses.fields(schema) if spec.name not in described]
+        described |= {spec.name for spec in fresh}
+        single = [spec for spec in fresh if not dataclasses.is_dataclass(defaults_of(spec))]
+        if single:
+            parts.append(f"## Keys without a group\n\n{key_table(schema, single, defaults, '')}")
+        parts += [group_section(spec, defaults) for spec in fresh if spec not in single]
     parts += [f"## {name}\n\n{text}\n\n{options_table(name)}" for name, text in FREE.items()]
     parts += [
         f"## {name}\n\nRecipes that set keys of several groups; none is on by default.\n\n{options_table(name)}"
@@ -71,12 +76,12 @@ def defaults_of(spec: dataclasses.Field[Any]) -> Any:
     return spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
 
 
-def composed_defaults() -> dict[str, Any]:
-    """The config of a run without overrides, its interpolations as they are written."""
+def composed_defaults(root: str) -> dict[str, Any]:
+    """The config of a run of one command without overrides, its interpolations as they are written."""
     register_schemas()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        container = OmegaConf.to_container(compose("select"), resolve=False)
+        container = OmegaConf.to_container(compose(root), resolve=False)
     assert isinstance(container, dict)
     return {str(name): value for name, value in container.items()}
 
@@ -90,9 +95,7 @@ def group_section(spec: dataclasses.Field[Any], defaults: Mapping[str, Any]) -> 
     return section + (f"\n{options}" if options else "")
 
 
-def key_table(
-    schema: type, specs: Sequence[dataclasses.Field[Any]], defaults: Mapping[str, Any], prefix: str
-) -> str:
+def key_table(schema: type, specs: Sequence[dataclasses.Field[Any]], defaults: Mapping[str, Any], prefix: str) -> str:
     """A table row for each field of a settings class."""
     hints = typing.get_type_hints(schema)
     rows = [
@@ -124,7 +127,7 @@ def permitted(metadata: Mapping[str, Any]) -> str:
     if metadata["choices"]:
         return ", ".join(code(choice) for choice in metadata["choices"])
     bounds = (("low", "≥"), ("above", ">"), ("high", "≤"))
-    return ", ".join(f"{sign} {metadata[name]:g}" for name, sign in bounds if metadata[name] is not None)
+    return ", ".join(f"{sign} {compact(metadata[name])}" for name, sign in bounds if metadata[name] is not None)
 
 
 def options_table(group: str) -> str:
@@ -132,22 +135,27 @@ def options_table(group: str) -> str:
     chosen = default_options().get(group)
     rows = []
     for file in sorted((config_directory() / group).glob("*.yaml")):
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        content = read_option(file)
         mark = " (default)" if file.stem == chosen else ""
-        values = ", ".join(f"`{name}={compact(value)}`" for name, value in leaves(content))
+        prefix = "" if "# @package _global_" in file.read_text(encoding="utf-8") else f"{group}."
+        values = ", ".join(f"`{name}={compact(value)}`" for name, value in leaves(content, prefix))
         rows.append([f"`{group}={file.stem}`{mark}", values, note_of(file) + own_keys(group, content)])
     return table(["option", "sets", "note"], rows) if rows else ""
 
 
 def default_options() -> dict[str, str]:
-    """Group to the option that ``conf/select.yaml`` picks."""
-    entries = yaml.safe_load((config_directory() / "select.yaml").read_text(encoding="utf-8"))["defaults"]
-    return {
-        name.removeprefix("override "): option
-        for entry in entries
-        if isinstance(entry, dict)
-        for name, option in entry.items()
-    }
+    """Group to the option that a command picks by itself; where two differ, the first one's."""
+    entries = [
+        entry for root in reversed(ROOTS) for entry in read_option(config_directory() / f"{root}.yaml")["defaults"]
+    ]
+    return {name: option for entry in entries if isinstance(entry, dict) for name, option in entry.items()}
+
+
+def read_option(file: Path) -> dict[str, Any]:
+    """The content of a config file, its interpolations as they are written."""
+    container = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    assert isinstance(container, dict)
+    return {str(name): value for name, value in container.items()}
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -185,9 +193,11 @@ def code(value: Any) -> str:
 
 
 def compact(value: Any) -> str:
-    """A value on one line: text as it is, everything else as JSON."""
+    """A value as it is written on the command line."""
     if value == "???":
         return "…"  # Hydra's mark for a value that the user must give
+    if isinstance(value, list):
+        return f"[{','.join(map(compact, value))}]"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

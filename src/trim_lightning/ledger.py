@@ -51,7 +51,11 @@ class Ledger:
     def book(self, stage: str, entry: Entry) -> None:
         """Add a stored result to a stage; several results of one stage add up."""
         facts: Mapping[str, Any] = entry.facts
+        if entry.cached and stage not in self.stages:
+            log.info("%s: from the store", stage)
         record = StageRecord(entry.key.hex, float(facts.get("seconds", 0.0)), int(facts.get("tokens", 0)), entry.cached)
+        if record.tokens and not entry.cached:
+            log.info("%s: %s tokens in %.1f s", stage, f"{record.tokens:,}", record.seconds)
         self.add(stage, record)
 
     def add(self, stage: str, record: StageRecord) -> None:

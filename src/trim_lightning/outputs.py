@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,9 +16,37 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import ScoreTable
+from trim_lightning.errors import UserError
 from trim_lightning.records.record_file import RecordFile
 
 CHUNK = 65_536  # lines written at once
+FILES = (
+    "scores.parquet", "coreset.jsonl", "token_scores.parquet", "target_tokens.parquet", "fingerprints.safetensors",
+    "manifest.json", "report.html",
+)  # fmt: skip
+
+
+def writable_directory(path: str, key: str) -> Path:
+    """Make a directory, or check that it can be written to.
+
+    Raises:
+        UserError: if it cannot, naming the config key.
+    """
+    try:
+        directory = Path(path).expanduser()
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{key}={path}: cannot be made ({reason}); name a directory that you can write to") from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={path}: is not writable; name a directory that you can write to")
+    return directory
+
+
+def clear(directory: Path) -> None:
+    """Remove an earlier selection's files, so that no mixture of two runs is left if this one is killed."""
+    for name in FILES:
+        (directory / name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from trim_lightning.ledger import Ledger, StageRecord
 from trim_lightning.manifest import write_manifest
 from trim_lightning.methods.base import SelectionTask, load_selector
 from trim_lightning.models.source import find_model
-from trim_lightning.outputs import write_coreset, write_scores
+from trim_lightning.outputs import clear, writable_directory, write_coreset, write_scores
+from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
 from trim_lightning.scorer import Scorer
 from trim_lightning.selection import check_budget, check_settings, select_rows
@@ -57,12 +59,13 @@ def select(settings: SelectSettings) -> Selection:
         UserError: for anything that the user can mend.
     """
     check_settings(settings)
-    directory, store, ledger = Path(settings.paths.output_dir), Store(settings.paths.store_dir), Ledger()
-    directory.mkdir(parents=True, exist_ok=True)
-    tracker = open_tracker(settings.logger, directory, job_type="select", name=directory.name, config=asdict(settings))
+    directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
+    store = Store(writable_directory(settings.paths.store_dir, "paths.store_dir"))
+    name = "/".join(directory.absolute().parts[-2:])
+    tracker = open_tracker(settings.logger, directory, job_type="select", name=name, config=asdict(settings))
     succeeded = False
     try:
-        selection = _select(settings, directory, store, ledger)
+        selection = run_selection(settings, directory, store)
         tracker.metrics(selection_metrics(selection.manifest))
         tracker.artifact("scores", "scores", [directory / "scores.parquet", directory / "manifest.json"])
         tracker.artifact("coreset", "coreset", [directory / "coreset.jsonl"], uses=["scores"])
@@ -72,8 +75,16 @@ def select(settings: SelectSettings) -> Selection:
         tracker.finish(succeeded)
 
 
-def _select(settings: SelectSettings, directory: Path, store: Store, ledger: Ledger) -> Selection:
+def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Selection:
+    """Select and write the files, reporting to no tracker.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    ledger = Ledger()
     selector = load_selector(settings.method)
+    if selector.uses_model:
+        check_trainer(settings.trainer)
     pool = open_records(
         settings.pool,
         what="pool",
@@ -85,8 +96,12 @@ def _select(settings: SelectSettings, directory: Path, store: Store, ledger: Led
     check_budget(settings.selection, len(pool))
     targets = choose_targets(settings, pool, store) if selector.needs_targets else None
     source = find_model(settings.model, store)
-    if selector.uses_model:
+    if selector.reads_attention:
         source.check_layers(settings.saliency.num_layers)
+    log.info("pool %s: %s records", pool.name, f"{len(pool):,}")
+    if targets is not None:
+        log.info("targets %s: %s examples", targets.records.name, f"{len(targets.records):,}")
+    log.info("scorer %s", source.name)
     scorer = Scorer(
         source,
         settings.model.dtype,
@@ -104,17 +119,17 @@ def _select(settings: SelectSettings, directory: Path, store: Store, ledger: Led
 
     started = time.perf_counter()
     order = scores.order if scores.order is not None else rank_by_score(scores.score)
-    chosen = select_rows(settings.selection, pool, scores, order, ledger)
+    chosen = select_rows(settings.selection, pool, scores, order, ledger, everything=selector.takes_all)
+    clear(directory)
     write_scores(pool, scores, order, chosen, directory / "scores.parquet")
     write_coreset(pool, chosen, directory / "coreset.jsonl")
     selector.write_extras(task, directory)
     ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, cached=False))
 
     unscored = int(np.isnan(scores.score).sum())
+    names = first_ids(pool, np.flatnonzero(np.isnan(scores.score)))
     if unscored:
-        named = [pool.id(int(row)) for row in np.flatnonzero(np.isnan(scores.score))[:5]]
-        more = ", ..." if unscored > len(named) else ""
-        ledger.warn(f"{unscored} records could not be scored and are left out: {', '.join(named)}{more}")
+        ledger.warn(f"{unscored} of the pool's records could not be scored and are left out: {names}")
     for problem in pool_tokens.problems[:5]:
         ledger.warn(f"pool {problem}")
     manifest = write_manifest(
@@ -144,8 +159,27 @@ def _select(settings: SelectSettings, directory: Path, store: Store, ledger: Led
         },
         ledger=ledger,
     )
-    summary = selection_summary(manifest, pool, targets, order, chosen, directory)
+    summary = selection_summary(manifest, pool, targets, order, chosen, directory, names)
     return Selection(directory, scores, order, chosen, manifest, summary)
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Let Lightning itself judge unusual trainer arguments before anything is read; plain ones need no import of it.
+
+    Raises:
+        UserError: for an argument that Trainer does not have, or a device that is absent.
+    """
+    numbers = [trainer.get(name, 1) for name in ("devices", "num_nodes")]
+    plain = set(trainer) <= {"accelerator", "devices", "num_nodes"} and trainer.get("accelerator") in ("auto", "cpu")
+    if not plain or not all(type(number) is int and number > 0 for number in numbers):
+        from trim_lightning.engine.trainer import make_trainer
+
+        make_trainer(trainer, [])
+
+
+def first_ids(pool: RecordFile, rows: NDArray[np.int64], most: int = 5) -> str:
+    """Ids of the first few rows, for messages."""
+    return ", ".join(pool.id(int(row)) for row in rows[:most]) + (", ..." if len(rows) > most else "")
 
 
 def mean(values: NDArray[Any]) -> float | None:

@@ -57,6 +57,8 @@ def select_rows(
     scores: ScoreTable,
     order: NDArray[np.int64],
     ledger: Ledger,
+    *,
+    everything: bool = False,
 ) -> NDArray[np.int64]:
     """Selected rows, best first.
 
@@ -65,24 +67,30 @@ def select_rows(
         pool: The pool, for field values and texts.
         scores: For token counts.
         order: Scored rows, best first.
-        ledger: Is warned when filters leave less than the budget.
+        ledger: Is warned when filters leave less than the budget, or when a budget is ignored.
+        everything: Take every record that the filters admit; for methods that have no budget.
     """
-    count = selection.count
-    if count is None and selection.tokens is None:
+    count, tokens = selection.count, selection.tokens
+    if everything:
+        for name in ("fraction", "count", "tokens"):
+            if getattr(selection, name) is not None:
+                ledger.warn(f"this method takes the whole pool: selection.{name}={getattr(selection, name)} is ignored")
+        count = tokens = None
+    elif count is None and tokens is None:
         count = budget_count(len(pool), selection.fraction or DEFAULT_FRACTION)
     filters = make_filters(selection, pool, scores)
     chosen = choose(
         order,
         scores.num_tokens,
         count=count,
-        tokens=selection.tokens,
+        tokens=tokens,
         admit=(lambda row: admit_row(filters, row)) if filters else None,
     )
     if count is not None and len(chosen) < count:
         ledger.warn(f"only {len(chosen)} of the {count} records of the budget could be selected")
     spent = int(scores.num_tokens[chosen].sum())
-    if selection.tokens is not None and spent > selection.tokens:
-        ledger.warn(f"the best record alone has {spent} tokens, above selection.tokens={selection.tokens}")
+    if tokens is not None and spent > tokens:
+        ledger.warn(f"the best record alone has {spent} tokens, above selection.tokens={tokens}")
     return chosen
 
 

@@ -45,7 +45,7 @@ def key(
 class ModelSettings:
     """The scorer."""
 
-    path: str = key("bundled:smollm2_135m", "a directory, a Hub id, or bundled:smollm2_135m")
+    path: str = key("???", "a directory, a Hub id, or bundled:smollm2_135m")
     revision: str | None = key(None, "branch, tag or commit of a Hub model")
     dtype: str = key(
         "auto",
@@ -222,7 +222,7 @@ class SelectSettings:
     method: dict[str, Any] = key({"name": "trim"}, "the selector and its own keys")
     trainer: dict[str, Any] = key({}, "arguments of lightning.Trainer")
     max_length: int = key(2048, "tokens of a record that are kept", low=1)
-    seed: int = key(0, "seed of every draw", low=0)
+    seed: int = key(0, "seed of every draw", low=0, high=2**32 - 1)
     scope: str = key("all", "content tokens that count", choices=("all", "prompt", "response"))
 
 
@@ -296,11 +296,11 @@ def check(settings: Any, prefix: str = "") -> None:
         if value != value or value in (float("inf"), float("-inf")):
             raise UserError(f"{name}={value}: must be a finite number")
         if low is not None and value < low:
-            raise UserError(f"{name}={value}: must be at least {low:g}")
+            raise UserError(f"{name}={value}: must be at least {low}")
         if above is not None and value <= above:
-            raise UserError(f"{name}={value}: must be above {above:g}")
+            raise UserError(f"{name}={value}: must be above {above}")
         if high is not None and value > high:
-            raise UserError(f"{name}={value}: must be at most {high:g}")
+            raise UserError(f"{name}={value}: must be at most {high}")
 
 
 def known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any], Any]]:

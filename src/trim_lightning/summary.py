@@ -34,8 +34,19 @@ def selection_summary(
     order: NDArray[np.int64],
     chosen: NDArray[np.int64],
     directory: Path,
+    unscored: str = "",
 ) -> str:
-    """The closing tables: what went in, what came out, what it cost, where it is."""
+    """The closing tables: what went in, what came out, what it cost, where it is.
+
+    Args:
+        manifest: Content of ``manifest.json``.
+        pool: The pool.
+        targets: The target set, if the method has one.
+        order: Scored rows, best first.
+        chosen: Selected rows, best first.
+        directory: Where the files are.
+        unscored: Ids of records without a score, as far as they are named.
+    """
     counts, config = manifest["counts"], manifest["config"]
     method = config["method"]["name"]
     rows = [
@@ -46,7 +57,7 @@ def selection_summary(
         ["scorer", manifest["inputs"]["model"]["name"]],
         ["pool", f"{counts['pool']:,} records ({pool.name})"],
         *([] if targets is None else [["targets", f"{len(targets.records)} examples ({targets.records.name})"]]),
-        ["scored", f"{counts['scored']:,}" + (f", {counts['unscored']:,} not" if counts["unscored"] else "")],
+        ["scored", f"{counts['scored']:,}" + (f", {counts['unscored']:,} not ({unscored})" if unscored else "")],
         ["selected", f"{counts['selected']:,} records, {counts['selected_tokens']:,} content tokens"],
         [
             "mean length",
@@ -88,6 +99,45 @@ def selection_summary(
     where = os.path.relpath(directory)
     parts.append(f"files: {where if not where.startswith('..') else directory}")
     return "\n\n".join(parts)
+
+
+def training_summary(metrics: dict[str, Any], manifest: dict[str, Any], directory: Path) -> str:
+    """The closing tables of a training: what was trained, and what it changed."""
+    config, inputs = manifest["config"], manifest["inputs"]
+    given = config["coreset"]["path"] is not None
+    rows = [
+        ["method", "coreset given" if given else config["method"]["name"]],
+        ["trainee", inputs["trainee"]["name"]],
+        ["coreset", f"{inputs['coreset']['rows']:,} records, {metrics['train/trained_tokens']:,} trained tokens"],
+        ["training", f"{metrics['train/steps']:,} steps, {metrics['train/seconds']:.1f} s"],
+    ]
+    measured = [
+        [
+            name,
+            f"{metrics[f'eval/{name}_before']:.4f}",
+            f"{metrics[f'eval/{name}']:.4f}",
+            f"{metrics[f'eval/{name}_low']:.4f} to {metrics[f'eval/{name}_high']:.4f}"
+            if f"eval/{name}_low" in metrics
+            else "",
+        ]
+        for name in measured_names(metrics)
+    ]
+    parts = [tabulate(rows, tablefmt="plain", disable_numparse=True)]
+    if measured:
+        headers = ["held-out", "before", "after", "95 % interval"]
+        parts.append(tabulate(measured, headers=headers, tablefmt="simple", disable_numparse=True))
+    where = os.path.relpath(directory)
+    parts.append(f"files: {where if not where.startswith('..') else directory}")
+    return "\n\n".join(parts)
+
+
+def measured_names(metrics: dict[str, Any]) -> list[str]:
+    """Names of the measures that were taken before and after."""
+    return [
+        name.removeprefix("eval/").removesuffix("_before")
+        for name in metrics
+        if name.startswith("eval/") and name.endswith("_before")
+    ]
 
 
 def describe_mix(pool: RecordFile, targets: TargetSet | None, chosen: NDArray[np.int64]) -> str:

@@ -10,7 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trim_lightning.errors import UserError
 from trim_lightning.manifest import shareable
@@ -32,6 +32,10 @@ class Tracker(ABC):
         """Attach files as a versioned artifact; ``uses`` names artifacts of this run that it was made from."""
 
     @abstractmethod
+    def training_logger(self) -> Any:
+        """A Lightning logger for the curves of a training, or False."""
+
+    @abstractmethod
     def finish(self, succeeded: bool) -> None:
         """Close the run, so that the next job of a multirun opens its own."""
 
@@ -44,6 +48,10 @@ class NoTracker(Tracker):
 
     def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
         """Attach nothing."""
+
+    def training_logger(self) -> Any:
+        """No curves."""
+        return False
 
     def finish(self, succeeded: bool) -> None:
         """Nothing to close."""
@@ -65,6 +73,12 @@ class CsvTracker(NoTracker):
         writer.writerows(sorted(self._values.items()))
         write_text(text.getvalue(), self.path)
 
+    def training_logger(self) -> Any:
+        """Curves in ``training/metrics.csv``."""
+        from lightning.pytorch.loggers import CSVLogger
+
+        return CSVLogger(self.path.parent, name="training", version="")
+
 
 class WandbTracker(Tracker):
     """A Weights & Biases run; offline when there is no key or ``logger.offline`` is set."""
@@ -78,14 +92,15 @@ class WandbTracker(Tracker):
         name: str,
         config: Mapping[str, Any],
     ) -> None:
+        self._log_artifacts = settings.log_artifacts
+        self._made: dict[str, dict[str, str]] = {}
+        mode = wandb_mode(settings.offline)
+        if mode == "offline":
+            log.info("W&B: logging offline; `wandb sync` uploads the run later")
+            os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would call the server even so
         import wandb
 
         self._wandb = wandb
-        self._log_artifacts = settings.log_artifacts
-        self._named: dict[str, Any] = {}
-        offline = settings.offline or os.environ.get("WANDB_MODE") == "offline" or not has_wandb_key()
-        if offline and not settings.offline:
-            log.info("no W&B key found: logging offline; `wandb sync` uploads the run later")
         try:
             self.run = wandb.init(
                 project=settings.project,
@@ -96,9 +111,12 @@ class WandbTracker(Tracker):
                 name=name,
                 dir=str(directory),
                 config=shareable(dict(config)),
-                mode="offline" if offline else "online",
+                mode=mode,
                 reinit="finish_previous",
-                settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
+                # the metadata hold the command line, paths and the host's name; our config says what matters
+                settings=wandb.Settings(
+                    console="off", silent=True, save_code=False, disable_git=True, x_disable_meta=True
+                ),
             )
         except wandb.Error as error:
             raise UserError(f"logger=wandb: {str(error).splitlines()[0]}; set logger.offline=true") from None
@@ -108,20 +126,41 @@ class WandbTracker(Tracker):
         self.run.log({name: value for name, value in values.items() if value is not None})
 
     def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
-        """Upload files as one artifact, linked to those it was made from."""
+        """Upload files as one artifact.
+
+        Its metadata name those that it was made from, with their content digests: W&B's own link between
+        artifacts of one run needs a server, and this must work offline. The files are not copied; they stay where
+        they are until they are uploaded.
+        """
         if not self._log_artifacts:
             return
-        artifact = self._wandb.Artifact(f"{name}-{self.run.id}", type=kind, metadata={"made_from": list(uses)})
+        made_from = [self._made[used] for used in uses]
+        artifact = self._wandb.Artifact(f"{name}-{self.run.id}", type=kind, metadata={"made_from": made_from})
         for file in files:
             if file.is_dir():
-                artifact.add_dir(str(file), name=file.name)
+                artifact.add_dir(str(file), name=file.name, policy="immutable")
             elif file.exists():
-                artifact.add_file(str(file), name=file.name)
-        self._named[name] = self.run.log_artifact(artifact)
+                artifact.add_file(str(file), name=file.name, policy="immutable")
+        self.run.log_artifact(artifact)
+        self._made[name] = {"name": artifact.name, "type": kind, "digest": artifact.digest}
+
+    def training_logger(self) -> Any:
+        """Curves in the same run."""
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(experiment=self.run)
 
     def finish(self, succeeded: bool) -> None:
         """Close the run with its exit code."""
         self.run.finish(exit_code=0 if succeeded else 1)
+
+
+def wandb_mode(offline: bool) -> Literal["online", "offline", "disabled"]:
+    """What W&B does: as ``logger.offline`` and ``WANDB_MODE`` say, and offline when there is no key."""
+    wanted = os.environ.get("WANDB_MODE", "")
+    if wanted == "disabled":
+        return "disabled"
+    return "offline" if offline or wanted == "offline" or not has_wandb_key() else "online"
 
 
 def has_wandb_key() -> bool:

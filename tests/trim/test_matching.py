@@ -84,9 +84,7 @@ def test_zero_embeddings_give_numbers() -> None:
 
 @settings(max_examples=60)
 @given(case=vocabularies(), nearest=st.sampled_from(["embedding", "hidden"]), seed=st.integers(0, 999))
-def test_similarity_is_the_cosine_with_the_matched_class(
-    case: tuple[Tensor, Tensor], nearest: str, seed: int
-) -> None:
+def test_similarity_is_the_cosine_with_the_matched_class(case: tuple[Tensor, Tensor], nearest: str, seed: int) -> None:
     embeddings, class_ids = case
     generator = torch.Generator().manual_seed(seed)
     bank = random_bank(class_ids, 6, generator)

@@ -14,7 +14,7 @@ from trim_lightning.settings import POOLERS
 from trim_lightning.trim.pooling import Pooled, aggregate_groups, penalise, pool
 
 Token = tuple[float, bool, float]  # similarity, direct, weight
-tokens = st.tuples(st.floats(-1, 1, width=32), st.booleans(), st.floats(0.05, 1, width=32))
+tokens = st.tuples(st.floats(-1, 1, width=32), st.booleans(), st.floats(0.0625, 1, width=32))
 pools = st.lists(st.lists(tokens, max_size=12), min_size=1, max_size=6)
 
 

@@ -10,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trim_lightning.errors import UserError
 from trim_lightning.models.attention import SaliencyRecorder, recording
 from trim_lightning.trim.fingerprints import FingerprintBank
 from trim_lightning.trim.matching import Matcher
@@ -20,9 +21,16 @@ def last_hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
     Runs the base model without the LM head. There is no attention mask: with causal attention and padding
     on the right a real token never sees padding, and SDPA can take its fastest path.
+
+    Raises:
+        UserError: if the architecture has no base model beneath its LM head.
     """
     base: Any = model.base_model
-    states: Tensor = base(input_ids=input_ids, use_cache=False).last_hidden_state
+    states: Tensor | None = getattr(base(input_ids=input_ids, use_cache=False), "last_hidden_state", None)
+    if states is None:
+        raise UserError(
+            f"model.path: {type(model).__name__} gives no last hidden state to compare; use another architecture"
+        )
     return states
 
 

@@ -88,9 +88,10 @@ def choose(
         order: Rows best first.
         num_tokens: ``[records]`` content tokens.
         count: Number of records; or
-        tokens: content tokens: the walk ends at the first record that would overspend, but takes at least one.
+        tokens: content tokens: the walk ends at the first admitted record that would overspend, but takes at
+            least one.
         admit: Says whether a record may be taken (caps, duplicates, length bounds); it may keep state, since it
-            is asked in rank order and only about records that still fit.
+            is asked in rank order and a record that it admits is taken or ends the walk.
 
     Returns:
         Selected rows, best first.
@@ -100,10 +101,10 @@ def choose(
     for row in order.tolist():
         if count is not None and len(chosen) >= count:
             break
-        if tokens is not None and chosen and spent + int(num_tokens[row]) > tokens:
-            break
         if admit is not None and not admit(row):
             continue
+        if tokens is not None and chosen and spent + int(num_tokens[row]) > tokens:
+            break
         chosen.append(row)
         spent += int(num_tokens[row])
     return np.array(chosen, dtype=np.int64)

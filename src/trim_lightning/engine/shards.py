@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -14,6 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+CHECKSUM = b"trim_sha256"
+
+
 def shard_path(directory: Path, index: int) -> Path:
     """File of shard ``index``."""
     return directory / f"shard-{index:06d}.parquet"
@@ -22,8 +26,9 @@ def shard_path(directory: Path, index: int) -> Path:
 def write_shard(table: pa.Table, directory: Path, index: int) -> None:
     """Write one shard under a temporary name, flush it to disk and rename it.
 
-    The number of rows and a checksum stand in the Parquet metadata, page checksums beside the data.
+    A checksum of the content stands in the Parquet metadata: page checksums do not cover names and lengths.
     """
+    table = table.replace_schema_metadata({CHECKSUM: content_checksum(table)})
     final = shard_path(directory, index)
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
     try:
@@ -34,6 +39,20 @@ def write_shard(table: pa.Table, directory: Path, index: int) -> None:
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def content_checksum(table: pa.Table) -> bytes:
+    """sha256 (hex) of names, types and values of a table of numbers and lists of numbers."""
+    checksum = hashlib.sha256()
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        kind = column.type
+        if pa.types.is_list(kind):
+            checksum.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            column, kind = column.flatten(), kind.value_type
+        checksum.update(f"{name} {kind}".encode())
+        checksum.update(column.to_numpy(zero_copy_only=False).tobytes())
+    return checksum.hexdigest().encode()
 
 
 def finished_shards(directory: Path, rows: Sequence[int]) -> set[int]:
@@ -55,8 +74,9 @@ def finished_shards(directory: Path, rows: Sequence[int]) -> set[int]:
             continue
         try:
             table = pq.read_table(path, page_checksum_verification=True)
-            whole = table.num_rows == expected
-        except (OSError, pa.ArrowException):
+            noted = (table.schema.metadata or {}).get(CHECKSUM)
+            whole = table.num_rows == expected and noted == content_checksum(table)
+        except (OSError, ValueError, pa.ArrowException):
             whole = False
         if whole:
             done.add(index)

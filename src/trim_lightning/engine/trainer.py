@@ -16,6 +16,23 @@ from lightning.pytorch.callbacks import Callback
 from trim_lightning.errors import UserError
 
 OURS = {"callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_progress_bar"}
+TUNED = "the keys of warmup and train (epochs, batch_size, gradient_clip ...)"
+# arguments that change or cut short a stage's result, which the store's keys would not show
+REPLACED = {
+    "precision": "model.dtype",
+    "fast_dev_run": "debug=fast",
+    "overfit_batches": "debug=fast",
+    "limit_predict_batches": "pool.limit",
+    "limit_train_batches": "pool.limit",
+    "min_epochs": TUNED,
+    "max_epochs": TUNED,
+    "min_steps": TUNED,
+    "max_steps": TUNED,
+    "max_time": TUNED,
+    "accumulate_grad_batches": TUNED,
+    "gradient_clip_val": TUNED,
+    "gradient_clip_algorithm": TUNED,
+}
 
 
 def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **extra: Any) -> Trainer:
@@ -27,11 +44,14 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
         **extra: Arguments that the stage sets itself (``max_epochs`` and the like).
 
     Raises:
-        UserError: for an argument that Trainer does not have, or a device that is absent.
+        UserError: for an argument that Trainer does not have or that would change results behind the store's
+            back, or a device that is absent.
     """
     arguments = {name: value for name, value in settings.items() if value is not None}
     permitted = set(inspect.signature(Trainer.__init__).parameters) - {"self"} - OURS
     for name in arguments:
+        if name in REPLACED:
+            raise UserError(f"trainer.{name}: cannot be set here; use {REPLACED[name]}")
         if name not in permitted:
             guess = difflib.get_close_matches(name, permitted, n=1)
             hint = f"; did you mean trainer.{guess[0]}?" if guess else ""
@@ -46,14 +66,14 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
     hush_lightning()
     try:
         return Trainer(**{**quiet, **arguments, **extra}, callbacks=list(callbacks))
-    except (ValueError, TypeError, RuntimeError) as error:
-        if type(error).__name__ == "MisconfigurationException" or isinstance(error, ValueError | TypeError):
-            raise UserError(f"trainer: {str(error).splitlines()[0]}") from None
-        raise
     except Exception as error:
-        if type(error).__name__ == "MisconfigurationException":
-            raise UserError(f"trainer: {str(error).splitlines()[0]}") from None
-        raise
+        refused = isinstance(error, ValueError | TypeError | ImportError)
+        if not refused and type(error).__name__ != "MisconfigurationException":
+            raise
+        unusual = {name: value for name, value in arguments.items() if value not in (1, "auto")}
+        given = ", ".join(f"trainer.{name}={value}" for name, value in unusual.items()) or "trainer"
+        reason = str(error).strip().splitlines()[0].rstrip(".!")
+        raise UserError(f"{given}: {reason}; choose what this machine has, or trainer=auto") from None
 
 
 @contextmanager
@@ -82,5 +102,6 @@ def hush_lightning() -> None:
         ".*number of training batches.*smaller than the logging interval.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*No device id is provided.*",
+        ".*Couldn't infer the batch indices.*",  # every batch carries its rows
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -75,10 +75,18 @@ class Selector(ABC):
     """One way of scoring the pool. Subclasses are dataclasses whose fields are the keys of ``method``.
 
     A module ``methods/<name>.py`` with one such class and a file ``conf/method/<name>.yaml`` make a method.
+
+    Attributes:
+        needs_targets: False if ``score`` does without a target set; then none is read.
+        uses_model: False if ``score`` never asks for the scorer's weights.
+        reads_attention: True if it reads the attention of the last ``saliency.num_layers`` layers.
+        takes_all: True if every scored record is selected, whatever the budget.
     """
 
     needs_targets: ClassVar[bool] = True
     uses_model: ClassVar[bool] = True
+    reads_attention: ClassVar[bool] = False
+    takes_all: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, task: SelectionTask) -> ScoreTable:
@@ -89,10 +97,14 @@ class Selector(ABC):
 
 
 def method_names() -> list[str]:
-    """Names of all methods."""
+    """Names of all methods; modules whose name begins with an underscore are shared helpers."""
     import trim_lightning.methods as package
 
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
+    return sorted(
+        module.name
+        for module in pkgutil.iter_modules(package.__path__)
+        if module.name != "base" and not module.name.startswith("_")
+    )
 
 
 def load_selector(parameters: Mapping[str, Any]) -> Selector:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 @dataclass
 class TrimSelector(Selector):
     """Target pass → banks → scoring pass → pooling; the first three go through the store."""
+
+    reads_attention: ClassVar[bool] = True
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score the pool against the target set's fingerprints."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,8 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UserError: if the weights are damaged, incomplete, or of an architecture without the hook.
     """
+    # peft still asks for an attribute by its old name
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     with quiet_loading():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -66,6 +69,7 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"model.path={source.name}: weights are missing from its safetensors files ({names}, ...)")
+    model.name_or_path = source.name  # what adapters note as their base: a name, never a local path
     model.eval()
     model.requires_grad_(False)
     assert isinstance(model, PreTrainedModel)

@@ -26,6 +26,7 @@ class ModelSource:
         digest: sha256 over the contents of those files: two copies of one model share it.
         name: What to call it in manifests and tables; never a full path.
         num_layers: Attention layers.
+        max_positions: Tokens of the longest sequence that the model takes, or None if it does not say.
         trust_remote_code: Run the folder's own Python code.
         device_map: Passed to ``from_pretrained``.
         chat_template: Text of a chat template that replaces the tokenizer's, or None.
@@ -35,6 +36,7 @@ class ModelSource:
     digest: str
     name: str
     num_layers: int
+    max_positions: int | None = None
     trust_remote_code: bool = False
     device_map: str | None = None
     chat_template: str | None = None
@@ -73,6 +75,7 @@ def find_model(settings: ModelSettings, store: Store) -> ModelSource:
         digest=digest_directory(directory, store),
         name=name,
         num_layers=config_layers(config, directory),
+        max_positions=config_number(config, "max_position_embeddings", "n_positions", "max_seq_len"),
         trust_remote_code=settings.trust_remote_code,
         device_map=settings.device_map,
         chat_template=read_template(settings.chat_template),
@@ -114,11 +117,19 @@ def read_config(directory: Path, settings: ModelSettings) -> dict[str, Any]:
 
 def config_layers(config: dict[str, Any], directory: Path) -> int:
     """Number of attention layers that a model config declares."""
-    for part in (config, config.get("text_config") or {}):
-        for name in ("num_hidden_layers", "n_layer", "num_layers"):
+    layers = config_number(config, "num_hidden_layers", "n_layer", "num_layers")
+    if layers is None:
+        raise UserError(f"model.path: {directory.name}/config.json does not say how many layers the model has")
+    return layers
+
+
+def config_number(config: dict[str, Any], *names: str) -> int | None:
+    """The first positive integer under one of these names, also inside a multimodal model's text config."""
+    for part in (config, config.get("text_config")):
+        for name in names if isinstance(part, dict) else ():
             if isinstance(part.get(name), int) and part[name] > 0:
                 return int(part[name])
-    raise UserError(f"model.path: {directory.name}/config.json does not say how many layers the model has")
+    return None
 
 
 def digest_directory(directory: Path, store: Store) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -22,7 +23,8 @@ from trim_lightning.store.keys import StageKey, digest_of
 log = logging.getLogger(__name__)
 
 RECEIPT = "entry.json"
-ORPHAN_AGE = 24 * 3600.0  # seconds after which a temporary directory belongs to nobody
+ORPHAN_AGE = 24 * 3600.0  # seconds without a change after which a temporary directory belongs to nobody
+ORPHAN = re.compile(r"damaged-[0-9a-f]{32}|.+-[0-9a-f]{64}-[0-9a-f]{32}")  # resumable work has no last part
 LOCKS: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
     "file": FileLock,
     "soft": SoftFileLock,  # for file systems without working locks
@@ -120,15 +122,16 @@ class Store:
         return self.get(StageKey(kind, 1, key), write).path
 
     def file_digest(self, path: Path) -> str:
-        """sha256 (hex) of a file, remembered by its path, size and modification time."""
+        """sha256 (hex) of a file, remembered by its path, size, and modification and change times."""
         real, status = path.resolve(), path.stat()
-        mark = [str(real), status.st_size, status.st_mtime_ns]
+        # a copy may keep the modification time, but nothing keeps the change time
+        mark = [str(real), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         note = self.root / "digests" / f"{digest_of(mark)}.json"
         try:
             known = json.loads(note.read_text())
             if known["mark"] == mark:
                 return str(known["sha256"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass
         digest = sha256_of(real)
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -146,24 +149,16 @@ class Store:
         started = time.perf_counter()
         try:
             facts = dict(build(workspace) or {})
-        except BaseException:
+            facts.setdefault("seconds", time.perf_counter() - started)
+            seal(workspace, key, facts)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            workspace.rename(final)
+        except BaseException as error:
             if not resumable:
                 shutil.rmtree(workspace, ignore_errors=True)
-            raise
-        facts.setdefault("seconds", time.perf_counter() - started)
-        files = {
-            str(path.relative_to(workspace)): {"sha256": sha256_of(path), "size": path.stat().st_size}
-            for path in sorted(workspace.rglob("*"))
-            if path.is_file() and path.name != RECEIPT
-        }
-        receipt = {"key": key.description, "files": files, "facts": facts, "created": time.time()}
-        write_atomically(workspace / RECEIPT, json.dumps(receipt, indent=1))
-        final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            workspace.rename(final)
-        except OSError:
-            # a process without our lock was faster; its bytes are as good as ours
-            other = self.find(key)
+            # a process without our lock may have been faster (and taken a shared workspace with it);
+            # its bytes are as good as ours
+            other = self.find(key) if isinstance(error, Exception) else None
             if other is None:
                 raise
             shutil.rmtree(workspace, ignore_errors=True)
@@ -174,16 +169,19 @@ class Store:
     def _verify(self, path: Path) -> dict[str, Any]:
         """Read the receipt and compare every file with it, once per process."""
         try:
-            text = (path / RECEIPT).read_text()
+            data = (path / RECEIPT).read_bytes()
         except FileNotFoundError:
             if path.exists():
                 raise StoreError("no receipt") from None
             raise
         try:
-            receipt: dict[str, Any] = json.loads(text)
+            receipt: dict[str, Any] = json.loads(data)
+            intact = receipt.get("seal") in (None, seal_of(receipt)) and "facts" in receipt
             files = receipt["files"].items()
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise StoreError("unreadable receipt") from error
+        if not intact:
+            raise StoreError("the receipt has another checksum")
         for name, expected in files:
             file = path / name
             if not file.is_file():
@@ -212,9 +210,34 @@ class Store:
         if not partial.is_dir():
             return
         for path in partial.iterdir():
-            orphan = path.name.startswith("damaged-") or path.name.count("-") == 2
-            if orphan and time.time() - path.stat().st_mtime > ORPHAN_AGE:
+            if ORPHAN.fullmatch(path.name) and time.time() - last_change(path) > ORPHAN_AGE:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def seal(workspace: Path, key: StageKey, facts: Mapping[str, Any]) -> None:
+    """Write the receipt of a finished workspace: the checksum of every file, and of the receipt itself."""
+    files = {
+        str(path.relative_to(workspace)): {"sha256": sha256_of(path), "size": path.stat().st_size}
+        for path in sorted(workspace.rglob("*"))
+        if path.is_file() and path != workspace / RECEIPT
+    }
+    content = {"key": key.description, "files": files, "facts": facts, "created": time.time()}
+    receipt = json.loads(json.dumps(content))  # as it will be read: JSON turns some keys and values into others
+    write_atomically(workspace / RECEIPT, json.dumps({**receipt, "seal": seal_of(receipt)}, indent=1))
+
+
+def seal_of(receipt: Mapping[str, Any]) -> str:
+    """sha256 (hex) of a receipt without its seal."""
+    unsealed = {name: value for name, value in receipt.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()
+
+
+def last_change(path: Path) -> float:
+    """Time (seconds) of the latest change in a directory; now, if it is vanishing under our eyes."""
+    try:
+        return max(item.stat().st_mtime for item in [path, *path.rglob("*")])
+    except OSError:
+        return time.time()
 
 
 def sha256_of(path: Path) -> str:

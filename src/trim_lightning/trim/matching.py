@@ -16,7 +16,8 @@ def nearest_classes(embeddings: Tensor, class_ids: Tensor, chunk: int = CHUNK) -
     """For each token class of the vocabulary, the place of the fingerprint class whose input embedding is nearest.
 
     Nearest is the highest cosine; ties go to the lowest token id (``class_ids`` ascend and argmax takes the
-    first). A class with a fingerprint is its own nearest.
+    first), also among the many unused classes of a vocabulary that share one embedding. A class with a
+    fingerprint is its own nearest.
 
     Args:
         embeddings: ``[vocabulary, width]`` input embeddings.
@@ -27,10 +28,16 @@ def nearest_classes(embeddings: Tensor, class_ids: Tensor, chunk: int = CHUNK) -
         ``[vocabulary]`` int64 places in ``class_ids``.
     """
     known = unit(embeddings[class_ids])
+    # a matrix product may round equal columns differently, so equal embeddings are compared once
+    _, kind = torch.unique(known, dim=0, return_inverse=True)
+    order = torch.arange(len(class_ids), device=kind.device)
+    first = torch.full_like(order, len(order)).scatter_reduce_(0, kind, order, "amin")
+    first = first[first < len(order)].sort().values
+    known = known[first]
     places = [
         (unit(embeddings[start : start + chunk]) @ known.T).argmax(-1) for start in range(0, embeddings.shape[0], chunk)
     ]
-    table = torch.cat(places)
+    table = first[torch.cat(places)]
     table[class_ids] = torch.arange(len(class_ids), device=table.device)
     return table
 

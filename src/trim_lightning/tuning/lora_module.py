@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_scheduler
 
-from trim_lightning.engine.modules import last_hidden_states
 from trim_lightning.errors import UserError
+from trim_lightning.models.loss import summed_loss
 from trim_lightning.settings import TuningSettings
-from trim_lightning.tuning.plan import IGNORED
 
 
 def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> PeftModel:
@@ -44,36 +41,6 @@ def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> Pef
     wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
-
-
-def response_logits(model: PreTrainedModel, input_ids: Tensor, wanted: Tensor) -> Tensor:
-    """Float32 logits ``[wanted, vocabulary]`` of the positions where ``wanted [batch, seq]`` is True.
-
-    The LM head runs on those positions only, unless the architecture changes logits after its head.
-    """
-    config = model.config.get_text_config()
-    reshapes = any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
-    head = model.get_output_embeddings()
-    if reshapes or head is None:
-        return model(input_ids=input_ids, use_cache=False).logits[wanted].float()
-    hidden = last_hidden_states(model, input_ids)
-    logits: Tensor = head(hidden[wanted])
-    return logits.float()
-
-
-def summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
-    """Summed next-token cross entropy (nats) over the labelled tokens.
-
-    Args:
-        model: A causal LM.
-        input_ids: ``[batch, seq]``.
-        labels: ``[batch, seq]``, `IGNORED` where a token is not to be predicted.
-    """
-    following = labels[:, 1:]
-    wanted = torch.zeros_like(labels, dtype=torch.bool)
-    wanted[:, :-1] = following != IGNORED
-    logits = response_logits(model, input_ids, wanted)
-    return cross_entropy(logits, following[following != IGNORED], reduction="sum")
 
 
 class TuningModule(LightningModule):

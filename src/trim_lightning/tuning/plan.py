@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trim_lightning.models.loss import IGNORED
 from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
-
-IGNORED = -100  # torch's cross entropy leaves such labels out
 
 
 @dataclass(frozen=True)
@@ -22,22 +21,26 @@ class MicroBatch:
     Attributes:
         rows: Records in it, longest first.
         closes_step: True if the optimiser steps after it.
+        closes_epoch: True if it is the last of its epoch.
         step_labels: Trained tokens of the whole optimiser step, the normaliser of its loss: how a step is cut
             into micro-batches does not change it.
     """
 
     rows: tuple[int, ...]
     closes_step: bool
+    closes_epoch: bool
     step_labels: int
 
 
-def labels_of(sequence: TokenSequence) -> NDArray[np.int64]:
+def labels_of(sequence: TokenSequence, with_end: bool = True) -> NDArray[np.int64]:
     """Labels ``[tokens]``: response tokens and the token that ends each response, else `IGNORED`.
 
     The token after the last response token is the template's end of turn; without it a model never learns to
-    stop (our choice).
+    stop (our choice). It is trained, but no part of a held-out loss (``with_end=False``).
     """
     response = sequence.roles == 2
+    if not with_end:
+        return np.where(response, sequence.token_ids, IGNORED).astype(np.int64)
     ends = np.zeros_like(response)
     ends[1:] = response[:-1] & (sequence.roles[1:] == 0)
     return np.where(response | ends, sequence.token_ids, IGNORED).astype(np.int64)
@@ -51,10 +54,12 @@ def plan_micro_batches(
     epochs: int,
     tokens_per_micro_batch: int,
     seed: int,
+    length_grouped: bool = False,
 ) -> list[MicroBatch]:
     """Shuffle the rows anew for every epoch and cut them into optimiser steps and micro-batches.
 
-    Within a step, records of similar length share a micro-batch. Records without a trained token are left out.
+    Within a step, records of similar length share a micro-batch; ``length_grouped`` also puts records of similar
+    length (within 50 steps' worth) into one step. Records without a trained token are left out.
 
     Returns:
         All micro-batches of all epochs, in order; empty if no record has a response.
@@ -65,12 +70,30 @@ def plan_micro_batches(
     plan: list[MicroBatch] = []
     for _ in range(epochs):
         order = generator.permutation(usable)
-        for start in range(0, len(order), batch_size):
-            step = sorted(order[start : start + batch_size].tolist(), key=lambda row: (-records.lengths[row], row))
+        steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        if length_grouped:
+            steps = group_by_length(order, records.lengths, batch_size, generator)
+        for number, members in enumerate(steps):
+            step = sorted(members.tolist(), key=lambda row: (-records.lengths[row], row))
             total = sum(labels[row] for row in step)
             groups = list(cut(step, records.lengths, tokens_per_micro_batch))
-            plan += [MicroBatch(tuple(group), place == len(groups) - 1, total) for place, group in enumerate(groups)]
+            for place, group in enumerate(groups):
+                closes = place == len(groups) - 1
+                plan.append(MicroBatch(tuple(group), closes, closes and number == len(steps) - 1, total))
     return plan
+
+
+def group_by_length(
+    order: NDArray[np.int64], lengths: NDArray[np.int64], batch_size: int, generator: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Sort shuffled rows by length within 50 steps' worth, cut them into steps, and shuffle the steps."""
+    span = 50 * batch_size
+    steps = []
+    for start in range(0, len(order), span):
+        part = order[start : start + span]
+        part = part[np.argsort(-lengths[part], kind="stable")]
+        steps += [part[place : place + batch_size] for place in range(0, len(part), batch_size)]
+    return [steps[place] for place in generator.permutation(len(steps))]
 
 
 def cut(rows: Sequence[int], lengths: NDArray[np.int64], budget: int) -> Iterator[list[int]]:
@@ -82,7 +105,9 @@ def cut(rows: Sequence[int], lengths: NDArray[np.int64], budget: int) -> Iterato
         place += size
 
 
-def collate(records: TokenizedRecords, rows: Sequence[int], pad_token_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(
+    records: TokenizedRecords, rows: Sequence[int], pad_token_id: int = 0, with_end: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels of some records, each ``[batch, seq]`` int64, padded on the right."""
     sequences = [records[row] for row in rows]
     width = max(len(sequence.token_ids) for sequence in sequences)
@@ -90,7 +115,7 @@ def collate(records: TokenizedRecords, rows: Sequence[int], pad_token_id: int = 
     labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
     for line, sequence in enumerate(sequences):
         input_ids[line, : len(sequence.token_ids)] = sequence.token_ids
-        labels[line, : len(sequence.token_ids)] = labels_of(sequence)
+        labels[line, : len(sequence.token_ids)] = labels_of(sequence, with_end)
     return torch.from_numpy(input_ids), torch.from_numpy(labels)
 
 
@@ -115,6 +140,7 @@ class MicroBatchLoader:
                 "input_ids": input_ids,
                 "labels": labels,
                 "closes_step": micro.closes_step,
+                "closes_epoch": micro.closes_epoch,
                 "step_labels": micro.step_labels,
                 "tokens": int(sum(self.records.lengths[list(micro.rows)])),
             }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,50 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.errors import UserError
+from trim_lightning.models.loss import response_logits
 from trim_lightning.progress import progress_bar
 from trim_lightning.settings import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
-from trim_lightning.tuning.lora_module import TuningModule, add_lora, response_logits
-from trim_lightning.tuning.plan import MicroBatchLoader, plan_micro_batches
+from trim_lightning.tuning.lora_module import TuningModule, add_lora
+from trim_lightning.tuning.plan import MicroBatch, MicroBatchLoader, plan_micro_batches
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "resume.ckpt"
 ADAPTER = "adapter"
+MODEL = "model"
 MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """When to end a training before its last epoch.
+
+    Attributes:
+        patience: Epochs without a lower held-out loss after which it ends; the best epoch's weights are kept.
+        held_out_loss: Measures the loss (nats per token) of the model as it is now.
+    """
+
+    patience: int
+    held_out_loss: Callable[[PreTrainedModel], float]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a training runs and what looks on.
+
+    Attributes:
+        directory: Holds the result at the end, and a checkpoint until then: a killed training goes on from there.
+        trainer: Arguments of the Lightning Trainer; training uses one device.
+        title: Name on the progress bar.
+        logger: A Lightning logger, or False.
+        early_stop: See there.
+    """
+
+    directory: Path
+    trainer: Mapping[str, Any]
+    title: str
+    logger: Any = False
+    early_stop: EarlyStop | None = None
 
 
 def train_lora(
@@ -33,32 +69,85 @@ def train_lora(
     records: TokenizedRecords,
     rows: Sequence[int],
     settings: TuningSettings,
-    directory: Path,
+    around: Surroundings,
     *,
     seed: int,
-    trainer: Mapping[str, Any],
-    title: str,
-    logger: Any = False,
+    length_grouped: bool = False,
 ) -> tuple[PeftModel, dict[str, Any]]:
-    """Train fresh LoRA matrices and save them to ``directory/adapter`` as safetensors.
+    """Train fresh LoRA matrices and save them to ``adapter/`` as safetensors.
 
     Args:
         model: The base model; its own weights stay as they are.
         records: Tokenised records.
         rows: Which of them to train on.
         settings: Hyperparameters.
-        directory: Holds the adapter at the end, and a checkpoint until then: called again after a kill, the
-            training goes on from there.
+        around: Directory, Trainer and the like.
         seed: Of LoRA's initial weights, order and dropout.
-        trainer: Arguments of the Lightning Trainer; training uses one device.
-        title: Name on the progress bar.
-        logger: A Lightning logger, or False.
+        length_grouped: Put records of similar length into one optimiser step.
 
     Returns:
-        The trained PEFT model and facts: ``tokens`` fed to the model, ``steps``, ``loss`` of the last step.
+        The trained PEFT model and facts: ``tokens`` fed to the model, ``trained_tokens`` labelled, ``steps``,
+        ``loss`` of the last step.
 
     Raises:
         UserError: if no record has a response token, or the adapter changed nothing.
+    """
+    plan = make_plan(records, rows, settings, around.title, seed, length_grouped)
+    wrapped = add_lora(model, settings, seed)
+    module = TuningModule(wrapped, settings, total_steps=count_steps(plan))
+    if settings.gradient_checkpointing:
+        module.causal_lm.gradient_checkpointing_enable()
+        wrapped.enable_input_require_grads()
+    facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
+    wrapped.eval()
+    require_effect(wrapped, records, plan[0].rows[-1], around.title)
+    wrapped.save_pretrained(str(around.directory / ADAPTER), safe_serialization=True)
+    (around.directory / CHECKPOINT).unlink(missing_ok=True)
+    return wrapped, facts
+
+
+def train_full(
+    model: PreTrainedModel,
+    records: TokenizedRecords,
+    rows: Sequence[int],
+    settings: TuningSettings,
+    around: Surroundings,
+    *,
+    seed: int,
+    length_grouped: bool = False,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Train all weights and save the model to ``model/`` as safetensors.
+
+    The model should be in float32: steps of a usual size vanish in bfloat16 weights. Arguments, results and errors
+    are those of `train_lora`.
+    """
+    plan = make_plan(records, rows, settings, around.title, seed, length_grouped)
+    model.requires_grad_(True)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    module = TuningModule(model, settings, total_steps=count_steps(plan))
+    facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
+    model.eval()
+    model.requires_grad_(False)
+    if facts["loss"] is not None and not math.isfinite(facts["loss"]):
+        raise UserError(f"{around.title}: training diverged (the loss is not finite); lower the learning rate")
+    model.save_pretrained(str(around.directory / MODEL), safe_serialization=True)
+    (around.directory / CHECKPOINT).unlink(missing_ok=True)
+    return model, facts
+
+
+def make_plan(
+    records: TokenizedRecords,
+    rows: Sequence[int],
+    settings: TuningSettings,
+    title: str,
+    seed: int,
+    length_grouped: bool,
+) -> list[MicroBatch]:
+    """All micro-batches of a training.
+
+    Raises:
+        UserError: if no record has a response token.
     """
     plan = plan_micro_batches(
         records,
@@ -67,38 +156,46 @@ def train_lora(
         epochs=settings.epochs,
         tokens_per_micro_batch=settings.tokens_per_micro_batch or MICRO_BATCH_TOKENS[_device_kind()],
         seed=seed,
+        length_grouped=length_grouped,
     )
     if not plan:
         raise UserError(f"{title}: none of the {len(rows)} records has a response to learn from")
-    wrapped = add_lora(model, settings, seed)
-    module = TuningModule(wrapped, settings, total_steps=sum(micro.closes_step for micro in plan))
-    if settings.gradient_checkpointing:
-        module.causal_lm.gradient_checkpointing_enable()
-        wrapped.enable_input_require_grads()
-    loader = MicroBatchLoader(records, plan)
-    tokens = int(sum(records.lengths[list(micro.rows)].sum() for micro in plan))
-    checkpoint = directory / CHECKPOINT
-    callbacks: list[Callback] = [
-        TrainingProgress(title, tokens),
-        PeriodicCheckpoint(checkpoint, settings.checkpoint_seconds),
-    ]
-    one_device = {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    return plan
+
+
+def count_steps(plan: Sequence[MicroBatch]) -> int:
+    """Optimiser steps of a plan."""
+    return sum(micro.closes_step for micro in plan)
+
+
+def fit(
+    module: TuningModule, loader: MicroBatchLoader, settings: TuningSettings, around: Surroundings, seed: int
+) -> dict[str, Any]:
+    """Run the Lightning loop over all epochs' micro-batches, from the checkpoint if there is one."""
+    tokens = int(sum(loader.records.lengths[list(micro.rows)].sum() for micro in loader.plan))
+    checkpoint = around.directory / CHECKPOINT
+    callbacks: list[Callback] = [TrainingProgress(around.title, tokens)]
+    if around.early_stop is not None:
+        callbacks.append(HeldOutStop(around.early_stop))
+    callbacks.append(PeriodicCheckpoint(checkpoint, settings.checkpoint_seconds))
+    one_device = {**around.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    # one Lightning epoch holds all of ours, so that a checkpoint may lie anywhere
     runner = make_trainer(
-        one_device, callbacks, max_epochs=1, logger=logger, log_every_n_steps=1, num_sanity_val_steps=0
+        one_device, callbacks, max_epochs=1, logger=around.logger, log_every_n_steps=1, num_sanity_val_steps=0
     )
     resumes = checkpoint.exists()
     if resumes:
-        log.info("%s: resuming from its last checkpoint", title)
+        log.info("%s: resuming from its last checkpoint", around.title)
     torch.manual_seed(seed)
     with interruptible(runner):
         runner.fit(module, loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
-    wrapped.eval()
-    require_effect(wrapped, records, plan[0].rows[-1], title)
-    wrapped.save_pretrained(str(directory / ADAPTER), safe_serialization=True)
-    checkpoint.unlink(missing_ok=True)
     loss = runner.callback_metrics.get("train/loss")
-    facts = {"tokens": tokens, "steps": module.total_steps, "loss": None if loss is None else float(loss)}
-    return wrapped, facts
+    return {
+        "tokens": tokens,
+        "trained_tokens": sum(micro.step_labels for micro in loader.plan if micro.closes_step),
+        "steps": module.total_steps,
+        "loss": None if loss is None else float(loss),
+    }
 
 
 def require_effect(wrapped: PeftModel, records: TokenizedRecords, row: int, title: str) -> None:
@@ -166,6 +263,50 @@ class TrainingProgress(Callback):
             self._bar.close()
 
 
+class HeldOutStop(Callback):
+    """Measures the held-out loss after every epoch, ends the training in time, and keeps the best epoch's weights."""
+
+    def __init__(self, rule: EarlyStop) -> None:
+        self.rule = rule
+        self._best: float | None = None
+        self._weights: dict[str, torch.Tensor] = {}
+        self._bad_epochs = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know."""
+        return {"best": self._best, "weights": self._weights, "bad_epochs": self._bad_epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self._best, self._weights = state_dict["best"], state_dict["weights"]
+        self._bad_epochs = state_dict["bad_epochs"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int
+    ) -> None:
+        """Measure if the epoch is over."""
+        if not batch["closes_epoch"]:
+            return
+        assert isinstance(pl_module, TuningModule)
+        pl_module.model.eval()
+        generators = torch.get_rng_state()
+        loss = self.rule.held_out_loss(pl_module.causal_lm)
+        torch.set_rng_state(generators)
+        pl_module.model.train()
+        pl_module.log("train/held_out_loss", loss)
+        if self._best is None or loss < self._best:
+            self._best, self._bad_epochs = loss, 0
+            self._weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+        else:
+            self._bad_epochs += 1
+            trainer.should_stop = self._bad_epochs >= self.rule.patience
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go back to the best epoch."""
+        if self._weights:
+            pl_module.load_state_dict(self._weights, strict=False)
+
+
 class PeriodicCheckpoint(Callback):
     """Saves a checkpoint between optimiser steps, at most every so many seconds, by rename."""
 
@@ -186,6 +327,6 @@ class PeriodicCheckpoint(Callback):
         if not batch["closes_step"] or time.monotonic() - self._last < self.seconds:
             return
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(temporary, weights_only=False)
         temporary.replace(self.path)
         self._last = time.monotonic()

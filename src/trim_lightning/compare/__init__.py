@@ -1,0 +1,1 @@
+"""What several runs have in common, where they differ, and whether the difference is more than chance."""

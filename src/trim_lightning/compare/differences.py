@@ -1,0 +1,211 @@
+"""Is one group better than another on the same held-out records, and at the same budget?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trim_lightning.compare.coresets import BrokenRun
+from trim_lightning.compare.groups import BASELINE, Group, differing_keys
+from trim_lightning.compare.predictions import FIELDS, Predictions, averaged, read_predictions
+from trim_lightning.compare.statistics import Difference, paired_difference, ratio, resampled_ratios
+
+TOLERANCE = 0.02  # token budgets this close count as equal
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one pair of groups.
+
+    Attributes:
+        first: The group that is judged.
+        second: The group it is judged against.
+        metric: Name of the metric.
+        difference: First minus second.
+        records: Held-out records in the test.
+    """
+
+    first: Group
+    second: Group
+    metric: str
+    difference: Difference
+    records: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Groups measured by one metric on the same records, so that any two of them can be paired.
+
+    Attributes:
+        metric: Name of the metric.
+        groups: The groups.
+        values: ``[groups, records]``, averaged over seeds.
+        weights: ``[records]``, positive.
+    """
+
+    metric: str
+    groups: list[Group]
+    values: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+
+def equal_budgets(first: Group, second: Group) -> str:
+    """``records``, ``tokens``, ``records and tokens`` or ``neither``: in which measure two coresets are equally large.
+
+    Records are counted exactly; content tokens may differ by 2 % of the larger (our choice). Means over seeds.
+    """
+    equal = ["records"] if first.records == second.records else []
+    if first.tokens is not None and second.tokens is not None and close(first.tokens, second.tokens):
+        equal.append("tokens")
+    return " and ".join(equal) or "neither"
+
+
+def close(first: float, second: float) -> bool:
+    """True if two amounts differ by at most `TOLERANCE` of the larger."""
+    return abs(first - second) <= TOLERANCE * max(first, second)
+
+
+def pairs_to_test(groups: Sequence[Group], *, all_pairs: bool) -> list[tuple[Group, Group]]:
+    """The pairs to test: every group against its random baselines, or every pair."""
+    trained = [group for group in groups if group.first.kind == "train"]
+    if all_pairs:
+        # random second, so that a difference reads as gain over it
+        return [pair if pair[0].method != BASELINE else pair[::-1] for pair in combinations(trained, 2)]
+    others = [group for group in trained if group.method != BASELINE]
+    return [(group, baseline) for group in others for baseline in baselines_of(group, trained)]
+
+
+def baselines_of(group: Group, groups: Sequence[Group]) -> list[Group]:
+    """The random groups that a group is fairly compared with.
+
+    Of all random groups those with the same trainee, of those the ones with an equal budget, of those the ones that
+    differ from the group in the fewest other keys; a step that would leave none is skipped (our choice).
+    """
+    found = [other for other in groups if other.method == BASELINE and other is not group]
+    for fits in (
+        lambda other: other.first.trainee == group.first.trainee,
+        lambda other: equal_budgets(group, other) != "neither",
+    ):
+        found = [other for other in found if fits(other)] or found
+    distance = {id(other): len(other_differences(group, other)) for other in found}
+    return [other for other in found if distance[id(other)] == min(distance.values())]
+
+
+def other_differences(first: Group, second: Group) -> list[str]:
+    """Config keys in which two groups differ, besides the method and the budget."""
+    return [key for key in differing_keys(first, second) if not key.startswith("selection.")]
+
+
+def compare_groups(
+    groups: Sequence[Group], pairs: Sequence[tuple[Group, Group]], *, samples: int, seed: int
+) -> tuple[list[Comparison], list[str]]:
+    """Test each pair on each metric that both have.
+
+    Args:
+        groups: All groups of training runs.
+        pairs: What to test.
+        samples: Bootstrap resamples.
+        seed: Of the resampling.
+
+    Returns:
+        The comparisons, pair by pair, and notes on what could not be paired.
+    """
+    predictions, notes = read_all(groups)
+    panels = {metric: panels_of(metric, groups, predictions, notes) for metric in FIELDS}
+    resampled = {
+        id(panel): resampled_ratios(panel.values, panel.weights, samples, seed)
+        for found in panels.values()
+        for panel in found
+        if any(first in panel.groups and second in panel.groups for first, second in pairs)
+    }
+    comparisons = []
+    for first, second in pairs:
+        tested = 0
+        for metric, found in panels.items():
+            panel = next((panel for panel in found if first in panel.groups and second in panel.groups), None)
+            if panel is not None:
+                comparisons.append(test(panel, first, second, resampled[id(panel)]))
+                tested += 1
+        notes += unpaired(first, second, predictions, tested)
+    return comparisons, list(dict.fromkeys(notes))
+
+
+def test(panel: Panel, first: Group, second: Group, resampled: NDArray[np.float64]) -> Comparison:
+    """Compare two groups of a panel."""
+    one, two = panel.groups.index(first), panel.groups.index(second)
+    observed = ratio(panel.values, panel.weights)
+    difference = paired_difference(resampled[:, one], resampled[:, two], float(observed[one] - observed[two]))
+    return Comparison(first, second, panel.metric, difference, len(panel.weights))
+
+
+def read_all(groups: Sequence[Group]) -> tuple[dict[str, list[Predictions]], list[str]]:
+    """Predictions of every run of the groups that have them all, by the group's name."""
+    predictions, notes = {}, []
+    for group in groups:
+        found = []
+        for run in group.runs:
+            try:
+                found.append(read_predictions(run.directory / "predictions.jsonl"))
+            except BrokenRun as error:
+                if run.measurements.keys() & FIELDS.keys():
+                    notes.append(f"{group.title} is in no paired test: {error} in run {run.label}")
+        if found and len(found) == len(group.runs):
+            predictions[group.name] = found
+    return predictions, notes
+
+
+def panels_of(
+    metric: str, groups: Sequence[Group], predictions: Mapping[str, list[Predictions]], notes: list[str]
+) -> list[Panel]:
+    """Sort the groups that have a metric by the records that it was measured on."""
+    members: defaultdict[object, list[Group]] = defaultdict(list)
+    for group in groups:
+        parts = predictions.get(group.name, [])
+        if not parts or any(metric not in part.values for part in parts):
+            continue
+        keys = {records_key(group, part, metric) for part in parts}
+        if len(keys) > 1:
+            notes.append(f"{group.title} is in no paired test of {metric}: its seeds were evaluated on different records")
+        elif not all(np.isfinite(part.values[metric][part.weights(metric) > 0]).all() for part in parts):
+            notes.append(f"{group.title} is in no paired test of {metric}: some of its values are not finite")
+        else:
+            members[keys.pop()].append(group)
+    return [panel_of(metric, together, predictions) for together in members.values()]
+
+
+def records_key(group: Group, part: Predictions, metric: str) -> object:
+    """What two groups must share to be paired: the held-out file, the records drawn, and each record's weight.
+
+    Response tokens are part of it: with another tokenizer a loss per token is another quantity.
+    """
+    evaluation = group.first.inputs.get("evaluation")
+    digest = evaluation.get("sha256") if isinstance(evaluation, Mapping) else None
+    return digest, part.ids, part.weights(metric).tobytes()
+
+
+def panel_of(metric: str, groups: list[Group], predictions: Mapping[str, list[Predictions]]) -> Panel:
+    """The values of groups that share their records."""
+    weights = predictions[groups[0].name][0].weights(metric)
+    kept = weights > 0
+    values = np.array([averaged(predictions[group.name], metric)[kept] for group in groups])
+    return Panel(metric, groups, values, weights[kept])
+
+
+def unpaired(
+    first: Group, second: Group, predictions: Mapping[str, list[Predictions]], tested: int
+) -> list[str]:
+    """Say why a pair has no test at all."""
+    if tested or first.name not in predictions or second.name not in predictions:
+        return []
+    one, two = predictions[first.name][0], predictions[second.name][0]
+    title = f"{first.title} and {second.title} cannot be paired"
+    if records_key(first, one, "nll")[:2] != records_key(second, two, "nll")[:2]:
+        return [f"{title}: they were evaluated on different held-out records"]
+    if "nll" in one.values and "nll" in two.values and not np.array_equal(one.num_tokens, two.num_tokens):
+        return [f"{title}: their tokenizers divide the responses differently, so a loss per token is not the same"]
+    return [f"{title}: they have no metric in common"]

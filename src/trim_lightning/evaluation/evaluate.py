@@ -1,0 +1,216 @@
+"""Evaluate one model on the held-out records: every number per record, through the store."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trim_lightning.errors import UserError
+from trim_lightning.evaluation.statistics import bootstrap_ratio
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.settings import EvaluationSettings
+from trim_lightning.store import Entry, StageKey
+from trim_lightning.trainee import Trainee
+
+RESULTS = "held_out.json"
+
+
+def evaluate(
+    trainee: Trainee, tuned: Entry | None, held_out: RecordFile, settings: EvaluationSettings, *, title: str
+) -> list[dict[str, Any]]:
+    """What the model does on each held-out record.
+
+    Args:
+        trainee: The model.
+        tuned: Its fine-tuning, or None for the model before.
+        held_out: Held-out records.
+        settings: What to measure.
+        title: ``before`` or ``after``, for progress bars and the ledger.
+
+    Returns:
+        One dict per record: ``id``, ``num_tokens``, ``nll`` and, where they apply, ``prediction``, ``correct``,
+        ``choice``, ``choice_correct``.
+
+    Raises:
+        UserError: if a measure is asked for that no record allows.
+    """
+    plan = measures(held_out, settings)
+    tokens, tokens_entry = trainee.tokenize(held_out, "tokenize")
+    choices = {name: value for name, value in asdict(settings).items() if name in ("max_new_tokens", "stop")}
+    key = StageKey(
+        "evaluate",
+        1,
+        {**plan, **(choices if plan["exact_match"] else {})},
+        {
+            "held_out": tokens_entry.key.hex,
+            "trainee": {"model": trainee.source.digest, "dtype": str(trainee.dtype)},
+            "tuned": None if tuned is None else tuned.key.hex,
+        },
+    )
+
+    def build(directory: Path) -> dict[str, Any]:
+        model = trainee.model(tuned)
+        started = time.perf_counter()
+        results = measure_losses(trainee, model, held_out, tokens, title)
+        if plan["option_accuracy"]:
+            measure_options(trainee, model, held_out, results, directory, title)
+        if plan["exact_match"]:
+            measure_answers(trainee, model, held_out, tokens, settings, results, title)
+        (directory / RESULTS).write_text(json.dumps(results), encoding="utf-8")
+        return {"seconds": time.perf_counter() - started, "tokens": tokens.total_tokens}
+
+    entry = trainee.store.get(key, build)
+    trainee.ledger.book(f"evaluate_{title}", entry)
+    results: list[dict[str, Any]] = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))
+    return results
+
+
+def measures(held_out: RecordFile, settings: EvaluationSettings) -> dict[str, bool]:
+    """Which measures apply: options where records have ``choices``, exact match where they have ``answer`` alone.
+
+    Raises:
+        UserError: if ``always`` is asked and the first record lacks the field.
+    """
+    first = held_out.object(0)
+    has_options = isinstance(first.get("choices"), list) and first.get("answer") is not None
+    has_answer = first.get("answer") is not None
+    for name, wanted, possible, field in (
+        ("exact_match", settings.exact_match, has_answer, "answer"),
+        ("option_accuracy", settings.option_accuracy, has_options, "choices and answer"),
+    ):
+        if wanted == "always" and not possible:
+            raise UserError(f"evaluation.{name}=always: {held_out.place(0)} has no {field}; use auto")
+    return {
+        "exact_match": settings.exact_match == "always"
+        or (settings.exact_match == "auto" and has_answer and not has_options),
+        "option_accuracy": settings.option_accuracy != "never" and has_options,
+    }
+
+
+def measure_losses(trainee: Trainee, model: Any, held_out: RecordFile, tokens: Any, title: str) -> list[dict[str, Any]]:
+    """Summed response loss and response tokens of each record."""
+    from trim_lightning.evaluation.held_out import response_counts, response_losses
+
+    counts = response_counts(tokens)
+    losses = response_losses(
+        model,
+        tokens,
+        trainer=trainee.trainer,
+        tokens_per_batch=trainee.tokens_per_batch,
+        title=f"loss {title}",
+    )
+    return [
+        {"id": held_out.id(row), "num_tokens": int(counts[row]), "nll": float(losses[row])}
+        for row in range(len(held_out))
+    ]
+
+
+def measure_options(
+    trainee: Trainee, model: Any, held_out: RecordFile, results: list[dict[str, Any]], directory: Path, title: str
+) -> None:
+    """Add ``choice`` and ``choice_correct`` to the results."""
+    from trim_lightning.evaluation.held_out import response_counts, response_losses
+    from trim_lightning.evaluation.options import correct_option, likeliest, write_option_records
+    from trim_lightning.records.record_file import LineSource, ReadOptions, index
+    from trim_lightning.tokens.tokenized import TokenizedRecords, tokenize_records
+
+    file, folder = directory / "options.jsonl", directory / "options"
+    lines = write_option_records(held_out, file)
+    if not lines:
+        return
+    folder.mkdir()
+    options = index(LineSource(file, label="options", name="options", what="evaluation"), ReadOptions())
+    tokenize_records(options, trainee.renderer, trainee.max_length, folder, "options")
+    tokens = TokenizedRecords(folder)
+    losses = response_losses(
+        model,
+        tokens,
+        trainer=trainee.trainer,
+        tokens_per_batch=trainee.tokens_per_batch,
+        title=f"options {title}",
+    )
+    for row, option in likeliest(lines, losses, response_counts(tokens)).items():
+        results[row]["choice"] = option
+        results[row]["choice_correct"] = option == correct_option(held_out.object(row))
+
+
+def measure_answers(
+    trainee: Trainee,
+    model: Any,
+    held_out: RecordFile,
+    tokens: Any,
+    settings: EvaluationSettings,
+    results: list[dict[str, Any]],
+    title: str,
+) -> None:
+    """Add ``answer``, ``prediction`` and ``correct`` to the results."""
+    from trim_lightning.evaluation.answers import is_correct
+    from trim_lightning.evaluation.generation import generate_answers
+
+    rows = [row for row in range(len(held_out)) if held_out.object(row).get("answer") is not None]
+    answers = generate_answers(
+        model,
+        trainee.tokenizer,
+        tokens,
+        rows,
+        max_new_tokens=settings.max_new_tokens,
+        stop=settings.stop,
+        title=f"answers {title}",
+    )
+    for row, text in answers.items():
+        record = held_out.object(row)
+        results[row].update(answer=str(record["answer"]), prediction=text, correct=is_correct(text, record))
+
+
+def paired(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of ``predictions.jsonl``: both evaluations of each record side by side."""
+    lines = []
+    for old, new in zip(before, after, strict=True):
+        line = {"id": new["id"], "num_tokens": new["num_tokens"], "nll_before": old["nll"], "nll": new["nll"]}
+        if "answer" in new:
+            line["answer"] = new["answer"]
+        for name in ("prediction", "correct", "choice", "choice_correct"):
+            if name in new:
+                line[f"{name}_before"], line[name] = old[name], new[name]
+        lines.append(line)
+    return lines
+
+
+def summarise(lines: list[Mapping[str, Any]], settings: EvaluationSettings) -> dict[str, float]:
+    """Flat ``eval/...`` metrics with 95 % bootstrap intervals over records.
+
+    ``nll`` is nats per response token (all tokens together), ``nll_drop`` how much it fell; ``exact_match`` and
+    ``option_accuracy`` are shares of the records that allow them.
+    """
+    metrics: dict[str, float] = {}
+
+    def add(name: str, numerators: NDArray[np.float64], denominators: NDArray[np.float64], bounds: bool) -> None:
+        total = denominators.sum()
+        metrics[name] = float(numerators.sum() / total) if total else float("nan")
+        if bounds and total:
+            low, high = bootstrap_ratio(numerators, denominators, settings.bootstrap, settings.seed)
+            metrics[f"{name}_low"], metrics[f"{name}_high"] = low, high
+
+    def column(rows: list[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+        return np.array([float(row[name]) for row in rows])
+
+    tokens = column(lines, "num_tokens")
+    if tokens.sum():
+        before, after = column(lines, "nll_before"), column(lines, "nll")
+        add("eval/nll_before", before, tokens, bounds=False)
+        add("eval/nll", after, tokens, bounds=True)
+        add("eval/nll_drop", before - after, tokens, bounds=True)
+    for field, metric in (("correct", "exact_match"), ("choice_correct", "option_accuracy")):
+        judged = [line for line in lines if field in line]
+        if judged:
+            ones = np.ones(len(judged))
+            add(f"eval/{metric}_before", column(judged, f"{field}_before"), ones, bounds=False)
+            add(f"eval/{metric}", column(judged, field), ones, bounds=True)
+    return metrics

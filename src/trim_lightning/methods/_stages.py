@@ -1,0 +1,209 @@
+"""What several selectors share: stored passes, stored scores against target groups, the table of scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trim_lightning.engine.ranking import ScoreTable, rank_round_robin
+from trim_lightning.errors import UserError
+from trim_lightning.engine.words import WordFile, write_words
+from trim_lightning.methods.base import SelectionTask
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.store import Entry, StageKey
+from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
+
+if TYPE_CHECKING:
+    from trim_lightning.engine.statistics import RecordStatistic
+
+SCORES = "scores.npy"
+AGGREGATES = ("max", "mean")
+
+
+def score_table(
+    task: SelectionTask, groups: Mapping[str, NDArray[Any]], order: NDArray[np.int64] | None = None
+) -> ScoreTable:
+    """The scores of a method that has neither mean, maximum nor coverage.
+
+    Records without scoped tokens get NaN. Scores of several target groups are combined by ``target.aggregate``:
+    ``mean``, or for ``max`` and ``round_robin`` the best group's; with ``round_robin`` the groups take turns.
+
+    Args:
+        task: For token counts and settings.
+        groups: Group name to ``[records]`` scores; ``{"": scores}`` without groups.
+        order: Scored rows best first, where the method ranks otherwise than by score.
+    """
+    scoped = task.pool_tokens.content_lengths(task.settings.scope)
+    aggregate = task.settings.target.aggregate
+    stacked = np.stack([np.where(scoped > 0, scores, np.nan) for scores in groups.values()])
+    combined = stacked.mean(0) if aggregate == "mean" else stacked.max(0)
+    named = {group: values.astype(np.float32) for group, values in zip(groups, stacked, strict=True) if group}
+    if named and aggregate == "round_robin":
+        order = rank_round_robin(list(named.values()))
+    return ScoreTable(
+        score=combined.astype(np.float32),
+        num_tokens=task.pool_tokens.content_lengths().astype(np.int32),
+        num_scored=scoped.astype(np.int32),
+        groups=named,
+        order=order,
+    )
+
+
+def warm_up(task: SelectionTask, use_warmup: bool) -> None:
+    """Warm the scorer up if both the method and the ``warmup`` group say so."""
+    if use_warmup and task.settings.warmup.enabled:
+        task.scorer.warm_up(task.settings.warmup, task.pool_tokens, task.pool_key)
+
+
+def record_values(
+    task: SelectionTask,
+    statistic: RecordStatistic,
+    records: TokenizedRecords | Sequence[TokenSequence],
+    lengths: NDArray[np.int64],
+    inputs: Mapping[str, str],
+    booked: str,
+) -> Entry:
+    """The stored values of one forward pass over some records; see `run_record_pass`.
+
+    Args:
+        task: For scorer, store and settings.
+        statistic: What is computed of each record.
+        records: The tokens.
+        lengths: ``[records]`` tokens of each record; records without tokens get no values.
+        inputs: Keys of the stages that made ``records``.
+        booked: Stage of the manifest that the cost belongs to: ``fingerprint`` (targets) or ``score`` (pool).
+    """
+    settings = task.settings
+    budget = settings.scoring.tokens_per_batch or task.scorer.tokens_per_batch
+    key = StageKey(
+        statistic.stage,
+        1,
+        {**statistic.settings, "tokens_per_batch": budget},
+        {**inputs, "scorer": task.scorer.identity},
+    )
+
+    def build(directory: Path) -> dict[str, Any]:
+        from trim_lightning.engine.record_pass import run_record_pass
+
+        model = task.scorer.model()
+        started = time.perf_counter()
+        facts = run_record_pass(
+            model,
+            records,
+            lengths,
+            statistic,
+            directory,
+            scope=settings.scope,
+            trainer=task.scorer.trainer,
+            tokens_per_batch=budget,
+            title=booked,
+            one_device=booked == "fingerprint",
+        )
+        return {**facts, "seconds": time.perf_counter() - started}
+
+    entry = task.store.get(key, build, resumable=True)
+    task.ledger.book(booked, entry)
+    if booked == "score":
+        task.ledger.facts["padding"] = entry.facts["padding"]
+    return entry
+
+
+def record_words(task: SelectionTask, records: RecordFile, booked: str) -> tuple[WordFile, Entry]:
+    """The stored words of some records' scoped text.
+
+    Args:
+        task: For scope, store and ledger.
+        records: Pool or targets.
+        booked: As in `record_values`.
+    """
+    key = StageKey("words", 1, {"scope": task.settings.scope}, {"records": records.identity()})
+
+    def build(directory: Path) -> dict[str, Any]:
+        started = time.perf_counter()
+        facts = write_words(records, task.settings.scope, directory, booked)
+        return {**facts, "seconds": time.perf_counter() - started}
+
+    entry = task.store.get(key, build)
+    task.ledger.book(booked, entry)
+    return WordFile(entry.path), entry
+
+
+def group_scores(
+    task: SelectionTask,
+    stage_key: StageKey,
+    groups: Sequence[str],
+    blocks: Callable[[], Iterable[tuple[Any, NDArray[Any]]]],
+) -> dict[str, NDArray[np.float32]]:
+    """The stored scores of the pool against every target group.
+
+    Args:
+        task: For store and ledger.
+        stage_key: Their key.
+        groups: Group names.
+        blocks: Yields places in the ``[groups, records]`` table and the scores that belong there; called only if
+            nothing is stored.
+
+    Returns:
+        Group name to ``[records]`` float32; NaN at places that were not yielded.
+    """
+
+    def build(directory: Path) -> dict[str, Any]:
+        started = time.perf_counter()
+        scores = np.full((len(groups), len(task.pool)), np.nan, dtype=np.float32)
+        for places, values in blocks():
+            scores[places] = values
+        np.save(directory / SCORES, scores)
+        return {"seconds": time.perf_counter() - started}
+
+    entry = task.store.get(stage_key, build)
+    task.ledger.book("score", entry)
+    return dict(zip(groups, np.load(entry.path / SCORES), strict=True))
+
+
+def fold_targets(scores: Iterable[NDArray[Any]], how: str) -> NDArray[Any]:
+    """One score a record from its scores against several targets, without holding them all.
+
+    Args:
+        scores: ``[records]`` scores against each target.
+        how: ``max`` or ``mean``.
+    """
+    total, number = None, 0
+    for values in scores:
+        number += 1
+        if total is None:
+            total = values.copy()
+        elif how == "max":
+            np.maximum(total, values, out=total)
+        else:
+            total += values
+    assert total is not None
+    return total / number if how == "mean" else total
+
+
+def usable_groups(task: SelectionTask, usable: Callable[[int], bool], lacks: str) -> dict[str, list[int]]:
+    """The target groups without the targets that a method cannot use.
+
+    Args:
+        task: For the target set.
+        usable: Says of a target's row whether it can be used.
+        lacks: What the others lack, for the message.
+
+    Raises:
+        UserError: if a group has no target left.
+    """
+    assert task.targets is not None
+    kept = {group: [row for row in rows if usable(row)] for group, rows in task.targets.groups.items()}
+    for group, rows in kept.items():
+        if not rows:
+            where = f"group {group!r} of the target set" if group else "the target set"
+            raise UserError(
+                f"target: {where} has {lacks} in scope={task.settings.scope}; give targets with text there, "
+                "or another scope"
+            )
+    return kept
+

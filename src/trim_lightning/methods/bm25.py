@@ -1,0 +1,138 @@
+"""BM25: records that share rare words with the targets (the usual lexical baseline)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trim_lightning.engine.ranking import ScoreTable
+from trim_lightning.engine.words import WordFile
+from trim_lightning.methods._stages import (
+    AGGREGATES,
+    fold_targets,
+    group_scores,
+    record_words,
+    score_table,
+    usable_groups,
+)
+from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.progress import progress_bar
+from trim_lightning.settings import key
+from trim_lightning.store import StageKey
+
+PASSES = 3  # bm25s reads the corpus this often
+
+
+@dataclass
+class Bm25Selector(Selector):
+    """Each target is a query, each pool record a document; a record's score is its best (or mean) query's.
+
+    The formula is Lucene's, computed by the library bm25s. Words are lower-cased runs of letters, digits and
+    underscores; there is no stemming and no stop list (our choice). A word that a target has twice counts twice.
+    """
+
+    uses_model: ClassVar[bool] = False
+    k1: float = key(1.5, "how slowly a repeated word saturates", low=0)
+    b: float = key(0.75, "how much a long document is discounted", low=0, high=1)
+    aggregate: str = key("max", "how the scores against a group's targets become one", choices=AGGREGATES)
+
+    def score(self, task: SelectionTask) -> ScoreTable:
+        """Score the pool against every target."""
+        assert task.targets is not None
+        targets, targets_entry = record_words(task, task.targets.records, "fingerprint")
+        queries = [[targets.vocabulary[word] for word in targets[row]] for row in range(len(targets))]
+        queries = [[word for word in query if is_word(word)] for query in queries]
+        groups = usable_groups(task, lambda row: bool(queries[row]), "no word")
+        pool, pool_entry = record_words(task, task.pool, "score")
+        stage_key = StageKey(
+            "similarity",
+            1,
+            {"method": "bm25", "k1": self.k1, "b": self.b, "aggregate": self.aggregate, "groups": groups},
+            {"pool": pool_entry.key.hex, "targets": targets_entry.key.hex},
+        )
+
+        def blocks() -> Iterator[tuple[Any, NDArray[Any]]]:
+            against = make_index(pool, self.k1, self.b)
+            for place, rows in enumerate(groups.values()):
+                yield place, fold_targets((against(queries[row]) for row in rows), self.aggregate)
+
+        return score_table(task, group_scores(task, stage_key, list(groups), blocks))
+
+
+def is_word(text: str) -> bool:
+    """False for a run of punctuation."""
+    return text[0].isalnum() or text[0] == "_"
+
+
+class Corpus:
+    """The pool as bm25s wants it, one document in memory at a time.
+
+    Attributes:
+        ids: Iterable of the documents' word ids.
+        vocab: Word to id.
+    """
+
+    def __init__(self, words: WordFile) -> None:
+        self.vocab = {word: place for place, word in enumerate(words.vocabulary)}
+        self.ids = Documents(words)
+
+
+class Documents:
+    """Word ids of each record without punctuation; every pass over them moves the progress bar."""
+
+    def __init__(self, words: WordFile) -> None:
+        self._words = words
+        self._counts = np.array([is_word(word) for word in words.vocabulary], dtype=bool)
+        self._bar = progress_bar("index", PASSES * len(words), unit="records")
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for row in range(len(self._words)):
+            ids = self._words[row]
+            yield ids[self._counts[ids]].tolist()
+            self._bar.update(1)
+
+    @property
+    def empty(self) -> bool:
+        """True if no document has a word."""
+        return not self._counts.any()
+
+    def close(self) -> None:
+        """Close the progress bar."""
+        self._bar.close()
+
+
+def make_index(pool: WordFile, k1: float, b: float) -> Callable[[list[str]], NDArray[np.float64]]:
+    """Index the pool: 12 bytes a document and different word, twice that while it is built.
+
+    Args:
+        pool: The pool's words; every record is a document, also one without words.
+        k1: See `Bm25Selector`.
+        b: See `Bm25Selector`.
+
+    Returns:
+        A function from a query's words to ``[records]`` scores.
+    """
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every step
+    corpus = Corpus(pool)
+    index = bm25s.BM25(k1=k1, b=b, method="lucene")
+    if not corpus.ids.empty:  # bm25s divides by the mean length
+        index.index(corpus, create_empty_token=False, show_progress=False)
+    corpus.ids.close()
+
+    def against(query: list[str]) -> NDArray[np.float64]:
+        if corpus.ids.empty:
+            return np.zeros(len(pool))
+        scores: NDArray[np.float64] = index.get_scores_from_ids(index.get_tokens_ids(query)).astype(np.float64)
+        return scores
+
+    return against

@@ -1,0 +1,121 @@
+"""A model by its files: tokenizer, tokenised records and weights, each loaded only when something needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_lightning.ledger import Ledger
+from trim_lightning.models.source import ModelSource
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.store import Entry, StageKey, Store
+from trim_lightning.store.keys import digest_of
+from trim_lightning.tokens.tokenized import TokenizedRecords
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from trim_lightning.tokens.rendering import ChatRenderer
+
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32_768}
+
+
+class ModelHandle:
+    """Gives stages a model, its tokenizer and its tokenised records, through the store.
+
+    Args:
+        source: The model's files.
+        dtype: ``model.dtype``.
+        store: Stage results.
+        ledger: Where stages are booked.
+        trainer: Arguments of the Lightning Trainer.
+        seed: Of training.
+        max_length: Tokens kept of a record; a model that takes fewer cuts it to what it takes.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        dtype: str,
+        store: Store,
+        ledger: Ledger,
+        *,
+        trainer: Mapping[str, Any],
+        seed: int,
+        max_length: int,
+    ) -> None:
+        self.source = source
+        self.store = store
+        self.ledger = ledger
+        self.trainer = trainer
+        self.seed = seed
+        self.max_length = min(max_length, source.max_positions or max_length)
+        self._wanted_length = max_length
+        self._dtype = dtype
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The model's number format."""
+        from trim_lightning.models.precision import resolve_dtype
+
+        return resolve_dtype(self._dtype)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        from trim_lightning.models.load import load_tokenizer
+
+        return load_tokenizer(self.source)
+
+    @cached_property
+    def renderer(self) -> ChatRenderer:
+        """Chat rendering with this tokenizer."""
+        from trim_lightning.tokens.rendering import ChatRenderer
+
+        return ChatRenderer(self.tokenizer, self.source.chat_template)
+
+    @cached_property
+    def tokens_per_batch(self) -> int:
+        """Padded tokens of a batch that suit this device."""
+        import torch
+
+        return TOKENS_PER_BATCH["cuda" if torch.cuda.is_available() else "cpu"]
+
+    def tokens_key(self, records: RecordFile) -> StageKey:
+        """Key of the tokenised form of some records."""
+        template = self.source.chat_template
+        return StageKey(
+            "tokens",
+            1,
+            {"max_length": self.max_length, "chat_template": None if template is None else digest_of(template)},
+            {"records": records.identity(), "model": self.source.digest},
+        )
+
+    def tokenize(self, records: RecordFile, title: str = "tokenize") -> tuple[TokenizedRecords, Entry]:
+        """The tokenised form of some records, from the store or made now."""
+        from trim_lightning.tokens.tokenized import tokenize_records
+
+        def build(directory: Path) -> dict[str, Any]:
+            renderer = self.renderer
+            started = time.perf_counter()
+            facts = tokenize_records(records, renderer, self.max_length, directory, title)
+            return {**facts, "seconds": time.perf_counter() - started}
+
+        entry = self.store.get(self.tokens_key(records), build)
+        tokens = TokenizedRecords(entry.path)
+        if tokens.truncated and self.max_length < self._wanted_length:
+            self.ledger.warn(
+                f"max_length={self._wanted_length}: {self.source.name} takes at most {self.max_length} tokens, where "
+                f"{tokens.truncated} records of {records.name} are cut"
+            )
+        return tokens, entry
+
+    def base_model(self) -> PreTrainedModel:
+        """A freshly loaded model as it is on disk."""
+        from trim_lightning.models.load import load_model
+
+        return load_model(self.source, self.dtype)

@@ -1,0 +1,71 @@
+"""Next-token losses on chosen tokens, with the LM head run on those alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from trim_lightning.engine.modules import last_hidden_states
+
+IGNORED = -100  # torch's cross entropy leaves such labels out
+CHUNK = 1024  # predictions whose logits are held at once when no gradient is needed
+
+
+def response_logits(model: PreTrainedModel, input_ids: Tensor, wanted: Tensor) -> Tensor:
+    """Float32 logits ``[wanted, vocabulary]`` of the positions where ``wanted [batch, seq]`` is True.
+
+    The LM head runs on those positions only, unless the architecture changes logits after its head.
+    """
+    head = model.get_output_embeddings()
+    if head is None or changes_logits(model):
+        return model(input_ids=input_ids, use_cache=False).logits[wanted].float()
+    logits: Tensor = head(last_hidden_states(model, input_ids)[wanted])
+    return logits.float()
+
+
+def changes_logits(model: PreTrainedModel) -> bool:
+    """True if the architecture caps or scales logits after its LM head."""
+    config = model.config.get_text_config()
+    return any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+
+
+def summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+    """Summed next-token cross entropy (nats) over the labelled tokens, with gradient.
+
+    Args:
+        model: A causal LM.
+        input_ids: ``[batch, seq]``.
+        labels: ``[batch, seq]``, `IGNORED` where a token is not to be predicted.
+    """
+    wanted, following = predictions(labels)
+    return cross_entropy(response_logits(model, input_ids, wanted), following, reduction="sum")
+
+
+def record_losses(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+    """Summed cross entropy (nats) of each record's labelled tokens, ``[batch]`` float64; no gradient.
+
+    Logits are computed for a thousand predictions at a time.
+    """
+    wanted, following = predictions(labels)
+    owner = wanted.nonzero()[:, 0]
+    head = model.get_output_embeddings()
+    if head is None or changes_logits(model):
+        parts = [cross_entropy(response_logits(model, input_ids, wanted), following, reduction="none")]
+    else:
+        states = last_hidden_states(model, input_ids)[wanted]
+        parts = [
+            cross_entropy(head(piece).float(), answer, reduction="none")
+            for piece, answer in zip(states.split(CHUNK), following.split(CHUNK), strict=True)
+        ]
+    losses = torch.zeros(len(input_ids), dtype=torch.float64)
+    return losses.index_add_(0, owner.cpu(), torch.cat(parts).double().cpu())
+
+
+def predictions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions ``[batch, seq]`` (bool) whose next token is labelled, and those labels, flat."""
+    following = labels[:, 1:]
+    wanted = torch.zeros_like(labels, dtype=torch.bool)
+    wanted[:, :-1] = following != IGNORED
+    return wanted, following[following != IGNORED]

@@ -1,0 +1,111 @@
+"""The trainee: the model that is fine-tuned on the coreset and evaluated before and after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_lightning.models.handle import ModelHandle
+from trim_lightning.settings import FineTuneSettings
+from trim_lightning.store import Entry, StageKey
+from trim_lightning.tokens.tokenized import TokenizedRecords
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+NO_PART_OF_THE_RESULT = ("checkpoint_seconds", "model", "seed")
+
+
+class Trainee(ModelHandle):
+    """The model that learns; `ModelHandle` gives it tokens and weights."""
+
+    def __init__(self, *arguments: Any, mode: str = "lora", **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.mode = mode
+        self._fresh: tuple[str | None, PreTrainedModel] | None = None
+
+    @property
+    def training_dtype(self) -> torch.dtype:
+        """Number format of the weights in training: float32 where all of them are trained."""
+        import torch
+
+        return torch.float32 if self.mode == "full" else self.dtype
+
+    def fine_tune(
+        self,
+        settings: FineTuneSettings,
+        coreset: TokenizedRecords,
+        coreset_key: StageKey,
+        held_out: tuple[TokenizedRecords, StageKey] | None,
+        make_logger: Callable[[], Any] = lambda: False,
+    ) -> Entry:
+        """Fine-tune on the coreset, or find the result in the store.
+
+        Args:
+            settings: Hyperparameters.
+            coreset: The tokenised coreset.
+            coreset_key: Its key.
+            held_out: Tokenised held-out records and their key, for early stopping.
+            make_logger: Gives a Lightning logger, or False, if there is anything to train.
+
+        Returns:
+            The entry with ``adapter/`` (LoRA) or ``model/`` (full).
+        """
+        matters = {name: value for name, value in asdict(settings).items() if name not in NO_PART_OF_THE_RESULT}
+        inputs = {
+            "coreset": coreset_key.hex,
+            "trainee": {"model": self.source.digest, "dtype": str(self.training_dtype)},
+            "held_out": held_out[1].hex if settings.early_stop is not None and held_out is not None else None,
+        }
+        key = StageKey("finetune", 1, {"train": matters, "seed": self.seed}, inputs)
+
+        def build(directory: Path) -> dict[str, Any]:
+            from trim_lightning.evaluation.held_out import mean_response_loss
+            from trim_lightning.models.load import load_model
+            from trim_lightning.tuning.run import EarlyStop, Surroundings, train_full, train_lora
+
+            stop = None
+            if settings.early_stop is not None and held_out is not None:
+                records = held_out[0]
+                stop = EarlyStop(
+                    settings.early_stop, lambda model: mean_response_loss(model, records, self.tokens_per_batch)
+                )
+            around = Surroundings(directory, self.trainer, "fine-tune", make_logger(), stop)
+            model = load_model(self.source, self.training_dtype)
+            rows = range(len(coreset))
+            options: dict[str, Any] = {"seed": self.seed, "length_grouped": settings.length_grouped}
+            started = time.perf_counter()
+            if settings.mode == "full":
+                trained, facts = train_full(model, coreset, rows, settings, around, **options)
+                self._fresh = (key.hex, trained.to(self.dtype))  # type: ignore[arg-type]
+            else:
+                _, facts = train_lora(model, coreset, rows, settings, around, **options)
+            facts["seconds"] = time.perf_counter() - started
+            facts["records"] = len(coreset)
+            return facts
+
+        entry = self.store.get(key, build, resumable=True)
+        self.ledger.book("finetune", entry)
+        return entry
+
+    def model(self, tuned: Entry | None) -> PreTrainedModel:
+        """The trainee as it is on disk (None), or fine-tuned; the last one asked for is kept."""
+        wanted = None if tuned is None else tuned.key.hex
+        if self._fresh is None or self._fresh[0] != wanted:
+            self._fresh = (wanted, self.base_model() if tuned is None else self._load(tuned))
+        return self._fresh[1]
+
+    def _load(self, tuned: Entry) -> PreTrainedModel:
+        from dataclasses import replace
+
+        from trim_lightning.models.adapter import apply_adapter
+        from trim_lightning.models.load import load_model
+        from trim_lightning.tuning.run import ADAPTER, MODEL
+
+        if self.mode == "full":
+            return load_model(replace(self.source, directory=tuned.path / MODEL), self.dtype)
+        return apply_adapter(self.base_model(), tuned.path / ADAPTER)

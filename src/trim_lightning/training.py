@@ -1,0 +1,271 @@
+"""The whole training run, top to bottom: select → evaluate → fine-tune → evaluate → write."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trim_lightning.errors import UserError
+from trim_lightning.evaluation.evaluate import evaluate, measures, paired, summarise
+from trim_lightning.ledger import Ledger
+from trim_lightning.manifest import write_manifest
+from trim_lightning.models.source import ModelSource, find_model
+from trim_lightning.outputs import writable_directory, write_text
+from trim_lightning.pipeline import Selection, run_selection
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.records.sources import open_records
+from trim_lightning.selection import check_settings
+from trim_lightning.settings import SourceSettings, TrainSettings
+from trim_lightning.store import Entry, Store
+from trim_lightning.summary import training_summary
+from trim_lightning.tracking import Tracker, open_tracker
+from trim_lightning.trainee import Trainee
+
+log = logging.getLogger(__name__)
+GENERATED_SEED = 2000  # held-out generated records come from another stream than pool (0) and targets (1000)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training run.
+
+    Attributes:
+        directory: Where its files are.
+        metrics: Content of ``metrics.json``.
+        manifest: Content of ``manifest.json``.
+        selection: The selection, or None if the coreset was given.
+        summary: The table that a user sees at the end.
+    """
+
+    directory: Path
+    metrics: dict[str, Any]
+    manifest: dict[str, Any]
+    selection: Selection | None
+    summary: str
+
+
+def train(settings: TrainSettings) -> Training:
+    """Select (or read) a coreset, fine-tune on it, evaluate before and after, and write the contract's files.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    check_training(settings)
+    directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
+    store = Store(writable_directory(settings.paths.store_dir, "paths.store_dir"))
+    ledger = Ledger()
+    tracker = open_tracker(settings.logger, directory, job_type="train", name=directory.name, config=asdict(settings))
+    succeeded = False
+    try:
+        training = _train(settings, directory, store, ledger, tracker)
+        tracker.metrics(training.metrics)
+        log_artifacts(tracker, training)
+        succeeded = True
+        return training
+    finally:
+        tracker.finish(succeeded)
+
+
+def _train(settings: TrainSettings, directory: Path, store: Store, ledger: Ledger, tracker: Tracker) -> Training:
+    held_out = open_held_out(settings, store)
+    trainee = make_trainee(settings, store, ledger)
+
+    selection = None
+    if settings.coreset.path is None:
+        selection = run_selection(settings, directory / "selection", store)
+        coreset = open_coreset(settings, directory / "selection" / "coreset.jsonl", store)
+    else:
+        coreset = open_coreset(settings, Path(settings.coreset.path), store)
+
+    coreset_tokens, coreset_entry = trainee.tokenize(coreset)
+    watched = None
+    if held_out is not None:
+        tokens, entry = trainee.tokenize(held_out)
+        watched = (tokens, entry.key)
+    before = None if held_out is None else evaluate(trainee, None, held_out, settings.evaluation, title="before")
+    tuned = trainee.fine_tune(settings.train, coreset_tokens, coreset_entry.key, watched, tracker.training_logger)
+    after = None if held_out is None else evaluate(trainee, tuned, held_out, settings.evaluation, title="after")
+
+    metrics: dict[str, Any] = {**tuning_metrics(tuned), **selection_costs(selection)}
+    if before is not None and after is not None:
+        lines = paired(before, after)
+        write_text("".join(json.dumps(line) + "\n" for line in lines), directory / "predictions.jsonl")
+        metrics.update(summarise(lines, settings.evaluation))
+    details: dict[str, Any] = {}
+    if settings.evaluation.tasks:
+        task_metrics, details = run_tasks(settings, trainee, tuned)
+        metrics.update(task_metrics)
+
+    copy_result(tuned, directory)
+    write_text(json.dumps(metrics, indent=2) + "\n", directory / "metrics.json")
+    manifest = write_manifest(
+        directory / "manifest.json",
+        config=asdict(settings),
+        inputs={
+            "coreset": {"name": coreset.name, "sha256": coreset.sha256, "rows": len(coreset)},
+            "trainee": {"name": trainee.source.name, "sha256": trainee.source.digest},
+            **({} if held_out is None else {"evaluation": describe(held_out)}),
+            **({} if selection is None else selection.manifest["inputs"]),
+        },
+        counts={
+            "coreset": len(coreset),
+            "truncated": coreset_tokens.truncated,
+            "held_out": 0 if held_out is None else len(held_out),
+            **({} if selection is None else {"pool": selection.manifest["counts"]["pool"]}),
+        },
+        ledger=ledger,
+        selection=None if selection is None else selection.manifest,
+        adapter=adapter_digest(tuned),
+        evaluation=details,
+    )
+    return Training(directory, metrics, manifest, selection, training_summary(metrics, manifest, directory))
+
+
+def check_training(settings: TrainSettings) -> None:
+    """Check keys by themselves and together, before anything is read.
+
+    Raises:
+        UserError: naming the keys.
+    """
+    check_settings(settings)
+    evaluation = settings.evaluation
+    if evaluation.path is not None and evaluation.generated:
+        raise UserError("evaluation.path and evaluation.generated=true: two held-out sets; give one of them")
+    if settings.train.early_stop is not None and evaluation.path is None and not evaluation.generated:
+        raise UserError("train.early_stop needs held-out records; give evaluation.path=FILE")
+
+
+def open_held_out(settings: TrainSettings, store: Store) -> RecordFile | None:
+    """The held-out records, or None if there are none.
+
+    Raises:
+        UserError: if they cannot be read, or a measure is asked that they do not allow.
+    """
+    evaluation, target = settings.evaluation, settings.target
+    if evaluation.generated:
+        if target.source != "generated":
+            raise UserError("evaluation.generated=true needs target=generated; give evaluation.path=FILE instead")
+        source = replace(
+            SourceSettings(),
+            families=target.families,
+            per_family=evaluation.limit or 50,
+            generator_seed=GENERATED_SEED + evaluation.seed,
+        )
+        held_out = open_records(source, what="evaluation", seed=evaluation.seed, spool=store.spool)
+    elif evaluation.path is not None:
+        kind = "parquet" if evaluation.path.endswith(".parquet") else "jsonl"
+        source = replace(SourceSettings(), source=kind, path=evaluation.path)
+        held_out = open_records(source, what="evaluation", seed=evaluation.seed, spool=store.spool)
+        if evaluation.limit is not None and evaluation.limit < len(held_out):
+            held_out = open_records(
+                source, what="evaluation", seed=evaluation.seed, spool=store.spool, sample=evaluation.limit
+            )
+    else:
+        return None
+    measures(held_out, evaluation)
+    return held_out
+
+
+def make_trainee(settings: TrainSettings, store: Store, ledger: Ledger) -> Trainee:
+    """The model to fine-tune: the scorer's own, or ``train.model``."""
+    model = settings.model
+    if settings.train.model is not None:
+        model = replace(model, path=settings.train.model, revision=None)
+    source: ModelSource = find_model(model, store)
+    return Trainee(
+        source,
+        model.dtype,
+        store,
+        ledger,
+        trainer=settings.trainer,
+        seed=settings.seed if settings.train.seed is None else settings.train.seed,
+        max_length=settings.max_length,
+        mode=settings.train.mode,
+    )
+
+
+def open_coreset(settings: TrainSettings, path: Path, store: Store) -> RecordFile:
+    """The coreset's records, read with the pool's field names."""
+    pool = settings.pool
+    kind = "parquet" if path.suffix == ".parquet" else "jsonl"
+    source = replace(SourceSettings(), source=kind, path=str(path))
+    if settings.coreset.path is None:
+        source = replace(source, prompt_field=pool.prompt_field, response_field=pool.response_field)
+    return open_records(source, what="coreset", seed=0, spool=store.spool)
+
+
+def run_tasks(settings: TrainSettings, trainee: Trainee, tuned: Entry) -> tuple[dict[str, float], dict[str, Any]]:
+    """lm-eval tasks before and after; metrics and what the scores depend on."""
+    from trim_lightning.evaluation.task_stage import task_scores
+
+    before = task_scores(trainee, None, settings.evaluation, settings.seed)
+    after = task_scores(trainee, tuned, settings.evaluation, settings.seed)
+    metrics = {f"eval/{name}_before": value for name, value in before.metrics.items()}
+    metrics.update({f"eval/{name}": value for name, value in after.metrics.items()})
+    return metrics, after.details
+
+
+def tuning_metrics(tuned: Entry) -> dict[str, Any]:
+    """``train/...`` metrics."""
+    names = ("loss", "records", "tokens", "trained_tokens", "steps", "seconds")
+    return {f"train/{name}": tuned.facts.get(name) for name in names}
+
+
+def selection_costs(selection: Selection | None) -> dict[str, Any]:
+    """``selection/...`` and ``select/...`` metrics."""
+    if selection is None:
+        return {}
+    counts, stages = selection.manifest["counts"], selection.manifest["stages"]
+    return {
+        "selection/records": counts["selected"],
+        "selection/tokens": counts["selected_tokens"],
+        "select/seconds": round(sum(stage["seconds"] for stage in stages.values()), 3),
+    }
+
+
+def copy_result(tuned: Entry, directory: Path) -> None:
+    """Put ``adapter/`` (or ``model/``) into the output directory, whole or not at all."""
+    for name in ("adapter", "model"):
+        source, final = tuned.path / name, directory / name
+        if not source.is_dir():
+            continue
+        temporary = directory / f".{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+
+
+def adapter_digest(tuned: Entry) -> dict[str, Any]:
+    """Name and sha256 of the trained weights."""
+    from trim_lightning.store.store import sha256_of
+
+    files = sorted([*tuned.path.glob("adapter/*.safetensors"), *tuned.path.glob("model/*.safetensors")])
+    return {file.name: sha256_of(file) for file in files}
+
+
+def describe(records: RecordFile) -> dict[str, Any]:
+    """An input's line in the manifest."""
+    return {
+        "name": records.name,
+        "sha256": records.sha256,
+        "rows": len(records),
+        "source_rows": records.source_rows,
+    }
+
+
+def log_artifacts(tracker: Tracker, training: Training) -> None:
+    """Attach scores, coreset, adapter and results, each linked to what it was made from."""
+    directory = training.directory
+    if training.selection is not None:
+        folder = training.selection.directory
+        tracker.artifact("scores", "scores", [folder / "scores.parquet", folder / "manifest.json"])
+        tracker.artifact("coreset", "coreset", [folder / "coreset.jsonl"], uses=["scores"])
+    used = ["coreset"] if training.selection is not None else []
+    tracker.artifact("adapter", "model", [directory / "adapter", directory / "model"], uses=used)
+    files = [directory / name for name in ("metrics.json", "predictions.jsonl", "manifest.json")]
+    tracker.artifact("evaluation", "evaluation", files, uses=["adapter"])

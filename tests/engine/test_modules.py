@@ -1,0 +1,143 @@
+"""The two forward passes on real tiny models: what they return, and that padding and company change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tiny_models import ARCHITECTURES
+from trim_lightning.engine.batches import Shard, ShardBatches
+from trim_lightning.engine.modules import ScoringPass, TargetPass, last_hidden_states
+from trim_lightning.engine.trainer import REPLACED, make_trainer
+from trim_lightning.errors import UserError
+from trim_lightning.tokens.tokenized import TokenSequence
+from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank, unit
+from trim_lightning.trim.matching import nearest_classes
+
+Load = Callable[[str], PreTrainedModel]
+LENGTHS = (31, 18, 7, 2, 1)
+
+
+def sequences(seed: int = 0) -> list[TokenSequence]:
+    generator = np.random.default_rng(seed)
+    return [
+        TokenSequence(
+            generator.integers(3, 300, length).astype(np.int32), generator.integers(0, 3, length).astype(np.uint8)
+        )
+        for length in LENGTHS
+    ]
+
+
+def batch_of(records: Sequence[TokenSequence], rows: Sequence[int], pad_token_id: int = 0) -> dict[str, Any]:
+    shard = Shard(0, (tuple(rows),), sum(len(records[row].token_ids) for row in rows))
+    return ShardBatches(records, [shard], "all", pad_token_id)[0]
+
+
+def run(module: Any, batch: dict[str, Any]) -> Any:
+    with torch.inference_mode():
+        return module.predict_step(batch, 0)
+
+
+def random_bank(seed: int, classes: Sequence[int]) -> FingerprintBank:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(len(classes), 32, generator=generator)
+    return build_bank([TargetTokens(torch.tensor(classes), states, torch.ones(len(classes)))])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hidden_states_are_those_that_the_head_reads(architecture: str, tiny_model: Load) -> None:
+    model = tiny_model(architecture)
+    input_ids = torch.from_numpy(sequences()[0].token_ids.astype(np.int64))[None]
+    with torch.inference_mode():
+        states = last_hidden_states(model, input_ids)
+        logits = model(input_ids=input_ids).logits
+        torch.testing.assert_close(model.get_output_embeddings()(states), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "opt", "gemma3"])
+def test_target_pass_does_not_depend_on_padding_or_company(architecture: str, tiny_model: Load) -> None:
+    model, records = tiny_model(architecture), sequences()
+    layers = model.config.num_hidden_layers
+    module = TargetPass(model, layers)
+    together = run(module, batch_of(records, range(len(records)), pad_token_id=11))
+    assert [result["row"] for result in together] == list(range(len(records)))
+    for row, result in enumerate(together):
+        length = LENGTHS[row]
+        assert result["token_ids"].tolist() == records[row].token_ids.tolist()
+        assert result["roles"].tolist() == records[row].roles.tolist()
+        assert result["row_signal"].shape == result["column_signal"].shape == (layers, length)
+        assert result["hidden"].shape == (length, 32)
+        (alone,) = run(module, batch_of(records, [row]))
+        for name in ("row_signal", "column_signal", "hidden"):
+            assert alone[name].dtype == torch.float32
+            torch.testing.assert_close(result[name], alone[name], rtol=0, atol=2e-5, msg=f"{name} of row {row}")
+
+
+@pytest.mark.parametrize("nearest", ["embedding", "hidden"])
+def test_scoring_pass_gives_the_cosine_of_every_token_in_every_bank(nearest: str, tiny_model: Load) -> None:
+    model, records = tiny_model("llama"), sequences()
+    banks = {"a": random_bank(1, range(0, 300, 7)), "b": random_bank(2, [5, 6])}
+    module = ScoringPass(model, banks, nearest)
+    module.on_predict_start()
+    rows = [3, 0, 4]
+    result = run(module, batch_of(records, rows, pad_token_id=2))
+    assert result["rows"].tolist() == rows
+    assert result["lengths"].tolist() == [LENGTHS[row] for row in rows]
+    ids = np.concatenate([records[row].token_ids for row in rows])
+    assert result["token_ids"].tolist() == ids.tolist()
+    assert result["scope"].tolist() == [role > 0 for row in rows for role in records[row].roles]
+    with torch.inference_mode():
+        states = torch.cat(
+            [
+                last_hidden_states(model, torch.from_numpy(records[row].token_ids.astype(np.int64))[None])[0]
+                for row in rows
+            ]
+        )
+    embeddings = model.get_input_embeddings().weight
+    for place, bank in enumerate(banks.values()):
+        cosines = unit(states) @ bank.vectors.T
+        table = nearest_classes(embeddings, bank.token_ids)
+        for token, token_id in enumerate(ids.tolist()):
+            chosen = bank.token_ids.tolist().index(int(result["match"][place, token]))
+            assert float(result["similarity"][place, token]) == pytest.approx(float(cosines[token, chosen]), abs=1e-5)
+            if token_id in bank.token_ids.tolist() or nearest == "embedding":
+                assert chosen == table[token_id]
+            else:
+                assert float(cosines[token, chosen]) >= float(cosines[token].max()) - 1e-5
+
+
+def test_a_bank_of_one_class_matches_every_token_with_it(tiny_model: Load) -> None:
+    module = ScoringPass(tiny_model("llama"), {"": random_bank(1, [9])}, "embedding")
+    module.on_predict_start()
+    result = run(module, batch_of(sequences(), [0, 1]))
+    assert set(result["match"].flatten().tolist()) == {9}
+    assert result["similarity"].abs().max() <= 1 + 1e-6
+
+
+# ------------------------------------------------------------------------------------------- the trainer
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_arguments_that_would_change_results_unseen_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"trainer\.{name}: cannot be set here; use \w+") as caught:
+        make_trainer({"accelerator": "cpu", name: 1}, [])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistyped_argument_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(UserError, match=r"trainer\.acelerator: .*did you mean trainer\.accelerator\?"):
+        make_trainer({"acelerator": "cpu"}, [])
+
+
+def test_an_absent_device_is_refused_in_one_line() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError) as caught:
+        make_trainer({"accelerator": "gpu", "devices": 1}, [])
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("trainer")

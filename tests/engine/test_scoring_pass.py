@@ -1,0 +1,241 @@
+"""The pass over the pool: resumed after a kill to the same bytes, and the same scores however it is batched."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from running import run_select
+from trim_lightning.engine import scoring_pass, writer
+from trim_lightning.engine.batches import plan_shards
+from trim_lightning.engine.shards import read_in_order, shard_path
+from trim_lightning.store import StageKey, Store
+from trim_lightning.tokens.tokenized import TokenizedRecords
+from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
+
+KEY = StageKey("score", 1, {"test": 1})
+LENGTHS = [0, 30, 12, 7, 25, 0, 3, 18, 22, 9, 31, 1, 14, 0]
+
+
+class Work:
+    """One scoring pass over a small pool in five or more shards."""
+
+    def __init__(self, model: PreTrainedModel, records: TokenizedRecords) -> None:
+        self.model, self.records = model, records
+        generator = torch.Generator().manual_seed(0)
+        classes = torch.arange(0, 300, 11)
+        self.banks: dict[str, FingerprintBank] = {
+            group: build_bank(
+                [TargetTokens(classes + shift, torch.randn(len(classes), 32, generator=generator), classes + 1.0)]
+            )
+            for shift, group in enumerate(("first", "second"))
+        }
+
+    def __call__(self, directory: Path) -> Mapping[str, Any]:
+        return scoring_pass.run_scoring_pass(
+            self.model,
+            self.records,
+            self.banks,
+            directory,
+            nearest="embedding",
+            scope="all",
+            trainer={"accelerator": "cpu", "devices": 1},
+            tokens_per_batch=40,
+        )
+
+
+@pytest.fixture
+def work(
+    tiny_model: Callable[[str], PreTrainedModel], tokenized: Callable[..., TokenizedRecords], monkeypatch: Any
+) -> Work:
+    monkeypatch.setattr(scoring_pass, "plan_shards", functools.partial(plan_shards, shard_tokens=30))
+    generator = np.random.default_rng(0)
+    records = [(generator.integers(3, 300, length), generator.integers(0, 3, length)) for length in LENGTHS]
+    return Work(tiny_model("llama"), tokenized(records))
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.suffix == ".parquet"}
+
+
+def break_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the writer fail after so many shards; returns the list of written ones."""
+    written: list[int] = []
+    real = writer.write_shard
+
+    def write(table: Any, directory: Path, index: int) -> None:
+        if len(written) == shards:
+            raise RuntimeError("killed")
+        written.append(index)
+        real(table, directory, index)
+
+    monkeypatch.setattr(writer, "write_shard", write)
+    return written
+
+
+def test_every_record_and_token_is_there_once(work: Work, tmp_path: Path) -> None:
+    facts = work(tmp_path)
+    assert facts["tokens"] == sum(LENGTHS)
+    assert facts["shards"] >= 5
+    tables = list(read_in_order(tmp_path, facts["shards"]))
+    noted = json.loads((tmp_path / "shards.json").read_text())
+    assert noted["groups"] == ["first", "second"]
+    assert noted["shard_records"] == [table.num_rows for table in tables]
+    lines = {line["row"]: line for table in tables for line in table.to_pylist()}
+    assert sum(table.num_rows for table in tables) == len(lines)
+    assert sorted(lines) == [row for row, length in enumerate(LENGTHS) if length]
+    for row, line in lines.items():
+        sequence = work.records[row]
+        assert line["token_ids"] == sequence.token_ids.tolist()
+        assert line["scope"] == (sequence.roles > 0).tolist()
+        for group, bank in work.banks.items():
+            assert len(line[f"similarity/{group}"]) == len(line["token_ids"])
+            assert set(line[f"match/{group}"]) <= set(bank.token_ids.tolist())
+
+
+def test_a_broken_pass_goes_on_where_it_was_to_the_same_bytes(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Store(tmp_path / "unbroken").get(KEY, work, resumable=True)
+    store = Store(tmp_path / "broken")
+    with monkeypatch.context() as patch:
+        first = break_after(2, patch)
+        with pytest.raises(RuntimeError, match="killed"):
+            store.get(KEY, work, resumable=True)
+    assert store.find(KEY) is None
+    workspace = store.workspace_of(KEY)
+    assert sorted(files_of(workspace)) == [shard_path(workspace, index).name for index in first]
+    before = {path.name: path.stat().st_mtime_ns for path in workspace.glob("*.parquet")}
+    with monkeypatch.context() as patch:
+        second = break_after(99, patch)
+        entry = store.get(KEY, work, resumable=True)
+    assert not set(first) & set(second), "finished shards are not computed again"
+    after = {path.name: path.stat().st_mtime_ns for path in entry.path.glob("*.parquet")}
+    assert before.items() <= after.items(), "finished shards are not touched"
+    assert files_of(entry.path) == files_of(whole.path)
+    assert (entry.path / "shards.json").read_bytes() == (whole.path / "shards.json").read_bytes()
+    assert {name: entry.facts[name] for name in ("tokens", "shards", "padding")} == {
+        name: whole.facts[name] for name in ("tokens", "shards", "padding")
+    }
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "leftover", "missing"])
+def test_a_damaged_shard_is_computed_again(
+    damage: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(tmp_path)
+    expected = files_of(tmp_path)
+    (tmp_path / "shards.json").unlink()
+    path = shard_path(tmp_path, 1)
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 4] ^= 4
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    if damage == "leftover":
+        path.with_name(f".{path.name}.0123").write_bytes(data)
+    with monkeypatch.context() as patch:
+        written = break_after(99, patch)
+        work(tmp_path)
+    assert written == [1]
+    assert files_of(tmp_path) == expected
+    assert not list(tmp_path.glob(".shard-*"))
+
+
+def test_nothing_is_run_when_all_shards_are_there(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = work(tmp_path)
+
+    def fail(*arguments: Any, **keywords: Any) -> None:
+        raise AssertionError("a trainer was made")
+
+    monkeypatch.setattr(scoring_pass, "make_trainer", fail)
+    assert work(tmp_path) == facts
+
+
+# ------------------------------------------------------------------------- whole selections, in float32
+
+
+@pytest.fixture
+def scores(
+    tiny_folder: Callable[[str], Path], pool_file: Path, target_file: Path, store_dir: Path, tmp_path: Path
+) -> Callable[..., dict[str, tuple[float | None, ...]]]:
+    """Runs a selection and gives the score, mean, maximum and coverage by id."""
+
+    def run(
+        *overrides: str, architecture: str = "llama", pool: Path = pool_file
+    ) -> dict[str, tuple[float | None, ...]]:
+        output = run_select(
+            "model=hf",
+            f"model.path={tiny_folder(architecture)}",
+            "model.dtype=float32",
+            "pool=jsonl",
+            f"pool.path={pool}",
+            "target=jsonl",
+            f"target.path={target_file}",
+            "warmup=none",
+            "saliency.num_layers=3",
+            "trainer=cpu",
+            "logger=none",
+            *overrides,
+            output_dir=tmp_path / str(random.getrandbits(64)),
+            store_dir=store_dir,
+        )
+        table = pq.read_table(output / "scores.parquet").to_pylist()
+        return {line["id"]: tuple(line[name] for name in ("score", "mean", "max", "coverage")) for line in table}
+
+    return run
+
+
+def assert_same(one: Mapping[str, tuple[Any, ...]], two: Mapping[str, tuple[Any, ...]]) -> None:
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        if values[0] is None:
+            assert two[name] == values
+        else:
+            assert two[name] == pytest.approx(values, abs=1e-5), name
+
+
+def test_a_permuted_pool_gives_every_record_the_same_score(
+    scores: Callable[..., Any], pool_file: Path, tmp_path: Path
+) -> None:
+    lines = pool_file.read_bytes().splitlines(keepends=True)
+    random.Random(4).shuffle(lines)
+    permuted = tmp_path / "permuted.jsonl"
+    permuted.write_bytes(b"".join(lines))
+    one, two = scores(), scores(pool=permuted)
+    assert list(one) != list(two)
+    assert_same(one, two)
+    assert len({values[0] for values in one.values()}) > 30
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "opt", "gemma3"])
+def test_neither_batch_size_nor_padding_changes_a_score(architecture: str, scores: Callable[..., Any]) -> None:
+    small = scores("scoring.tokens_per_batch=64", architecture=architecture)
+    large = scores("scoring.tokens_per_batch=4096", architecture=architecture)
+    alone = scores("scoring.tokens_per_batch=1", architecture=architecture)
+    assert_same(small, large)
+    assert_same(alone, large)
+    assert sum(values[0] is None for values in large.values()) == 1
+
+
+def test_a_record_has_the_same_score_in_a_pool_of_its_own(
+    scores: Callable[..., Any], pool_file: Path, tmp_path: Path
+) -> None:
+    whole = scores()
+    for row in (0, 4):
+        single = tmp_path / f"{row}.jsonl"
+        single.write_bytes(pool_file.read_bytes().splitlines(keepends=True)[row])
+        assert_same(scores(pool=single), {f"r{row}": whole[f"r{row}"]})
