@@ -21,13 +21,13 @@ from safetensors.numpy import load_file
 import trim_lightning.methods
 from running import run_select
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.config import compose_select, config_directory
+from trim_lightning.config import SCHEMAS, compose_settings, config_directory
 from trim_lightning.config_reference import COMMAND, reference_page
 from trim_lightning.methods.base import load_selector
 from trim_lightning.records.generated import FAMILIES
 from trim_lightning.records.sources import open_records
 from trim_lightning.selection import check_settings
-from trim_lightning.settings import PoolSettings, SelectSettings, known_keys
+from trim_lightning.settings import PoolSettings, TrainSettings, known_keys
 from trim_lightning.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +92,7 @@ def test_the_reference_page_is_up_to_date() -> None:
 
 def test_the_reference_page_has_every_key_and_option() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
-    keys = [name for name, *_ in known_keys(SelectSettings) if name not in ("method", "trainer")]
+    keys = [name for name, *_ in known_keys(TrainSettings) if name not in ("method", "trainer")]
     options = [
         f"{file.parent.name}={file.stem}"
         for file in config_directory().glob("*/*.yaml")
@@ -130,11 +130,11 @@ def test_tables_are_whole(page: Path) -> None:
 
 # commands and keys
 
-PROGRAM = re.compile(r"(?:\w+=\S+ )*(?:trim-select|(?:\S*/)?python3? select\.py)(?= |$)")
+PROGRAM = re.compile(r"(?:\w+=\S+ )*(?:trim-(select|train)|(?:\S*/)?python3? (select|train)\.py)(?= |$)")
 
 
 def commands_of(page: Path) -> list[str]:
-    """Every ``trim-select`` or ``select.py`` command on a page, in code blocks and in the text."""
+    """Every selection or training command on a page, in code blocks and in the text."""
     lines = re.sub(r"\\\n\s*", "", page.read_text()).splitlines()
     lines = [line.strip().removeprefix("$ ") for line in lines] + spans_of(page)
     return [line for line in lines if PROGRAM.match(line)]
@@ -161,9 +161,10 @@ def compositions(command: str) -> Iterator[list[str]]:
     ("page", "command"), [(page, command) for page in PAGES for command in commands_of(page)], ids=str
 )
 def test_commands_compose(page: Path, command: str) -> None:
+    name = next(filter(None, PROGRAM.match(command).groups()))  # type: ignore[union-attr]
     for overrides in compositions(command):
         directory = [] if any("output_dir" in override for override in overrides) else ["paths.output_dir=unused"]
-        settings = compose_select([*overrides, *directory])
+        settings = compose_settings(name, SCHEMAS[name], [*overrides, *directory])
         check_settings(settings)
         load_selector(settings.method)
 
@@ -178,8 +179,8 @@ def test_the_collector_of_commands_sees_them() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_keys_and_options_that_pages_name_exist(page: Path) -> None:
-    keys = {name for name, *_ in known_keys(SelectSettings)}
-    free = tuple(f"{name}." for name, _, default in known_keys(SelectSettings) if isinstance(default, dict))
+    keys = {name for name, *_ in known_keys(TrainSettings)}
+    free = tuple(f"{name}." for name, _, default in known_keys(TrainSettings) if isinstance(default, dict))
     groups = {name.partition(".")[0] for name in keys if "." in name}
     files = ("jsonl", "gz", "parquet", "py", "yaml", "md")
     for span in spans_of(page):

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from trim_lightning.config import config_directory, explain, first_line, register_schemas, to_settings
+from trim_lightning.config import SCHEMAS, config_directory, explain, first_line, register_schemas, to_settings
 from trim_lightning.errors import UserError
 from trim_lightning.settings import SelectSettings, TrainSettings
 
@@ -92,7 +92,7 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     except UserError as error:
         return fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return fail(explain(error))
+        return fail(explain(error, SCHEMAS[config_name]))
     except KeyboardInterrupt:
         say("\ninterrupted: finished work is kept; the same command goes on from there")
         return INTERRUPTED
@@ -116,10 +116,11 @@ class Job:
         self.began = True
         try:
             return self.task(config)
-        except UserError as error:
-            if in_multirun():
-                log.error("this job failed: %s", error)
-            else:
+        except Exception as error:
+            message = mistake(error)
+            if message is not None and in_multirun():
+                log.error("this job failed: %s", message)
+            elif message is not None:
                 # Hydra prints all overrides before it raises: noise above our line
                 self._stderr, sys.stderr = sys.stderr, io.StringIO()
             raise
@@ -170,19 +171,27 @@ def exit_code(error: SystemExit, job: Job) -> int:
 
 def unexpected(error: Exception, job: Job) -> int:
     """Tell the user's mistakes from internal failures among all other exceptions."""
-    cause = user_error_within(error)
-    if cause is not None:
-        return fail(str(cause))
-    if isinstance(error, OSError) and error.errno in NOT_OURS:
-        return fail(
-            f"{error.filename or 'a file'}: {error.strerror or first_line(error)}; free space or name another "
-            "directory (hydra.run.dir, paths.output_dir, paths.store_dir); finished work is kept"
-        )
+    message = mistake(error)
+    if message is not None:
+        return fail(message)
     if isinstance(error, ValueError) and not job.began:
         return fail(f"config: {first_line(error)}; --help and --hydra-help say what the command line takes")
     traceback.print_exc()
     say(f"error: internal failure ({type(error).__name__}); the traceback above says where")
     return INTERNAL_ERROR
+
+
+def mistake(error: BaseException) -> str | None:
+    """The error line for what the user can mend, be it wrapped by a library; None for an internal failure."""
+    cause = user_error_within(error)
+    if cause is not None:
+        return str(cause)
+    if isinstance(error, OSError) and error.errno in NOT_OURS:
+        return (
+            f"{error.filename or 'a file'}: {error.strerror or first_line(error)}; free space or name another "
+            "directory (hydra.run.dir, paths.output_dir, paths.store_dir); finished work is kept"
+        )
+    return None
 
 
 def user_error_within(error: BaseException | None) -> UserError | None:

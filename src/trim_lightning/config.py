@@ -64,11 +64,11 @@ def to_settings(config: DictConfig, kind: type[Settings]) -> Settings:
         UserError: for an unknown key, a missing value or one of the wrong type.
     """
     for name in unknown_keys(config, kind):
-        raise UserError(no_such_key(name))
+        raise UserError(no_such_key(name, kind))
     try:
         settings = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from None
+        raise UserError(explain(error, kind)) from None
     assert isinstance(settings, kind)
     return settings
 
@@ -103,7 +103,7 @@ def compose_settings(command: str, kind: type[Settings], overrides: Sequence[str
         with initialize_config_dir(str(config_directory()), version_base="1.3"):
             config = compose(command, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: pool=null
-        raise UserError(explain(error)) from None
+        raise UserError(explain(error, kind)) from None
     return to_settings(config, kind)
 
 
@@ -117,8 +117,13 @@ def compose_train(overrides: Sequence[str]) -> TrainSettings:
     return compose_settings("train", TrainSettings, overrides)
 
 
-def explain(error: BaseException) -> str:
-    """One line on what is wrong with the overrides or the config, with the likely remedy."""
+def explain(error: BaseException, schema: type) -> str:
+    """One line on what is wrong with the overrides or the config, with the likely remedy.
+
+    Args:
+        error: What Hydra or OmegaConf raised.
+        schema: The command's settings class, whose keys may be suggested.
+    """
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -140,7 +145,7 @@ def explain(error: BaseException) -> str:
     found = re.search(r"already at '(.+?)'", text)
     if found:
         return f"+{found.group(1)}: exists already; leave the plus sign out"
-    return _wrong_value(causes, text) or _unknown_key(text) or f"config: {first_line(error)}"
+    return _wrong_value(causes, text, schema) or _unknown_key(text, schema) or f"config: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:
@@ -149,9 +154,10 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(":. ") if lines else type(error).__name__
 
 
-def no_such_key(name: str) -> str:
+def no_such_key(name: str, schema: type) -> str:
     """Say that a key does not exist, and which one may have been meant."""
-    guess = closest(name, [*(key for key, *_ in known_keys(TrainSettings)), *GROUPS])
+    parts = {spec.name for spec in dataclasses.fields(schema)} | {"experiment", "debug"}
+    guess = closest(name, [*(key for key, *_ in known_keys(schema)), *(group for group in GROUPS if group in parts)])
     return f"{name}: no such key" + (f"; did you mean {guess}?" if guess else "; --cfg job prints all keys")
 
 
@@ -166,7 +172,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     return f"{group}={option}: no such option; {group} has {', '.join(options)}{hint}"
 
 
-def _wrong_value(causes: Sequence[BaseException], text: str) -> str | None:
+def _wrong_value(causes: Sequence[BaseException], text: str, schema: type) -> str | None:
     """Say what a key's value must be, if a value is the trouble."""
     found = re.search(r"full_key: (\S+)", text)
     key = found.group(1) if found else None
@@ -180,16 +186,16 @@ def _wrong_value(causes: Sequence[BaseException], text: str) -> str | None:
     if key is None or not any(isinstance(cause, ValidationError) for cause in causes):
         return None
     given = re.search(rf"Error merging override \+*({re.escape(key)}\S*=.*)", text)
-    kind = _kind_of(key)
+    kind = _kind_of(key, schema)
     return f"{given.group(1) if given else key}: " + (f"must be {kind}" if kind else first_line(causes[-1]))
 
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def _kind_of(key: str) -> str | None:
+def _kind_of(key: str, schema: type) -> str | None:
     """What a key's type permits, in the user's words."""
-    kind: Any = TrainSettings
+    kind: Any = schema
     for part in key.split("."):
         if not dataclasses.is_dataclass(kind):
             return None
@@ -202,7 +208,7 @@ def _kind_of(key: str) -> str | None:
     return f"{words} or null" if words and optional else words
 
 
-def _unknown_key(text: str) -> str | None:
+def _unknown_key(text: str, schema: type) -> str | None:
     """Suggest the key that was meant."""
     patterns = (
         r"Could not (?:override|delete from config\.) '([^']+)'",
@@ -213,7 +219,7 @@ def _unknown_key(text: str) -> str | None:
         return None
     name = found.group(1)
     full = re.search(r"full_key: (\S+)", text)
-    return no_such_key(full.group(1) if full and full.group(1).endswith(name) else name)
+    return no_such_key(full.group(1) if full and full.group(1).endswith(name) else name, schema)
 
 
 def closest(name: str, keys: Sequence[str]) -> str | None:

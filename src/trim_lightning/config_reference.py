@@ -20,54 +20,50 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from trim_lightning.config import config_directory, register_schemas
+from trim_lightning.config import SCHEMAS, config_directory, register_schemas
 from trim_lightning.methods.base import load_selector, method_names
-from trim_lightning.settings import SelectSettings
 
-ROOTS: Mapping[str, type] = {"select": SelectSettings}
-"""Name of each command's file in ``conf/`` and its schema; a key of two commands is described with the first."""
 COMMAND = "python -m trim_lightning.config_reference docs/configuration.md"
 HEAD = f"""\
 # Configuration
 
 <!-- Written by `{COMMAND}`; do not edit. -->
 
-Every key of `trim-select` (`python select.py`), its type, its default, what it may be, and what it means. Set a key
-with `key=value`, pick an option of a group with `group=option`; a key that is not listed here is an error. The
-default is what a run without overrides uses; `trim-select --cfg job` prints the keys of any command composed.
+Every key of `trim-select` (`python select.py`) and `trim-train` (`python train.py`), its type, its default, what it may
+be, and what it means. Set a key with `key=value`, pick an option of a group with `group=option`; a key that is not
+listed here is an error. The default is what a run without overrides uses; `--cfg job` prints the keys of a command
+with its overrides in place.
 
 A list is written `'key=[a,b]'`, in quotes because of the shell; a field of a mapping is set by its name, as in
 `pool.where.lang=en`; `null` means none. Overrides may have any order: a key given on the command line wins over the
 option of its group. A value `${{…}}` is filled in when the run starts; `…` is a value that you must give.
 """
 
-FREE = {
-    "method": "`method.name` is the selector; other keys under `method` are its own, as the options below list them.",
-    "trainer": "Arguments of `lightning.Trainer`, those that an option sets and others, as in "
-    "`trainer.deterministic=true`. Callbacks, logger, checkpoints and the progress bar are the run's own; arguments "
-    "that would change what is computed are refused, with the key to use in their place.",
-}
-"""Groups whose keys no schema lists, and what may stand there."""
-
+METHOD = "`method.name` is the selector; each has keys of its own beside it."
+TRAINER = """\
+Arguments of `lightning.Trainer`, those that an option sets and others, as in `trainer.deterministic=true`. Callbacks,
+logger, checkpoints and the progress bar are the run's own; arguments that would change what is computed are refused,
+with the key to use in their place."""
+KEY_HEAD = ("key", "type", "default", "permitted", "meaning")
+RECIPES = "Recipes that set keys of several groups; none is on by default."
 TYPE_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
 
 def reference_page() -> str:
-    """The whole page in Markdown."""
-    parts, described = [HEAD], set(FREE)
-    for name, schema in ROOTS.items():
+    """The whole page in Markdown; a key of two commands is described with the first."""
+    parts, described = [HEAD], {"method", "trainer"}
+    for place, (name, schema) in enumerate(SCHEMAS.items()):
         defaults = composed_defaults(name)
         fresh = [spec for spec in dataclasses.fields(schema) if spec.name not in described]
         described |= {spec.name for spec in fresh}
         single = [spec for spec in fresh if not dataclasses.is_dataclass(defaults_of(spec))]
         if single:
             parts.append(f"## Keys without a group\n\n{key_table(schema, single, defaults, '')}")
-        parts += [group_section(spec, defaults) for spec in fresh if spec not in single]
-    parts += [f"## {name}\n\n{text}\n\n{options_table(name)}" for name, text in FREE.items()]
-    parts += [
-        f"## {name}\n\nRecipes that set keys of several groups; none is on by default.\n\n{options_table(name)}"
-        for name in ("experiment", "debug")
-    ]
+        only = f"For `trim-{name}` only. " if place else ""
+        parts += [group_section(spec, defaults, only) for spec in fresh if spec not in single]
+    parts.append(f"## method\n\n{METHOD}\n\n{options_table('method')}\n{method_keys()}")
+    parts.append(f"## trainer\n\n{TRAINER}\n\n{options_table('trainer')}")
+    parts += [f"## {name}\n\n{RECIPES}\n\n{options_table(name)}" for name in ("experiment", "debug")]
     return "\n".join(parts)
 
 
@@ -86,29 +82,35 @@ def composed_defaults(root: str) -> dict[str, Any]:
     return {str(name): value for name, value in container.items()}
 
 
-def group_section(spec: dataclasses.Field[Any], defaults: Mapping[str, Any]) -> str:
-    """The section of one group: its keys, then the options that ``conf/`` has for it."""
+def group_section(spec: dataclasses.Field[Any], defaults: Mapping[str, Any], only: str) -> str:
+    """The section of one group: whose it is, its keys, then the options that ``conf/`` has for it."""
     schema = type(defaults_of(spec))
-    section = f"## {spec.name}\n\n{(schema.__doc__ or '').strip()}\n\n"
+    section = f"## {spec.name}\n\n{only}{(schema.__doc__ or '').strip()}\n\n"
     section += key_table(schema, dataclasses.fields(schema), defaults[spec.name], f"{spec.name}.")
     options = options_table(spec.name)
     return section + (f"\n{options}" if options else "")
 
 
 def key_table(schema: type, specs: Sequence[dataclasses.Field[Any]], defaults: Mapping[str, Any], prefix: str) -> str:
-    """A table row for each field of a settings class."""
+    """A table of some fields of a settings class."""
+    return table(KEY_HEAD, key_rows(schema, specs, defaults, prefix))
+
+
+def key_rows(
+    schema: type, specs: Sequence[dataclasses.Field[Any]], defaults: Mapping[str, Any], prefix: str
+) -> list[list[str]]:
+    """A table row for each of some fields of a settings class."""
     hints = typing.get_type_hints(schema)
-    rows = [
+    return [
         [
             f"`{prefix}{spec.name}`",
             type_name(hints[spec.name]),
             code(defaults[spec.name]),
             permitted(spec.metadata),
-            spec.metadata["meaning"],
+            spec.metadata["meaning"].replace("<", "&lt;"),
         ]
         for spec in specs
     ]
-    return table(["key", "type", "default", "permitted", "meaning"], rows)
 
 
 def type_name(hint: Any) -> str:
@@ -138,15 +140,16 @@ def options_table(group: str) -> str:
         content = read_option(file)
         mark = " (default)" if file.stem == chosen else ""
         prefix = "" if "# @package _global_" in file.read_text(encoding="utf-8") else f"{group}."
-        values = ", ".join(f"`{name}={compact(value)}`" for name, value in leaves(content, prefix))
-        rows.append([f"`{group}={file.stem}`{mark}", values, note_of(file) + own_keys(group, content)])
+        bases = list(base_options(content.pop("defaults", [])))
+        values = ", ".join([*bases, *(f"`{name}={compact(value)}`" for name, value in leaves(content, prefix))])
+        rows.append([f"`{group}={file.stem}`{mark}", values, note_of(file)])
     return table(["option", "sets", "note"], rows) if rows else ""
 
 
 def default_options() -> dict[str, str]:
     """Group to the option that a command picks by itself; where two differ, the first one's."""
     entries = [
-        entry for root in reversed(ROOTS) for entry in read_option(config_directory() / f"{root}.yaml")["defaults"]
+        entry for root in reversed(SCHEMAS) for entry in read_option(config_directory() / f"{root}.yaml")["defaults"]
     ]
     return {name: option for entry in entries if isinstance(entry, dict) for name, option in entry.items()}
 
@@ -156,6 +159,15 @@ def read_option(file: Path) -> dict[str, Any]:
     container = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     assert isinstance(container, dict)
     return {str(name): value for name, value in container.items()}
+
+
+def base_options(defaults: Sequence[Any]) -> Iterator[str]:
+    """The options that a recipe builds on, as its defaults list names them."""
+    for entry in defaults:
+        if isinstance(entry, dict):
+            yield from (f"`{name.removeprefix('override ').lstrip('/')}={option}`" for name, option in entry.items())
+        elif entry != "_self_":
+            yield f"all that `{entry}` sets"
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -178,13 +190,15 @@ def note_of(file: Path) -> str:
     return " ".join(lines)
 
 
-def own_keys(group: str, content: Mapping[str, Any]) -> str:
-    """For a method: the keys of its selector with their defaults."""
-    if group != "method" or content.get("name") not in method_names():
-        return ""
-    specs = dataclasses.fields(load_selector({"name": content["name"]}))  # type: ignore[arg-type]
-    described = [f"`method.{spec.name}` ({code(defaults_of(spec))}): {spec.metadata['meaning']}" for spec in specs]
-    return " ".join(described)
+def method_keys() -> str:
+    """A table of the keys that the methods have of their own."""
+    rows = []
+    for name in method_names():
+        schema = type(load_selector({"name": name}))
+        specs = dataclasses.fields(schema)  # type: ignore[arg-type]
+        defaults = {spec.name: defaults_of(spec) for spec in specs}
+        rows += [[f"`{name}`", *row] for row in key_rows(schema, specs, defaults, "method.")]
+    return table(["method", *KEY_HEAD], rows)
 
 
 def code(value: Any) -> str:

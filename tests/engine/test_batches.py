@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_a_plan_keeps_its_promises(lengths: np.ndarray, budget: int, window: int
 @given(lengths=lengths, budget=st.integers(1, 200))
 def test_batches_are_as_large_as_the_budget_lets_them(lengths: np.ndarray, budget: int) -> None:
     batches = [batch for shard in plan_shards(lengths, budget) for batch in shard.batches]
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert (len(batch) + 1) * lengths[batch[0]] > budget
         assert lengths[batch[-1]] >= lengths[following[0]]
 

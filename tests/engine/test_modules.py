@@ -91,13 +91,9 @@ def test_scoring_pass_gives_the_cosine_of_every_token_in_every_bank(nearest: str
     ids = np.concatenate([records[row].token_ids for row in rows])
     assert result["token_ids"].tolist() == ids.tolist()
     assert result["scope"].tolist() == [role > 0 for row in rows for role in records[row].roles]
+    inputs = [torch.from_numpy(records[row].token_ids.astype(np.int64))[None] for row in rows]
     with torch.inference_mode():
-        states = torch.cat(
-            [
-                last_hidden_states(model, torch.from_numpy(records[row].token_ids.astype(np.int64))[None])[0]
-                for row in rows
-            ]
-        )
+        states = torch.cat([last_hidden_states(model, input_ids)[0] for input_ids in inputs])
     embeddings = model.get_input_embeddings().weight
     for place, bank in enumerate(banks.values()):
         cosines = unit(states) @ bank.vectors.T

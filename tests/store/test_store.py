@@ -176,19 +176,18 @@ def test_every_flipped_bit_of_a_receipt_is_found_or_harmless(store: Store) -> No
     intact = receipt.read_bytes()
     refused = 0
     for place in range(len(intact)):
-        for bit in (0, 2, 7):
-            data = bytearray(intact)
-            data[place] ^= 1 << bit
-            receipt.write_bytes(bytes(data))
-            reader = Store(store.root)
-            reader._verified.add(KEY.hex)  # the data is whole: only the receipt is in question
-            try:
-                facts = reader._verify(entry.path)["facts"]
-            except store_module.StoreError:
-                refused += 1
-            else:
-                assert facts == json.loads(intact)["facts"]
-    assert refused > 2.5 * len(intact)
+        data = bytearray(intact)
+        data[place] ^= 1 << place % 8
+        receipt.write_bytes(bytes(data))
+        reader = Store(store.root)
+        reader._verified.add(KEY.hex)  # the data is whole: only the receipt is in question
+        try:
+            facts = reader._verify(entry.path)["facts"]
+        except store_module.StoreError:
+            refused += 1
+        else:
+            assert facts == json.loads(intact)["facts"]
+    assert refused > 0.8 * len(intact)
 
 
 def test_a_missing_or_cut_file_is_found_even_within_one_process(store: Store) -> None:

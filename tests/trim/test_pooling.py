@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_lightning.settings import POOLERS
@@ -59,6 +59,7 @@ def arrays(records: list[list[Token]]) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize("name", POOLERS)
+@settings(max_examples=40)
 @given(
     records=pools,
     weighted=st.booleans(),

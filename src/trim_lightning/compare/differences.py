@@ -125,17 +125,16 @@ def compare_groups(
     }
     comparisons = []
     for first, second in pairs:
-        tested = 0
         for metric, found in panels.items():
             panel = next((panel for panel in found if first in panel.groups and second in panel.groups), None)
             if panel is not None:
-                comparisons.append(test(panel, first, second, resampled[id(panel)]))
-                tested += 1
-        notes += unpaired(first, second, predictions, tested)
+                comparisons.append(compare_pair(panel, first, second, resampled[id(panel)]))
+            else:
+                notes += unpaired(first, second, metric, found, predictions)
     return comparisons, list(dict.fromkeys(notes))
 
 
-def test(panel: Panel, first: Group, second: Group, resampled: NDArray[np.float64]) -> Comparison:
+def compare_pair(panel: Panel, first: Group, second: Group, resampled: NDArray[np.float64]) -> Comparison:
     """Compare two groups of a panel."""
     one, two = panel.groups.index(first), panel.groups.index(second)
     observed = ratio(panel.values, panel.weights)
@@ -168,24 +167,16 @@ def panels_of(
         parts = predictions.get(group.name, [])
         if not parts or any(metric not in part.values for part in parts):
             continue
-        keys = {records_key(group, part, metric) for part in parts}
+        keys = {(held_out(group, part), part.weights(metric).tobytes()) for part in parts}
         if len(keys) > 1:
-            notes.append(f"{group.title} is in no paired test of {metric}: its seeds were evaluated on different records")
+            notes.append(
+                f"{group.title} is in no paired test of {metric}: its runs were evaluated on different records"
+            )
         elif not all(np.isfinite(part.values[metric][part.weights(metric) > 0]).all() for part in parts):
             notes.append(f"{group.title} is in no paired test of {metric}: some of its values are not finite")
-        else:
+        elif parts[0].weights(metric).any():
             members[keys.pop()].append(group)
     return [panel_of(metric, together, predictions) for together in members.values()]
-
-
-def records_key(group: Group, part: Predictions, metric: str) -> object:
-    """What two groups must share to be paired: the held-out file, the records drawn, and each record's weight.
-
-    Response tokens are part of it: with another tokenizer a loss per token is another quantity.
-    """
-    evaluation = group.first.inputs.get("evaluation")
-    digest = evaluation.get("sha256") if isinstance(evaluation, Mapping) else None
-    return digest, part.ids, part.weights(metric).tobytes()
 
 
 def panel_of(metric: str, groups: list[Group], predictions: Mapping[str, list[Predictions]]) -> Panel:
@@ -196,16 +187,21 @@ def panel_of(metric: str, groups: list[Group], predictions: Mapping[str, list[Pr
     return Panel(metric, groups, values, weights[kept])
 
 
+def held_out(group: Group, part: Predictions) -> tuple[object, object]:
+    """Which records a run was evaluated on: the file's bytes and the ids drawn from it."""
+    evaluation = group.first.inputs.get("evaluation")
+    return evaluation.get("sha256") if isinstance(evaluation, Mapping) else None, part.ids
+
+
 def unpaired(
-    first: Group, second: Group, predictions: Mapping[str, list[Predictions]], tested: int
+    first: Group, second: Group, metric: str, panels: Sequence[Panel], predictions: Mapping[str, list[Predictions]]
 ) -> list[str]:
-    """Say why a pair has no test at all."""
-    if tested or first.name not in predictions or second.name not in predictions:
+    """Say why two groups that both have a metric cannot be paired; nothing if one lacks it or was noted before."""
+    if not all(any(group in panel.groups for panel in panels) for group in (first, second)):
         return []
-    one, two = predictions[first.name][0], predictions[second.name][0]
     title = f"{first.title} and {second.title} cannot be paired"
-    if records_key(first, one, "nll")[:2] != records_key(second, two, "nll")[:2]:
+    if held_out(first, predictions[first.name][0]) != held_out(second, predictions[second.name][0]):
         return [f"{title}: they were evaluated on different held-out records"]
-    if "nll" in one.values and "nll" in two.values and not np.array_equal(one.num_tokens, two.num_tokens):
-        return [f"{title}: their tokenizers divide the responses differently, so a loss per token is not the same"]
-    return [f"{title}: they have no metric in common"]
+    if metric == "nll":
+        return [f"{title} by nll: their tokenizers divide the responses differently, so a loss per token differs too"]
+    return [f"{title} by {metric}: it was measured on different records"]

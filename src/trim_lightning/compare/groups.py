@@ -12,7 +12,7 @@ from trim_lightning.compare.runs import Run, text_of
 from trim_lightning.compare.statistics import Spread, spread
 
 SEEDS = ("seed", "train.seed")
-INPUTS = ("pool", "target", "model", "evaluation")
+INPUTS = ("pool", "target", "model", "trainee", "evaluation")
 ABSENT = "-"
 BASELINE = "random"
 ENOUGH_SEEDS = 3  # draws of the random baseline below which its spread says nothing

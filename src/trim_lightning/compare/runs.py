@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from trim_lightning.compare.coresets import BrokenRun, Coreset, read_json, read_selection, section
 from trim_lightning.compare.discover import MANIFEST, Found
@@ -275,7 +275,7 @@ def model_name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2].removeprefix("bundled:")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """True for a JSON number, NaN among them."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -19,7 +19,7 @@ from trim_lightning.engine.record_values import finished_values, write_facts, wr
 from trim_lightning.engine.statistics import RecordStatistic
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.engine.writer import TokenProgress
-from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
+from trim_lightning.tokens.tokenized import TokenizedRecords
 
 
 class RecordPass(LightningModule):
@@ -62,8 +62,7 @@ class ValuesWriter(BasePredictionWriter):
 
 def run_record_pass(
     model: PreTrainedModel,
-    records: TokenizedRecords | Sequence[TokenSequence],
-    lengths: NDArray[np.int64],
+    records: TokenizedRecords,
     statistic: RecordStatistic,
     directory: Path,
     *,
@@ -80,8 +79,7 @@ def run_record_pass(
 
     Args:
         model: The scorer.
-        records: The tokens.
-        lengths: ``[records]`` tokens of each record; empty ones get no values.
+        records: The tokens; a record without tokens gets no values.
         statistic: What is computed.
         directory: Where the shards go.
         scope: Content tokens that count, for statistics that look at the scope.
@@ -93,7 +91,7 @@ def run_record_pass(
     Returns:
         ``tokens`` fed to the model, ``shards``, and the ``padding`` share.
     """
-    plan = plan_shards(lengths, tokens_per_batch)
+    plan = plan_shards(records.lengths, tokens_per_batch)
     done = finished_values(directory, [[row for rows in shard.batches for row in rows] for shard in plan])
     missing = [shard for shard in plan if shard.index not in done]
     if missing:
@@ -105,6 +103,6 @@ def run_record_pass(
         )
         with interruptible(runner):
             runner.predict(RecordPass(model, statistic), DataLoader(batches, batch_size=None), return_predictions=False)
-    facts = {"tokens": int(lengths.sum()), "shards": len(plan), "padding": padding_share(lengths, plan)}
+    facts = {"tokens": records.total_tokens, "shards": len(plan), "padding": padding_share(records.lengths, plan)}
     write_facts(directory, facts)
     return facts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import ScoreTable, rank_round_robin
 from trim_lightning.errors import UserError
+from trim_lightning.engine.record_values import gather_values, read_values
 from trim_lightning.engine.words import WordFile, write_words
 from trim_lightning.methods.base import SelectionTask
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.store import Entry, StageKey
-from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
+from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
     from trim_lightning.engine.statistics import RecordStatistic
@@ -63,8 +64,7 @@ def warm_up(task: SelectionTask, use_warmup: bool) -> None:
 def record_values(
     task: SelectionTask,
     statistic: RecordStatistic,
-    records: TokenizedRecords | Sequence[TokenSequence],
-    lengths: NDArray[np.int64],
+    records: TokenizedRecords,
     inputs: Mapping[str, str],
     booked: str,
 ) -> Entry:
@@ -73,8 +73,7 @@ def record_values(
     Args:
         task: For scorer, store and settings.
         statistic: What is computed of each record.
-        records: The tokens.
-        lengths: ``[records]`` tokens of each record; records without tokens get no values.
+        records: The tokens; a record without tokens gets no values.
         inputs: Keys of the stages that made ``records``.
         booked: Stage of the manifest that the cost belongs to: ``fingerprint`` (targets) or ``score`` (pool).
     """
@@ -95,7 +94,6 @@ def record_values(
         facts = run_record_pass(
             model,
             records,
-            lengths,
             statistic,
             directory,
             scope=settings.scope,
@@ -163,6 +161,41 @@ def group_scores(
     entry = task.store.get(stage_key, build)
     task.ledger.book("score", entry)
     return dict(zip(groups, np.load(entry.path / SCORES), strict=True))
+
+
+def cosine_groups(
+    task: SelectionTask, pool: Entry, targets: Entry, groups: Mapping[str, Sequence[int]], aggregate: str
+) -> dict[str, NDArray[np.float32]]:
+    """The stored cosines of every pool record's vector with each group's targets; one shard in memory at a time.
+
+    Args:
+        task: For store and ledger.
+        pool: Vectors of the pool, as `trim_lightning.engine.record_values` keeps them.
+        targets: Vectors of the targets, likewise.
+        groups: Group name to rows of the targets.
+        aggregate: ``max`` or ``mean`` over a group's targets.
+
+    Returns:
+        Group name to ``[records]`` float32; NaN for a record without a vector.
+    """
+    settings = {"method": "cosine", "aggregate": aggregate, "groups": groups}
+    stage_key = StageKey("similarity", 1, settings, {"pool": pool.key.hex, "targets": targets.key.hex})
+
+    def blocks() -> Iterator[tuple[Any, NDArray[Any]]]:
+        assert task.targets is not None
+        wanted = unit(gather_values(targets.path, len(task.targets.records)))
+        for rows, vectors in read_values(pool.path):
+            cosines = unit(vectors.astype(np.float64)) @ wanted.T
+            scores = [fold_targets((cosines[:, row] for row in members), aggregate) for members in groups.values()]
+            yield np.s_[:, rows], np.stack(scores)
+
+    return group_scores(task, stage_key, list(groups), blocks)
+
+
+def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``[n, width]`` vectors of length 1; a zero vector stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
 
 
 def fold_targets(scores: Iterable[NDArray[Any]], how: str) -> NDArray[Any]:

@@ -21,6 +21,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.trim.saliency import attention_statistics
 
 NAME = "trim_sdpa"
+UNSUPPORTED = {"softcap": "soft-capping", "s_aux": "sinks", "position_bias": "a position bias"}
 _recorder: ContextVar[SaliencyRecorder | None] = ContextVar("trim_recorder", default=None)
 
 
@@ -38,7 +39,13 @@ class SaliencyRecorder:
         self._signals: dict[int, tuple[Tensor, Tensor]] = {}
 
     def record(self, layer: int, row: Tensor, column: Tensor) -> None:
-        """Keep the ``[batch, seq]`` signals of one layer."""
+        """Keep the ``[batch, seq]`` signals of one layer.
+
+        Raises:
+            UserError: if the layer has reported before: it computes more than one attention.
+        """
+        if layer in self._signals:
+            raise refusal("more than one attention in a layer")
         self._signals[layer] = (row, column)
 
     def signals(self) -> tuple[Tensor, Tensor]:
@@ -55,6 +62,14 @@ class SaliencyRecorder:
             )
         ordered = [self._signals[layer] for layer in range(self.layers)]
         return torch.stack([row for row, _ in ordered]), torch.stack([column for _, column in ordered])
+
+
+def refusal(what: str) -> UserError:
+    """The error for attention that is not one causal softmax over queries and keys in each layer."""
+    return UserError(
+        f"model.path: the model uses {what}, which saliency does not support; use a model with plain softmax "
+        "attention (LLaMA, Mistral, Qwen, OPT, Gemma 3 and the like)"
+    )
 
 
 @contextmanager
@@ -88,24 +103,37 @@ def hooked_attention(
         **kwargs: What transformers passes on to SDPA.
 
     Raises:
-        UserError: for attention that is not a plain softmax (soft-capping, sinks, position bias).
+        UserError: for attention that is not a plain causal softmax (soft-capping, sinks, position bias).
     """
-    for unsupported in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(unsupported) is not None:
-            raise UserError(
-                f"model.path: {type(module).__name__} uses {unsupported} in its attention, which saliency does "
-                "not support; use a model with plain softmax attention"
-            )
+    for argument, name in UNSUPPORTED.items():
+        if kwargs.get(argument) is not None:
+            raise refusal(f"{name} ({argument}) in its attention")
     recorder = _recorder.get()
-    if recorder is not None:
-        if attention_mask is not None and attention_mask.dtype != torch.bool:
-            attention_mask = attention_mask == 0
-        layer = getattr(module, "layer_idx", None)
-        if layer is not None:
-            factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-            recorder.record(layer, *attention_statistics(query, key, factor, recorder.lengths, attention_mask))
+    layer = getattr(module, "layer_idx", None)
+    if recorder is not None and layer is not None:
+        if not getattr(module, "is_causal", True):
+            raise refusal("attention that is not causal")
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        visible = None if attention_mask is None else visible_keys(attention_mask)
+        recorder.record(layer, *attention_statistics(query, key, factor, recorder.lengths, visible))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return output, None
+
+
+def visible_keys(mask: Tensor) -> Tensor:
+    """Which keys a query may see, ``[batch or 1, 1, seq, seq]`` bool, from a bool or an additive mask.
+
+    Raises:
+        UserError: if the mask adds a bias to visible scores, or differs between heads.
+    """
+    if mask.shape[1] != 1:
+        raise refusal("a mask of its own for each head")
+    if mask.dtype == torch.bool:
+        return mask
+    hidden = mask <= torch.finfo(mask.dtype).min / 2
+    if not (hidden | (mask == 0)).all():
+        raise refusal("a bias in its attention mask")
+    return ~hidden
 
 
 def register() -> str:

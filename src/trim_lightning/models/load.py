@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from trim_lightning.errors import UserError
-from trim_lightning.models.attention import register
+from trim_lightning.models.attention import NAME, refusal, register
 from trim_lightning.models.source import ModelSource
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
                 output_loading_info=True,
             )
         except Exception as error:
+            if NAME in str(error) or "scaled_dot_product_attention" in str(error):
+                raise refusal("an attention of its own that cannot be read from outside") from None
             raise UserError(f"model.path={source.name}: cannot be loaded ({first_line(error)})") from None
     model, report = loaded
     if report["missing_keys"]:

@@ -135,8 +135,10 @@ def group_of(file: RecordFile, row: int, group_field: str) -> str:
     value = lookup(record, group_field)
     place = f"{file.what}.group_field={group_field}: {file.place(row)}"
     if value is MISSING:
-        fields = field_names(record)
-        raise UserError(f"{place} has no such field{guess(group_field, fields) or '; fields: ' + ', '.join(fields[:20])}")
+        fields = list(field_names(record))
+        raise UserError(
+            f"{place} has no such field{guess(group_field, fields) or '; fields: ' + ', '.join(fields[:20])}"
+        )
     if value is None or isinstance(value, list | Mapping):
         raise UserError(f"{place} has {kind_of(value)} there; a group is text, a number or true/false")
     return clean_text(scalar_text(value))

@@ -341,8 +341,10 @@ class _Indexer:
         value = lookup(record, id_field)
         key = f"{self.source.what}.id_field={id_field}: {self._place(number)}"
         if value is MISSING:
-            fields = field_names(record)
-            raise UserError(f"{key} has no such field{guess(id_field, fields) or '; fields: ' + ', '.join(fields[:20])}")
+            fields = list(field_names(record))
+            raise UserError(
+                f"{key} has no such field{guess(id_field, fields) or '; fields: ' + ', '.join(fields[:20])}"
+            )
         if value is None or isinstance(value, list | Mapping):
             raise UserError(f"{key} has {kind_of(value)} there; an id is text or a number")
 

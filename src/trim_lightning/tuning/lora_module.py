@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -43,6 +44,23 @@ def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> Pef
     return wrapped
 
 
+@dataclass
+class Progress:
+    """What a training has done so far, before a kill and after.
+
+    Attributes:
+        steps: Optimiser steps.
+        tokens: Real tokens fed to the model.
+        trained_tokens: Labelled tokens of the finished steps.
+        loss: Of the last step, nats per labelled token; None before the first.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    loss: float | None = None
+
+
 class TuningModule(LightningModule):
     """Trains a model on response tokens; only trainable weights go into checkpoints.
 
@@ -62,6 +80,7 @@ class TuningModule(LightningModule):
         self.model = model
         self.settings = settings
         self.total_steps = total_steps
+        self.done = Progress()
         self._step_loss = 0.0
 
     @property
@@ -79,6 +98,7 @@ class TuningModule(LightningModule):
         loss = summed_loss(self.causal_lm, batch["input_ids"], batch["labels"]) / batch["step_labels"]
         self.manual_backward(loss)
         self._step_loss += float(loss.detach())
+        self.done.tokens += batch["tokens"]
         if not batch["closes_step"]:
             return
         optimizer = self.optimizers()
@@ -93,6 +113,9 @@ class TuningModule(LightningModule):
         schedule.step()  # type: ignore[union-attr]
         self.log("train/loss", self._step_loss, prog_bar=True, on_step=True)
         self.log("train/learning_rate", schedule.get_last_lr()[0], on_step=True)  # type: ignore[union-attr]
+        self.done.steps += 1
+        self.done.trained_tokens += batch["step_labels"]
+        self.done.loss = self._step_loss
         self._step_loss = 0.0
 
     def configure_optimizers(self) -> Any:
@@ -112,13 +135,15 @@ class TuningModule(LightningModule):
         return {name: value for name, value in whole.items() if name in trainable}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the generators (dropout) and the open step's loss, so that a resumed run repeats an unbroken one."""
+        """Keep the generators (dropout) and what was done, so that a resumed run repeats an unbroken one."""
+        checkpoint["trim_done"] = asdict(self.done)
         checkpoint["trim_rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["trim_cuda_rng"] = torch.cuda.get_rng_state_all()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the generators."""
+        """Restore them."""
+        self.done = Progress(**checkpoint["trim_done"])
         torch.set_rng_state(checkpoint["trim_rng"])
         if torch.cuda.is_available() and "trim_cuda_rng" in checkpoint:
             torch.cuda.set_rng_state_all(checkpoint["trim_cuda_rng"])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +85,8 @@ def train_lora(
         length_grouped: Put records of similar length into one optimiser step.
 
     Returns:
-        The trained PEFT model and facts: ``tokens`` fed to the model, ``trained_tokens`` labelled, ``steps``,
-        ``loss`` of the last step.
+        The trained PEFT model and facts: ``records`` learned from, ``tokens`` fed to the model, ``trained_tokens``
+        labelled, ``steps``, ``loss`` of the last step.
 
     Raises:
         UserError: if no record has a response token, or the adapter changed nothing.
@@ -101,8 +100,11 @@ def train_lora(
     facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
     wrapped.eval()
     require_effect(wrapped, records, plan[0].rows[-1], around.title)
-    wrapped.save_pretrained(str(around.directory / ADAPTER), safe_serialization=True)
-    (around.directory / CHECKPOINT).unlink(missing_ok=True)
+    # the model card would name the folder that the config was read from
+    module.causal_lm.config._name_or_path = module.causal_lm.name_or_path
+    # LoRA never resizes embeddings: asked to find out for itself, peft would look for the base model on the Hub
+    wrapped.save_pretrained(str(around.directory / ADAPTER), safe_serialization=True, save_embedding_layers=False)
+    remove_checkpoint(around.directory)
     return wrapped, facts
 
 
@@ -129,10 +131,10 @@ def train_full(
     facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
     model.eval()
     model.requires_grad_(False)
-    if facts["loss"] is not None and not math.isfinite(facts["loss"]):
-        raise UserError(f"{around.title}: training diverged (the loss is not finite); lower the learning rate")
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise UserError(f"{around.title}: training diverged (weights are not finite); lower the learning rate")
     model.save_pretrained(str(around.directory / MODEL), safe_serialization=True)
-    (around.directory / CHECKPOINT).unlink(missing_ok=True)
+    remove_checkpoint(around.directory)
     return model, facts
 
 
@@ -189,13 +191,18 @@ def fit(
     torch.manual_seed(seed)
     with interruptible(runner):
         runner.fit(module, loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
-    loss = runner.callback_metrics.get("train/loss")
-    return {
-        "tokens": tokens,
-        "trained_tokens": sum(micro.step_labels for micro in loader.plan if micro.closes_step),
-        "steps": module.total_steps,
-        "loss": None if loss is None else float(loss),
-    }
+    return {**asdict(module.done), "records": len({row for micro in loader.plan for row in micro.rows})}
+
+
+def remove_checkpoint(directory: Path) -> None:
+    """Remove the checkpoint, and one that a kill left half written."""
+    for path in (directory / CHECKPOINT, half_written(directory / CHECKPOINT)):
+        path.unlink(missing_ok=True)
+
+
+def half_written(checkpoint: Path) -> Path:
+    """Where a checkpoint is until it is whole."""
+    return checkpoint.with_name(f".{checkpoint.name}.tmp")
 
 
 def require_effect(wrapped: PeftModel, records: TokenizedRecords, row: int, title: str) -> None:
@@ -219,8 +226,10 @@ def require_effect(wrapped: PeftModel, records: TokenizedRecords, row: int, titl
 
 
 def merge(wrapped: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Merge the adapter into the base weights and return the plain model in ``dtype``, ready to score."""
-    merged = wrapped.merge_and_unload().to(dtype)
+    """Merge the adapter into the base weights and return the plain model, its weights in ``dtype``, ready to score."""
+    merged = wrapped.merge_and_unload()
+    for parameter in merged.parameters():  # not buffers: rotary frequencies stay in float32, as they are loaded
+        parameter.data = parameter.data.to(dtype)
     merged.eval()
     merged.requires_grad_(False)
     assert isinstance(merged, PreTrainedModel)
@@ -241,7 +250,9 @@ class TrainingProgress(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
+        assert isinstance(pl_module, TuningModule)
         self._bar = progress_bar(self.title, self.total)
+        self._bar.update(pl_module.done.tokens)  # of the run that this one resumes
 
     def on_train_batch_end(
         self,
@@ -280,6 +291,11 @@ class HeldOutStop(Callback):
         """Take it back."""
         self._best, self._weights = state_dict["best"], state_dict["weights"]
         self._bad_epochs = state_dict["bad_epochs"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End at once a resumed training that had decided to end."""
+        if self._bad_epochs >= self.rule.patience:
+            trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int
@@ -326,7 +342,7 @@ class PeriodicCheckpoint(Callback):
         """Save if it is time."""
         if not batch["closes_step"] or time.monotonic() - self._last < self.seconds:
             return
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary = half_written(self.path)
         trainer.save_checkpoint(temporary, weights_only=False)
         temporary.replace(self.path)
         self._last = time.monotonic()

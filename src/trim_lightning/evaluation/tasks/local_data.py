@@ -169,6 +169,7 @@ def _passage(record: Mapping[str, Any], place: str, group_field: str | None) -> 
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise UserError(f"{place}: field answers must be a list of one or more texts")
     document["answers"] = [clean_text(answer) for answer in answers]
+    document["answer"] = document["answers"][0]  # what a shot shows
     document["id"] = scalar_text(record.get("id", place))
     return document
 

@@ -1,0 +1,1 @@
+"""The coreset as files that other trainers read unchanged."""

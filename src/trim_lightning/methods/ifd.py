@@ -1,0 +1,67 @@
+"""IFD: how little the prompt helps the scorer to predict the response (Cherry LLM, arXiv 2308.12032)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from trim_lightning.engine.ranking import ScoreTable
+from trim_lightning.methods._stages import record_values, score_table, warm_up
+from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.perplexity import mean_losses, response_losses
+from trim_lightning.settings import key
+from trim_lightning.store import Entry, StageKey
+from trim_lightning.tokens.alone import write_without_prompts
+from trim_lightning.tokens.tokenized import TokenizedRecords
+
+
+@dataclass
+class IfdSelector(Selector):
+    """A record's instruction-following difficulty: loss of its response given the prompt over its loss alone.
+
+    The paper gives its model a brief experience of the data first; the warm-up plays that part here. It drops
+    records whose ratio is above 1, where the prompt does not help (our 1 itself is among them).
+    """
+
+    needs_targets: ClassVar[bool] = False
+    unhelpful: str = key(
+        "exclude", "records with a ratio of 1 and more: no score, or ranked last", choices=("exclude", "last")
+    )
+    use_warmup: bool = key(True, "score with the warmed-up model, if the warmup group is enabled")
+
+    def score(self, task: SelectionTask) -> ScoreTable:
+        """Two passes over the pool: responses with their prompts, and without."""
+        warm_up(task, self.use_warmup)
+        size = len(task.pool)
+        given = mean_losses(response_losses(task), size)
+        alone = mean_losses(self._losses_alone(task), size)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.where(alone > 0, given / alone, np.nan)
+        unhelpful = ratio >= 1
+        if self.unhelpful == "last":
+            # below every helpful record, the least unhelpful first
+            return score_table(task, {"": np.where(unhelpful, -ratio, ratio)})
+        if unhelpful.any():
+            task.ledger.warn(f"{int(unhelpful.sum())} records have a ratio (IFD) of 1 and more and are excluded")
+        return score_table(task, {"": np.where(unhelpful, np.nan, ratio)})
+
+    def _losses_alone(self, task: SelectionTask) -> Entry:
+        """The stored losses of the pool's responses without their prompts."""
+        from trim_lightning.engine.statistics import ResponseLoss
+
+        tokenizer = task.scorer.tokenizer
+        boundary = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        alone_key = StageKey("alone", 1, {"boundary": boundary}, {"tokens": task.pool_key.hex})
+
+        def build(directory: Path) -> dict[str, Any]:
+            started = time.perf_counter()
+            facts = write_without_prompts(task.pool_tokens, directory, 0 if boundary is None else boundary)
+            return {**facts, "seconds": time.perf_counter() - started}
+
+        entry = task.store.get(alone_key, build)
+        records = TokenizedRecords(entry.path)
+        return record_values(task, ResponseLoss("removed"), records, {"tokens": alone_key.hex}, "score")

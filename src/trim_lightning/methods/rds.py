@@ -1,0 +1,51 @@
+"""RDS+: cosine between position-weighted means of hidden states (arXiv 2503.01807)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trim_lightning.engine.ranking import ScoreTable
+from trim_lightning.methods._stages import (
+    AGGREGATES,
+    cosine_groups,
+    record_values,
+    score_table,
+    usable_groups,
+    warm_up,
+)
+from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.settings import key
+
+
+@dataclass
+class RdsSelector(Selector):
+    """A record's score is the cosine of its vector with the nearest target's.
+
+    A vector is the mean of the last hidden states, weighted by position, over all tokens of the rendered
+    record, as in RDS+. RDS+ takes the model as it is, so there is no warm-up by default. With a group field
+    that tells every target apart (``target.group_field=id target.aggregate=round_robin``) the targets take
+    turns, which is how RDS+ selects.
+    """
+
+    use_warmup: bool = key(False, "score with the warmed-up model, if the warmup group is enabled")
+    tokens: str = key("all", "tokens that are averaged: all (RDS+) or the scoped ones", choices=("all", "scoped"))
+    aggregate: str = key("max", "how the scores against a group's targets become one", choices=AGGREGATES)
+
+    def score(self, task: SelectionTask) -> ScoreTable:
+        """One pass over the targets, one over the pool, then cosines shard by shard."""
+        assert task.targets is not None
+        warm_up(task, self.use_warmup)
+        targets, targets_entry = task.scorer.tokenize(task.targets.records, "tokenize")
+        for problem in targets.problems:
+            task.ledger.warn(f"target {problem}")
+        scoped = targets.content_lengths(task.settings.scope)
+        groups = usable_groups(task, lambda row: scoped[row] > 0, "no token")
+
+        from trim_lightning.engine.statistics import PositionWeightedMean
+
+        statistic = PositionWeightedMean(task.settings.scope if self.tokens == "scoped" else None)
+        target_vectors = record_values(
+            task, statistic, targets, {"tokens": targets_entry.key.hex}, "fingerprint"
+        )
+        pool_vectors = record_values(task, statistic, task.pool_tokens, {"tokens": task.pool_key.hex}, "score")
+        return score_table(task, cosine_groups(task, pool_vectors, target_vectors, groups, self.aggregate))
