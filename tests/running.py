@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trim_lightning.config import compose_select
+from trim_lightning.config import compose_select, compose_train
 from trim_lightning.pipeline import Selection, select
+from trim_lightning.training import Training, train
 
 
 def selection(*overrides: str, output_dir: Path, store_dir: Path) -> Selection:
@@ -17,3 +18,9 @@ def selection(*overrides: str, output_dir: Path, store_dir: Path) -> Selection:
 def run_select(*overrides: str, output_dir: Path, store_dir: Path) -> Path:
     """Run one selection and return its output directory."""
     return selection(*overrides, output_dir=output_dir, store_dir=store_dir).directory
+
+
+def run_train(*overrides: str, output_dir: Path, store_dir: Path) -> Training:
+    """Compose the overrides and run one training."""
+    paths = [f"paths.output_dir={output_dir}", f"paths.store_dir={store_dir}"]
+    return train(compose_train([*overrides, *paths]))

@@ -26,7 +26,7 @@ class Trainee(ModelHandle):
     def __init__(self, *arguments: Any, mode: str = "lora", **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.mode = mode
-        self._fresh: tuple[str | None, PreTrainedModel] | None = None
+        self._kept: tuple[str | None, PreTrainedModel] | None = None
 
     @property
     def training_dtype(self) -> torch.dtype:
@@ -66,7 +66,7 @@ class Trainee(ModelHandle):
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.evaluation.held_out import mean_response_loss
             from trim_lightning.models.load import load_model
-            from trim_lightning.tuning.run import EarlyStop, Surroundings, train_full, train_lora
+            from trim_lightning.tuning.run import MODEL, EarlyStop, Surroundings, train_full, train_lora
 
             stop = None
             if settings.early_stop is not None and held_out is not None:
@@ -75,17 +75,17 @@ class Trainee(ModelHandle):
                     settings.early_stop, lambda model: mean_response_loss(model, records, self.tokens_per_batch)
                 )
             around = Surroundings(directory, self.trainer, "fine-tune", make_logger(), stop)
+            self._kept = None  # a large model has no room beside the one in training
             model = load_model(self.source, self.training_dtype)
             rows = range(len(coreset))
             options: dict[str, Any] = {"seed": self.seed, "length_grouped": settings.length_grouped}
             started = time.perf_counter()
             if settings.mode == "full":
-                trained, facts = train_full(model, coreset, rows, settings, around, **options)
-                self._fresh = (key.hex, trained.to(self.dtype))  # type: ignore[arg-type]
+                _, facts = train_full(model, coreset, rows, settings, around, **options)
+                self.tokenizer.save_pretrained(str(directory / MODEL))  # whole: it loads without the model it came from
             else:
                 _, facts = train_lora(model, coreset, rows, settings, around, **options)
             facts["seconds"] = time.perf_counter() - started
-            facts["records"] = len(coreset)
             return facts
 
         entry = self.store.get(key, build, resumable=True)
@@ -93,11 +93,21 @@ class Trainee(ModelHandle):
         return entry
 
     def model(self, tuned: Entry | None) -> PreTrainedModel:
-        """The trainee as it is on disk (None), or fine-tuned; the last one asked for is kept."""
+        """The trainee as it is on disk (None), or fine-tuned, on its device; the last one asked for is kept.
+
+        A fine-tuned one is always read from the store: what is evaluated is what was saved.
+        """
         wanted = None if tuned is None else tuned.key.hex
-        if self._fresh is None or self._fresh[0] != wanted:
-            self._fresh = (wanted, self.base_model() if tuned is None else self._load(tuned))
-        return self._fresh[1]
+        if self._kept is None or self._kept[0] != wanted:
+            self._kept = None  # before the next is loaded
+            self._kept = (wanted, self.base_model() if tuned is None else self._load(tuned))
+        return self.placed(self._kept[1])
+
+    def placed(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model on its device (a Lightning loop leaves it on the CPU), unless accelerate has spread it."""
+        if getattr(model, "hf_device_map", None) is None:
+            model.to(self.device)  # type: ignore[arg-type]
+        return model
 
     def _load(self, tuned: Entry) -> PreTrainedModel:
         from dataclasses import replace

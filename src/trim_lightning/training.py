@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -14,9 +15,10 @@ from trim_lightning.evaluation.evaluate import evaluate, measures, paired, summa
 from trim_lightning.ledger import Ledger
 from trim_lightning.manifest import write_manifest
 from trim_lightning.models.source import ModelSource, find_model
-from trim_lightning.outputs import writable_directory, write_text
+from trim_lightning.outputs import clear, writable_directory, write_text
 from trim_lightning.pipeline import Selection, run_selection
-from trim_lightning.records.record_file import RecordFile
+from trim_lightning.records.record import Turn
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
 from trim_lightning.records.sources import open_records
 from trim_lightning.selection import check_settings
 from trim_lightning.settings import SourceSettings, TrainSettings
@@ -26,6 +28,9 @@ from trim_lightning.tracking import Tracker, open_tracker
 from trim_lightning.trainee import Trainee
 
 log = logging.getLogger(__name__)
+RESULTS = ("metrics.json", "predictions.jsonl", "manifest.json")
+ADAPTER, MODEL = "adapter", "model"
+COPY = "coreset.jsonl"
 GENERATED_SEED = 2000  # held-out generated records come from another stream than pool (0) and targets (1000)
 
 
@@ -58,7 +63,8 @@ def train(settings: TrainSettings) -> Training:
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
     store = Store(writable_directory(settings.paths.store_dir, "paths.store_dir"))
     ledger = Ledger()
-    tracker = open_tracker(settings.logger, directory, job_type="train", name=directory.name, config=asdict(settings))
+    name = "/".join(directory.absolute().parts[-2:])
+    tracker = open_tracker(settings.logger, directory, job_type="train", name=name, config=asdict(settings))
     succeeded = False
     try:
         training = _train(settings, directory, store, ledger, tracker)
@@ -80,12 +86,14 @@ def _train(settings: TrainSettings, directory: Path, store: Store, ledger: Ledge
         coreset = open_coreset(settings, directory / "selection" / "coreset.jsonl", store)
     else:
         coreset = open_coreset(settings, Path(settings.coreset.path), store)
+    clear_training(directory, settings.coreset.path)
 
-    coreset_tokens, coreset_entry = trainee.tokenize(coreset)
+    coreset_tokens, coreset_entry = trainee.tokenize(in_one_order(coreset, store))
     watched = None
     if held_out is not None:
         tokens, entry = trainee.tokenize(held_out)
         watched = (tokens, entry.key)
+        warn_of_held_out(settings, held_out, tokens.truncated, coreset, ledger)
     before = None if held_out is None else evaluate(trainee, None, held_out, settings.evaluation, title="before")
     tuned = trainee.fine_tune(settings.train, coreset_tokens, coreset_entry.key, watched, tracker.training_logger)
     after = None if held_out is None else evaluate(trainee, tuned, held_out, settings.evaluation, title="after")
@@ -189,13 +197,53 @@ def make_trainee(settings: TrainSettings, store: Store, ledger: Ledger) -> Train
 
 
 def open_coreset(settings: TrainSettings, path: Path, store: Store) -> RecordFile:
-    """The coreset's records, read with the pool's field names."""
+    """The coreset's records; those of a selection are read with the pool's field names."""
     pool = settings.pool
     kind = "parquet" if path.suffix == ".parquet" else "jsonl"
     source = replace(SourceSettings(), source=kind, path=str(path))
     if settings.coreset.path is None:
         source = replace(source, prompt_field=pool.prompt_field, response_field=pool.response_field)
     return open_records(source, what="coreset", seed=0, spool=store.spool)
+
+
+def in_one_order(coreset: RecordFile, store: Store) -> RecordFile:
+    """The coreset's conversations, sorted, so that how a method ranks what it selects changes no training.
+
+    Two methods that select the same records then share one fine-tuning, and the difference between two methods holds
+    no luck of the order (our choice).
+    """
+    conversations = [[asdict(turn) for turn in coreset.record(row).turns] for row in range(len(coreset))]
+    lines = sorted(json.dumps({"messages": messages}) + "\n" for messages in conversations)
+    text = "".join(lines)
+
+    def build(directory: Path) -> None:
+        (directory / COPY).write_text(text, encoding="utf-8")
+
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path = store.spool("conversations", {"sha256": digest}, build) / COPY
+    return index(LineSource(path, label=coreset.name, name=coreset.name, what="coreset"), ReadOptions())
+
+
+def warn_of_held_out(
+    settings: TrainSettings, held_out: RecordFile, truncated: int, coreset: RecordFile, ledger: Ledger
+) -> None:
+    """Say what makes a measurement on the held-out records mean less than it seems to."""
+    if truncated:
+        ledger.warn(
+            f"max_length={settings.max_length}: {truncated} of the {len(held_out)} held-out records are cut, and "
+            "measured on what is left"
+        )
+    learnt = {prompt_turns(coreset, row) for row in range(len(coreset))} - {(), (Turn("user", ""),)}
+    known = [held_out.id(row) for row in range(len(held_out)) if prompt_turns(held_out, row) in learnt]
+    if known:
+        names = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+        ledger.warn(f"{len(known)} of the {len(held_out)} held-out records have a prompt of the coreset: {names}")
+
+
+def prompt_turns(records: RecordFile, row: int) -> tuple[Turn, ...]:
+    """What a record asks: its turns without the last response."""
+    turns = records.record(row).turns
+    return turns[:-1] if turns and turns[-1].role == "assistant" else turns
 
 
 def run_tasks(settings: TrainSettings, trainee: Trainee, tuned: Entry) -> tuple[dict[str, float], dict[str, Any]]:
@@ -227,16 +275,33 @@ def selection_costs(selection: Selection | None) -> dict[str, Any]:
     }
 
 
+def clear_training(directory: Path, given: str | None) -> None:
+    """Remove an earlier training's files, so that no mixture of two runs is left if this one is killed.
+
+    Args:
+        directory: The output directory.
+        given: ``coreset.path``: with it an earlier selection goes too, unless that is where the file is.
+    """
+    for name in RESULTS:
+        (directory / name).unlink(missing_ok=True)
+    for name in (ADAPTER, MODEL):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    selection = directory / "selection"
+    if given is not None and selection.is_dir() and Path(given).expanduser().resolve().parent != selection.resolve():
+        clear(selection)
+        if not any(selection.iterdir()):
+            selection.rmdir()
+
+
 def copy_result(tuned: Entry, directory: Path) -> None:
     """Put ``adapter/`` (or ``model/``) into the output directory, whole or not at all."""
-    for name in ("adapter", "model"):
+    for name in (ADAPTER, MODEL):
         source, final = tuned.path / name, directory / name
         if not source.is_dir():
             continue
         temporary = directory / f".{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(source, temporary)
-        shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
 
 
@@ -267,5 +332,5 @@ def log_artifacts(tracker: Tracker, training: Training) -> None:
         tracker.artifact("coreset", "coreset", [folder / "coreset.jsonl"], uses=["scores"])
     used = ["coreset"] if training.selection is not None else []
     tracker.artifact("adapter", "model", [directory / "adapter", directory / "model"], uses=used)
-    files = [directory / name for name in ("metrics.json", "predictions.jsonl", "manifest.json")]
+    files = [directory / name for name in RESULTS]
     tracker.artifact("evaluation", "evaluation", files, uses=["adapter"])

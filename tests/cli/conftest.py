@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.cli import select_main
 
+PROGRESS = re.compile(r"[a-z-]+: \d+% of ")
 CONSOLE_SCRIPT = Path(sys.executable).with_name("trim-select")
 FINAL_NAMES = (
     "scores.parquet", "coreset.jsonl", "token_scores.parquet", "target_tokens.parquet", "fingerprints.safetensors",
@@ -32,6 +34,11 @@ class Outcome:
     code: int
     out: str
     err: str
+
+    @property
+    def complaints(self) -> list[str]:
+        """Lines on standard error, without the progress lines that a slow machine brings about."""
+        return [line for line in self.err.splitlines() if not PROGRESS.match(line)]
 
     @property
     def last(self) -> str:

@@ -117,7 +117,7 @@ BAD_OVERRIDES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
 def assert_one_line(outcome: Outcome, directory: Path, *fragments: str) -> None:
     """Exit code 2, nothing but the error line on standard error, and no result files."""
     assert outcome.code == 2, outcome
-    assert outcome.err.count("\n") == 1, outcome.err
+    assert outcome.complaints == [outcome.last], outcome.err
     assert outcome.last.startswith("error: ")
     for fragment in fragments:
         assert fragment in outcome.last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import json
 import logging
@@ -24,7 +25,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trim_lightning.errors import UserError
 from trim_lightning.evaluation import lm_eval_tasks
-from trim_lightning.evaluation.lm_eval_tasks import LOCAL_TASKS, TaskResults, local_counterpart, run_tasks
+from trim_lightning.evaluation.lm_eval_tasks import (
+    LOCAL_TASKS,
+    TaskResults,
+    check_tasks,
+    data_digest,
+    local_counterpart,
+    run_tasks,
+)
 from trim_lightning.models.load import load_tokenizer
 from trim_lightning.models.source import ModelSource
 
@@ -362,8 +370,12 @@ def test_shots_come_from_the_records_own_group(
     expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert found.details["trim_mmlu"]["first_prompt"] == expected
     assert found.details["trim_mmlu"]["shots"] == 2
-    with pytest.raises(UserError, match=r"num_fewshot=3: trim_mmlu has 2 examples .* every subtask in mmlu\.train"):
-        run_tasks(llama, tokenizer, ["trim_mmlu"], data_dir=str(tmp_path), num_fewshot=3)
+    too_many: dict[str, Any] = {"data_dir": str(tmp_path), "num_fewshot": 3}
+    message = r"num_fewshot=3: trim_mmlu has 2 examples .* every subtask in mmlu\.train"
+    with pytest.raises(UserError, match=message):
+        run_tasks(llama, tokenizer, ["trim_mmlu"], **too_many)
+    with pytest.raises(UserError, match=message):
+        check_tasks(["trim_mmlu"], **too_many)
 
 
 @needs_lm_eval
@@ -398,6 +410,21 @@ def test_the_date_in_a_prompt_is_that_of_training(
     tokenizer.chat_template = "{{ date_string }}|" + tokenizer.chat_template
     found = run_tasks(llama, tokenizer, ["trim_svamp"], data_dir=str(tmp_path))
     assert found.details["trim_svamp"]["first_prompt"].startswith(f"{DATE}|")
+
+
+@needs_lm_eval
+def test_a_given_template_replaces_the_tokenizers(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, says: Callable[..., None], tmp_path: Path
+) -> None:
+    write(tmp_path, "svamp.test", NUMBERS[:1])
+    says(lambda record: "")
+    given = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"
+    own = tokenizer.chat_template
+    found = run_tasks(llama, tokenizer, ["trim_svamp"], data_dir=str(tmp_path), chat_template=given)
+    assert found.details["trim_svamp"]["first_prompt"] == "[add 3 and 4]"
+    sha256 = hashlib.sha256(given.encode()).hexdigest()
+    assert found.details["trim_svamp"]["template"]["chat_template_sha256"] == sha256
+    assert tokenizer.chat_template == own
 
 
 @needs_lm_eval
@@ -624,6 +651,8 @@ def test_missing_data_is_named(
         run_tasks(llama, tokenizer, ["trim_svamp"])
     with pytest.raises(UserError, match=r"there is no svamp\.test\.jsonl for trim_svamp"):
         run_tasks(llama, tokenizer, ["trim_svamp"], data_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no svamp\.test\.jsonl for trim_svamp"):
+        check_tasks(["trim_svamp"], data_dir=str(tmp_path))
     write(tmp_path, "svamp.test", [])
     with pytest.raises(UserError, match=r"svamp\.test\.jsonl is empty"):
         run_tasks(llama, tokenizer, ["trim_svamp"], data_dir=str(tmp_path))
@@ -658,6 +687,48 @@ def test_an_unreachable_hub_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert not lm_eval_tasks._hub_answers()
+
+
+@needs_lm_eval
+def test_the_digest_follows_the_files(colour_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRIM_DATA_DIR", raising=False)
+    write(tmp_path, "svamp.test", NUMBERS)
+    write(tmp_path, "gsm8k.test", NUMBERS)
+    seen = [data_digest(["trim_svamp"], str(tmp_path))]
+    monkeypatch.setenv("TRIM_DATA_DIR", str(tmp_path))
+    assert data_digest(["trim_svamp"]) == seen[0]
+    write(tmp_path, "gsm8k.test", NUMBERS[:2])
+    assert data_digest(["trim_svamp"]) == seen[0], "another task's data"
+    write(tmp_path, "svamp.test", NUMBERS[:3])
+    seen.append(data_digest(["trim_svamp"]))
+    write(tmp_path, "svamp.train", NUMBERS[3:])
+    seen.append(data_digest(["trim_svamp"]))
+    seen.append(data_digest(["trim_svamp"], tasks_path=str(colour_tasks)))
+    (colour_tasks / "colours.py").write_text(COLOURS_CODE + "# changed\n")
+    seen.append(data_digest(["trim_svamp"], tasks_path=str(colour_tasks)))
+    assert len(set(seen)) == 5
+
+
+@needs_lm_eval
+def test_progress_is_shown_by_our_bar(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trim_lightning.progress import progress_bar
+
+    write(tmp_path, "commonsense_qa.test", OPTIONS)
+    write(tmp_path, "tydiqa_goldp.test", PASSAGES)
+    bars = []
+
+    def keep(title: str, total: int, unit: str) -> Any:
+        bars.append(progress_bar(title, total, unit))
+        return bars[-1]
+
+    monkeypatch.setattr(lm_eval_tasks, "progress_bar", keep)
+    run_tasks(llama, tokenizer, ["trim_commonsense_qa", "trim_tydiqa_goldp"], data_dir=str(tmp_path))
+    assert {(bar.desc.strip(), bar.n, bar.total) for bar in bars} == {
+        ("lm-eval options", 18, 18),
+        ("lm-eval answers", 3, 3),
+    }
 
 
 @needs_lm_eval

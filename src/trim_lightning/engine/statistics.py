@@ -24,7 +24,10 @@ class RecordStatistic(Protocol):
     """
 
     stage: str
-    settings: Mapping[str, Any]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See above."""
 
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
         """Values ``[batch, width]``, float32 or float64, of a batch as `ShardBatches` makes it."""

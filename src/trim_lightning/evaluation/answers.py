@@ -1,20 +1,26 @@
 """Take the answer out of generated text and compare it with the record's own.
 
 Numbers and options are extracted as lm-eval does for gsm8k and multiple-choice chains of thought: the last number,
-the last option letter in parentheses; otherwise what follows "the answer is". Generated tasks are judged by
-reasoning-gym itself.
+the last option letter in parentheses; otherwise what follows "the answer is", else the first lines. Generated tasks
+are judged by reasoning-gym itself, on what follows "the answer is" where that is said. What counts as the same answer
+is our choice.
 """
 
 from __future__ import annotations
 
 import re
-import string
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+SIGN = r"(?:(?<![\w.)\]])-)?\$?"  # after a digit, a letter or a bracket a minus subtracts
+WHOLE = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas count only between groups of three digits
+NUMBER = re.compile(rf"{SIGN}(?:{WHOLE})(?:\.\d+)?|{SIGN}\.\d+")
+A_NUMBER = re.compile(rf"(-?)({WHOLE})?(?:\.(\d+))?")
 OPTION = re.compile(r"\(([A-Za-z])\)")
-ANSWER_IS = re.compile(r"the answer is:?\s*(.+)", re.IGNORECASE)
+ANSWER_IS = re.compile(r"the answer is:?\s*", re.IGNORECASE)
+OUTER = ".,;:!?\"'`*()[]{}<>"  # no part of an answer at its ends; signs such as - + % are
+UNJUDGED = ("game_of_life_halting",)  # its own judge takes every text for right
 
 
 def is_correct(generated: str, record: Mapping[str, Any]) -> bool:
@@ -24,8 +30,10 @@ def is_correct(generated: str, record: Mapping[str, Any]) -> bool:
         generated: The model's text.
         record: The held-out record; with ``family`` and ``entry`` it is one of reasoning-gym's.
     """
-    if "family" in record and "entry" in record:
-        return reasoning_gym_score(generated, record) >= 1.0
+    if isinstance(record.get("entry"), Mapping) and record.get("family") not in UNJUDGED:
+        score = reasoning_gym_score(generated, record)
+        if score is not None:
+            return score >= 1.0
     gold = str(record["answer"]).strip()
     return extract(generated, gold) == canonical(gold)
 
@@ -37,39 +45,63 @@ def extract(generated: str, gold: str) -> str | None:
         Its canonical form, or None if there is none.
     """
     if as_number(gold) is not None:
-        numbers = NUMBER.findall(generated)
+        numbers = NUMBER.findall(generated.replace("\N{MINUS SIGN}", "-"))
         return canonical(numbers[-1]) if numbers else None
     if OPTION.fullmatch(gold) or re.fullmatch(r"[A-Z]", gold):
         letters = OPTION.findall(generated)
         if letters:
             return canonical(letters[-1])
-    said = ANSWER_IS.findall(generated)
-    text = said[-1] if said else generated.strip()
-    text = text.splitlines()[0] if text else ""
-    return canonical(text.strip().removesuffix("."))
+    lines = conclusion(generated).splitlines()[: len(gold.splitlines()) or 1]
+    return canonical("\n".join(lines))
+
+
+def conclusion(generated: str) -> str:
+    """What follows the last "the answer is"; the whole text where that is not said."""
+    said = list(ANSWER_IS.finditer(generated))
+    return (generated[said[-1].end() :] if said else generated).strip()
 
 
 def canonical(answer: str) -> str:
-    """One spelling of an answer: numbers as numbers, options as letters, text without case and outer punctuation."""
+    """One spelling of an answer: numbers as `as_number` gives them, text in lower case, without outer punctuation."""
     number = as_number(answer)
     if number is not None:
-        return repr(number)
-    option = OPTION.fullmatch(answer.strip())
-    text = option.group(1) if option else answer
-    return " ".join(text.strip(string.punctuation + string.whitespace).lower().split())
+        return number
+    text = answer.strip()
+    # an answer that is nothing but punctuation stays, else an empty text would equal it
+    return " ".join((text.strip(OUTER + " \t\r\n") or text).lower().split())
 
 
-def as_number(text: str) -> float | None:
-    """The number that a text is, or None."""
-    cleaned = text.strip().rstrip(".").replace(",", "").replace("$", "")
-    if not re.fullmatch(r"-?(?:\d+(?:\.\d+)?|\.\d+)", cleaned):
+def as_number(text: str) -> str | None:
+    """The one spelling of the number that a text is, of any length, or None.
+
+    A dollar sign, thousands commas, zeros that change nothing and a full stop at the end are taken away.
+    """
+    cleaned = text.replace("\N{MINUS SIGN}", "-").strip().rstrip(".").replace("$", "")
+    found = A_NUMBER.fullmatch(cleaned)
+    if found is None or (found[2] is None and found[3] is None):
         return None
-    return float(cleaned)
+    whole = (found[2] or "").replace(",", "").lstrip("0") or "0"
+    decimals = (found[3] or "").rstrip("0")
+    number = f"{whole}.{decimals}" if decimals else whole
+    return number if number == "0" else found[1] + number
 
 
-def reasoning_gym_score(generated: str, record: Mapping[str, Any]) -> float:
-    """reasoning-gym's own score in [0, 1] of an answer to one of its tasks."""
+def reasoning_gym_score(generated: str, record: Mapping[str, Any]) -> float | None:
+    """reasoning-gym's own score in [0, 1] of an answer to one of its tasks; None if it knows no such family.
+
+    Many families score a number only if it stands alone, so the judge sees what follows "the answer is".
+    """
     import reasoning_gym
 
+    try:
+        judge = reasoning_gym.get_score_answer_fn(str(record.get("family")))
+    except ValueError:
+        return None
     entry = {"question": record["prompt"], "answer": record["answer"], "metadata": record["entry"]}
-    return float(reasoning_gym.get_score_answer_fn(record["family"])(answer=generated.strip(), entry=entry))
+    said = conclusion(generated)
+    answer = said if said == generated.strip() else said.removesuffix(".")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return float(judge(answer=answer, entry=entry))
+    except Exception:  # some families fail on text that is not in the form they expect
+        return 0.0

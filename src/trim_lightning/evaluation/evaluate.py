@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,14 @@ def measures(held_out: RecordFile, settings: EvaluationSettings) -> dict[str, bo
     Raises:
         UserError: if ``always`` is asked and the first record lacks the field.
     """
+    from trim_lightning.evaluation.options import correct_option
+
     first = held_out.object(0)
-    has_options = isinstance(first.get("choices"), list) and first.get("answer") is not None
     has_answer = first.get("answer") is not None
+    has_options = has_answer and isinstance(first.get("choices"), list) and correct_option(first) is not None
     for name, wanted, possible, field in (
         ("exact_match", settings.exact_match, has_answer, "answer"),
-        ("option_accuracy", settings.option_accuracy, has_options, "choices and answer"),
+        ("option_accuracy", settings.option_accuracy, has_options, "choices with its answer among them"),
     ):
         if wanted == "always" and not possible:
             raise UserError(f"evaluation.{name}=always: {held_out.place(0)} has no {field}; use auto")
@@ -117,9 +119,9 @@ def measure_options(
 ) -> None:
     """Add ``choice`` and ``choice_correct`` to the results."""
     from trim_lightning.evaluation.held_out import response_counts, response_losses
-    from trim_lightning.evaluation.options import correct_option, likeliest, write_option_records
+    from trim_lightning.evaluation.options import LastResponses, correct_option, likeliest, write_option_records
     from trim_lightning.records.record_file import LineSource, ReadOptions, index
-    from trim_lightning.tokens.tokenized import TokenizedRecords, tokenize_records
+    from trim_lightning.tokens.tokenized import tokenize_records
 
     file, folder = directory / "options.jsonl", directory / "options"
     lines = write_option_records(held_out, file)
@@ -128,7 +130,7 @@ def measure_options(
     folder.mkdir()
     options = index(LineSource(file, label="options", name="options", what="evaluation"), ReadOptions())
     tokenize_records(options, trainee.renderer, trainee.max_length, folder, "options")
-    tokens = TokenizedRecords(folder)
+    tokens = LastResponses(folder)
     losses = response_losses(
         model,
         tokens,
@@ -136,7 +138,8 @@ def measure_options(
         tokens_per_batch=trainee.tokens_per_batch,
         title=f"options {title}",
     )
-    for row, option in likeliest(lines, losses, response_counts(tokens)).items():
+    whole = tokens.lengths < trainee.max_length  # a response that was cut cannot be compared
+    for row, option in likeliest(lines, losses, np.where(whole, response_counts(tokens), 0)).items():
         results[row]["choice"] = option
         results[row]["choice_correct"] = option == correct_option(held_out.object(row))
 
@@ -152,15 +155,16 @@ def measure_answers(
 ) -> None:
     """Add ``answer``, ``prediction`` and ``correct`` to the results."""
     from trim_lightning.evaluation.answers import is_correct
-    from trim_lightning.evaluation.generation import generate_answers
+    from trim_lightning.evaluation.generation import answer_prompts, end_tokens, generate_answers
 
     rows = [row for row in range(len(held_out)) if held_out.object(row).get("answer") is not None]
     answers = generate_answers(
-        model,
+        trainee.placed(model),
         trainee.tokenizer,
-        tokens,
-        rows,
+        answer_prompts(held_out, tokens, rows, trainee.renderer, trainee.max_length),
+        ends=end_tokens(tokens, trainee.tokenizer),
         max_new_tokens=settings.max_new_tokens,
+        max_positions=trainee.source.max_positions,
         stop=settings.stop,
         title=f"answers {title}",
     )
@@ -183,7 +187,7 @@ def paired(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[di
     return lines
 
 
-def summarise(lines: list[Mapping[str, Any]], settings: EvaluationSettings) -> dict[str, float]:
+def summarise(lines: Sequence[Mapping[str, Any]], settings: EvaluationSettings) -> dict[str, float]:
     """Flat ``eval/...`` metrics with 95 % bootstrap intervals over records.
 
     ``nll`` is nats per response token (all tokens together), ``nll_drop`` how much it fell; ``exact_match`` and
@@ -198,7 +202,7 @@ def summarise(lines: list[Mapping[str, Any]], settings: EvaluationSettings) -> d
             low, high = bootstrap_ratio(numerators, denominators, settings.bootstrap, settings.seed)
             metrics[f"{name}_low"], metrics[f"{name}_high"] = low, high
 
-    def column(rows: list[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    def column(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
         return np.array([float(row[name]) for row in rows])
 
     tokens = column(lines, "num_tokens")

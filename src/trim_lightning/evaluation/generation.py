@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import GenerationConfig
 
 from trim_lightning.progress import progress_bar
+from trim_lightning.records.record import Turn
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.tokens.rendering import ChatRenderer, Encoded
+from trim_lightning.tokens.spans import PROMPT, RESPONSE
 from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
 
 if TYPE_CHECKING:
@@ -18,17 +24,57 @@ if TYPE_CHECKING:
 BATCH = 16  # prompts generated together
 
 
+def answer_prompts(
+    held_out: RecordFile, tokens: TokenizedRecords, rows: Sequence[int], renderer: ChatRenderer, max_length: int
+) -> dict[int, NDArray[np.int32]]:
+    """The tokens that each record's answer continues.
+
+    They are those before its last response. A record without one (empty, or not given) is rendered with a
+    placeholder in its place.
+
+    Args:
+        held_out: The records.
+        tokens: Their tokens.
+        rows: Which of them.
+        renderer: Chat rendering.
+        max_length: Tokens kept of a record.
+
+    Returns:
+        Row to ``[prompt]`` int32; rows that cannot be rendered are left out.
+    """
+    prompts = {row: prompt_of(tokens[row]) for row in rows if tokens.lengths[row]}
+    lacking = [row for row, prompt in prompts.items() if len(prompt) == tokens.lengths[row]]
+    rendered = renderer.encode([unanswered(held_out.record(row).turns) for row in lacking], max_length)
+    for row, encoded in zip(lacking, rendered, strict=True):
+        if isinstance(encoded, Encoded):
+            prompts[row] = encoded.token_ids[: last_response(encoded.roles)]
+    return prompts
+
+
 def prompt_of(sequence: TokenSequence) -> NDArray[np.int32]:
     """Tokens before the last response, exactly as the model saw them in training.
 
     Returns:
-        ``[prompt]`` int32; the whole sequence if it has no response.
+        ``[prompt]`` int32; the whole sequence if no response follows the last prompt.
     """
-    response = np.flatnonzero(sequence.roles == 2)
-    if not len(response):
-        return sequence.token_ids
-    gaps = np.flatnonzero(np.diff(response) > 1)
-    return sequence.token_ids[: response[gaps[-1] + 1] if len(gaps) else response[0]]
+    return sequence.token_ids[: last_response(sequence.roles)]
+
+
+def last_response(roles: NDArray[np.uint8]) -> int:
+    """Place of the first response token after the last prompt token; the sequence's length if there is none.
+
+    A special token that a response spells out is scaffolding too, so a gap alone does not begin a new response.
+    """
+    prompt = np.flatnonzero(roles == PROMPT)
+    start = int(prompt[-1]) + 1 if len(prompt) else 0
+    response = np.flatnonzero(roles[start:] == RESPONSE)
+    return start + int(response[0]) if len(response) else len(roles)
+
+
+def unanswered(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """A conversation whose last response is one letter, so that its rendering tells where a response would begin."""
+    before = turns[:-1] if turns and turns[-1].role == "assistant" else turns
+    return (*before, Turn("assistant", "A"))
 
 
 def end_tokens(records: TokenizedRecords, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -39,7 +85,7 @@ def end_tokens(records: TokenizedRecords, tokenizer: PreTrainedTokenizerBase) ->
     }
     for row in range(min(len(records), 50)):
         sequence = records[row]
-        response = np.flatnonzero(sequence.roles == 2)
+        response = np.flatnonzero(sequence.roles == RESPONSE)
         if len(response) and response[-1] + 1 < len(sequence.token_ids):
             following = int(sequence.token_ids[response[-1] + 1])
             if following in special:
@@ -50,59 +96,89 @@ def end_tokens(records: TokenizedRecords, tokenizer: PreTrainedTokenizerBase) ->
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    records: TokenizedRecords,
-    rows: Sequence[int],
+    prompts: Mapping[int, NDArray[np.int32]],
     *,
+    ends: Sequence[int],
     max_new_tokens: int,
+    max_positions: int | None = None,
     stop: Sequence[str] = (),
     title: str = "generate",
 ) -> dict[int, str]:
-    """Greedy continuation of each record's prompt.
+    """Greedy continuation of each prompt.
 
     Args:
-        model: A causal LM.
+        model: A causal LM, on the device that is to run it.
         tokenizer: Its tokenizer.
-        records: Tokenised held-out records.
-        rows: Which of them to answer.
+        prompts: Row to ``[prompt]`` token ids.
+        ends: Tokens that end an answer.
         max_new_tokens: Longest answer.
-        stop: Texts at which an answer is cut, besides the end of turn.
+        max_positions: Tokens of prompt and answer together that the model takes; None if it does not say.
+        stop: Texts at which an answer is cut.
         title: Name on the progress bar.
 
     Returns:
-        Row to answer text.
+        Row to answer text; empty where the prompt leaves the model no room.
     """
-    ends = end_tokens(records, tokenizer)
-    prompts = {row: prompt_of(records[row]) for row in rows if records.lengths[row]}
-    order = sorted(prompts, key=lambda row: (-len(prompts[row]), row))
     answers: dict[int, str] = {}
-    pad = ends[0] if ends else 0
-    generate: Any = model.generate
-    with progress_bar(title, total=len(order), unit="answers") as bar, torch.inference_mode():
-        for start in range(0, len(order), BATCH):
-            part = order[start : start + BATCH]
-            width = max(len(prompts[row]) for row in part)
-            input_ids = torch.full((len(part), width), pad, dtype=torch.int64)
-            mask = torch.zeros_like(input_ids)
-            for line, row in enumerate(part):  # padding on the left: generation goes on from the last column
-                input_ids[line, width - len(prompts[row]) :] = torch.from_numpy(prompts[row].astype(np.int64))
-                mask[line, width - len(prompts[row]) :] = 1
-            output = generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                eos_token_id=ends or None,
-                pad_token_id=pad,
-                use_cache=True,
-            )
-            for line, row in enumerate(part):
-                answers[row] = finish(output[line, width:].tolist(), tokenizer, ends, stop)
-            bar.update(len(part))
+    with progress_bar(title, total=len(prompts), unit="answers") as bar, plain_generation(model):
+        for rows, room in batches({row: len(prompt) for row, prompt in prompts.items()}, max_new_tokens, max_positions):
+            continued = continuations(model, [prompts[row] for row in rows], ends, room) if room else [[]] * len(rows)
+            for row, tokens in zip(rows, continued, strict=True):
+                answers[row] = finish(tokens, tokenizer, ends, stop)
+            bar.update(len(rows))
     return answers
+
+
+def batches(
+    lengths: Mapping[int, int], max_new_tokens: int, max_positions: int | None
+) -> Iterator[tuple[list[int], int]]:
+    """Rows to generate together, longest prompts first, and how many tokens they may get.
+
+    Prompts without room for ``max_new_tokens`` are alone, so that they do not shorten the answers of others.
+    """
+    limit = max_positions or max(lengths.values(), default=0) + max_new_tokens
+    order = sorted(lengths, key=lambda row: (-lengths[row], row))
+    tight = [row for row in order if lengths[row] + max_new_tokens > limit]
+    for row in tight:
+        yield [row], max(0, limit - lengths[row])
+    for start in range(len(tight), len(order), BATCH):
+        yield order[start : start + BATCH], max_new_tokens
+
+
+def continuations(
+    model: PreTrainedModel, prompts: Sequence[NDArray[np.int32]], ends: Sequence[int], max_new_tokens: int
+) -> list[list[int]]:
+    """Greedily generated token ids after each prompt."""
+    pad = ends[0] if ends else 0
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
+    mask = torch.zeros_like(input_ids)
+    for line, prompt in enumerate(prompts):  # padding on the left: generation goes on from the last column
+        input_ids[line, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        mask[line, width - len(prompt) :] = 1
+    generate: Any = model.generate
+    with torch.inference_mode():
+        output = generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(ends) or None,
+            pad_token_id=pad,
+        )
+    tokens: list[list[int]] = output[:, width:].tolist()
+    return tokens
+
+
+@contextmanager
+def plain_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Set a model's own generation settings aside: some sample, or punish repetition even in greedy decoding."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def finish(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], stop: Sequence[str]) -> str:

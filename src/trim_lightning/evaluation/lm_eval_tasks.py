@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from trim_lightning.errors import UserError
 from trim_lightning.progress import progress_bar
 from trim_lightning.records.layouts import guess
+from trim_lightning.records.record_file import sha256_of
+from trim_lightning.store.keys import digest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,8 +31,7 @@ TASKS_FOLDER = Path(__file__).parent / "tasks"
 LOCAL_TASKS = tuple(sorted(path.stem for path in TASKS_FOLDER.glob("trim_*.yaml")))
 BOOTSTRAP = 1000  # resamples for the standard error of a metric that is not a mean
 PROBE_SECONDS = 5.0
-
-log = logging.getLogger(__name__)
+DATA_VARIABLE = "TRIM_DATA_DIR"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def run_tasks(
     limit: int | None = None,
     batch_size: int = 8,
     apply_chat_template: bool = True,
+    chat_template: str | None = None,
     seed: int = 0,
 ) -> TaskResults:
     """Run lm-eval tasks on a model that is already loaded.
@@ -82,6 +84,7 @@ def run_tasks(
         limit: The first so many examples of each task; None takes all.
         batch_size: Sequences in one forward pass.
         apply_chat_template: False gives plain prompts, as for a tokenizer without a template.
+        chat_template: Text of a template to use instead of the tokenizer's own.
         seed: Of the choice of shots, and of sampling where a task samples.
 
     Returns:
@@ -97,11 +100,12 @@ def run_tasks(
     from lightning.pytorch.utilities.seed import isolate_rng
     from lm_eval import simple_evaluate
 
+    template = chat_template or tokenizer.chat_template
+    chat = apply_chat_template and template is not None
     with _quiet() as heard, isolate_rng(), _left_as_found(model):
         manager = _task_manager(tasks, tasks_path, data_dir)
         loaded = _load(manager, tasks)
-        chat = apply_chat_template and tokenizer.chat_template is not None
-        harness = _wrap(model, tokenizer, batch_size, chat)
+        harness = _wrap(model, tokenizer, batch_size, template if chat else None)
         notes = _fit(loaded, num_fewshot, harness.max_length, harness.max_gen_toks)
         try:
             results = simple_evaluate(
@@ -121,9 +125,56 @@ def run_tasks(
             raise UserError(f"evaluation.tasks={_listed(tasks)}: lm-eval refuses ({_one_line(error)})") from error
     assert results is not None  # it is None on further processes only, and there is one
     notes += [f"lm-eval: {message}" for message in sorted(set(heard))]
-    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest() if chat else None
+    template_hash = hashlib.sha256(str(template).encode()).hexdigest() if chat else None
     end = harness.tok_decode(harness.eot_token_id, skip_special_tokens=False)
-    return _collect(results, loaded, template, end, notes)
+    return _collect(results, loaded, template_hash, end, notes)
+
+
+def check_tasks(
+    tasks: Sequence[str],
+    *,
+    tasks_path: str | None = None,
+    data_dir: str | None = None,
+    num_fewshot: int | None = None,
+) -> None:
+    """Find and load tasks without a model, so that a mistake shows before hours of training.
+
+    Raises:
+        UserError: as `run_tasks`.
+    """
+    if not tasks:
+        return
+    _check_installed()
+    with _quiet():
+        for name, task in _load(_task_manager(tasks, tasks_path, data_dir), tasks).tasks.items():
+            _fit_shots(name, task, num_fewshot)
+
+
+def data_digest(tasks: Sequence[str], data_dir: str | None = None, tasks_path: str | None = None) -> str:
+    """Digest of the files that the scores of tasks depend on, for cache keys.
+
+    It covers lm-eval's version, our task files and their code, the local tasks' data, and every file in
+    ``tasks_path``. What lm-eval's own tasks fetch from the Hub is outside it.
+
+    Raises:
+        UserError: if lm-eval is missing or ``tasks_path`` is no folder.
+    """
+    if not tasks:
+        return digest_of([])
+    _check_installed()
+    from lm_eval import __version__
+
+    files = [path for path in (*TASKS_FOLDER.iterdir(), TASKS_FOLDER.with_name("options.py")) if path.is_file()]
+    local = LOCAL_TASKS if tasks_path is not None else [name for name in tasks if name in LOCAL_TASKS]
+    folder = Path(data_dir or os.environ.get(DATA_VARIABLE) or os.devnull).expanduser()
+    for name in local:
+        pair = (folder / f"{name.removeprefix('trim_')}.{split}.jsonl" for split in ("train", "test"))
+        files += [path for path in pair if path.is_file()]
+    if tasks_path is not None:
+        _check_task_files(tasks_path)
+        files += [path for path in Path(tasks_path).expanduser().rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    digests = sorted((path.name, sha256_of(path, str(path))) for path in files)
+    return digest_of([__version__, [list(pair) for pair in digests]])
 
 
 def _check_installed() -> None:
@@ -152,13 +203,14 @@ class _Loaded:
 def _task_manager(tasks: Sequence[str], tasks_path: str | None, data_dir: str | None) -> Any:
     """An index of tasks that knows every name."""
     folders = [str(TASKS_FOLDER)]
+    stamp: tuple[tuple[str, int], ...] = ()
     if tasks_path is not None:
-        _check_task_files(tasks_path)
+        stamp = _check_task_files(tasks_path)
         folders.append(str(Path(tasks_path).expanduser()))
-    manager = _index(tuple(folders), data_dir, False)
+    manager = _index(tuple(folders), stamp, data_dir, False)
     if all(name in manager.task_index for name in tasks):
         return manager
-    manager = _index(tuple(folders), data_dir, True)
+    manager = _index(tuple(folders), stamp, data_dir, True)
     for name in tasks:
         if name not in manager.task_index:
             hint = guess(name, manager.all_tasks) or ";"
@@ -170,25 +222,27 @@ def _task_manager(tasks: Sequence[str], tasks_path: str | None, data_dir: str | 
 
 
 @functools.lru_cache(maxsize=4)
-def _index(folders: tuple[str, ...], data_dir: str | None, with_lm_evals_own: bool) -> Any:
+def _index(folders: tuple[str, ...], stamp: tuple[Any, ...], data_dir: str | None, with_lm_evals_own: bool) -> Any:
     """lm-eval's own tasks are thousands of files, which take seconds to read: kept for the next evaluation."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=list(folders), include_defaults=with_lm_evals_own, metadata={"data_dir": data_dir})
 
 
-def _check_task_files(tasks_path: str) -> None:
-    """Refuse files that lm-eval would skip without a word."""
+def _check_task_files(tasks_path: str) -> tuple[tuple[str, int], ...]:
+    """Refuse files that lm-eval would skip without a word; returns the files and when they were written."""
     import yaml
 
     folder = Path(tasks_path).expanduser()
     if not folder.is_dir():
         raise UserError(f"evaluation.tasks_path={tasks_path}: there is no such folder")
-    for path in sorted(folder.rglob("*.yaml")):
+    files = sorted(folder.rglob("*.yaml"))
+    for path in files:
         try:
             yaml.compose(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"evaluation.tasks_path: {path} is not valid YAML ({_one_line(error)})") from None
+    return tuple((str(path), path.stat().st_mtime_ns) for path in files)
 
 
 def _load(manager: Any, tasks: Sequence[str]) -> _Loaded:
@@ -315,18 +369,20 @@ def _available_shots(task: Any) -> int | None:
 # ---------------------------------------------------------------- the model, as lm-eval wants it
 
 
-def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, chat: bool) -> Any:
+def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, template: str | None) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     from trim_lightning.tokens.rendering import DATE
 
+    own = copy.deepcopy(tokenizer)  # it may be given a padding token
+    own.chat_template = template
     return HFLM(
         pretrained=model,
-        tokenizer=copy.deepcopy(tokenizer),  # it may be given a padding token
+        tokenizer=own,
         backend="causal",
         batch_size=batch_size,
         # a rendered conversation holds its special tokens already, as in training
-        add_bos_token=False if chat else None,
+        add_bos_token=None if template is None else False,
         chat_template_args={"date_string": DATE},
     )
 

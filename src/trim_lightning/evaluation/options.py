@@ -13,6 +13,18 @@ from numpy.typing import NDArray
 
 from trim_lightning.records.layouts import scalar_text
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.tokens.spans import PROMPT, RESPONSE
+from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
+
+
+class LastResponses(TokenizedRecords):
+    """Records whose earlier responses count as prompt: options differ in the last one alone."""
+
+    def __getitem__(self, row: int) -> TokenSequence:
+        token_ids, roles = super().__getitem__(row)
+        prompt = np.flatnonzero(roles == PROMPT)
+        earlier = np.arange(len(roles)) < (prompt[-1] if len(prompt) else 0)
+        return TokenSequence(token_ids, np.where(earlier & (roles == RESPONSE), np.uint8(PROMPT), roles))
 
 
 def option_responses(record: Mapping[str, Any], response: str) -> list[str] | None:
@@ -77,11 +89,12 @@ def likeliest(lines: list[tuple[int, int]], losses: NDArray[np.float64], tokens:
     Args:
         lines: ``(row, option)`` of each scored response.
         losses: Summed loss of each.
-        tokens: Response tokens of each.
+        tokens: Response tokens of each, 0 for a response that was not scored whole.
+
+    Returns:
+        Row to option; a record with a response that was not scored whole is left out.
     """
-    best: dict[int, tuple[float, int]] = {}
-    for (row, option), loss, count in zip(lines, losses, tokens, strict=True):
-        value = loss / max(1, count)
-        if row not in best or value < best[row][0]:
-            best[row] = (value, option)
-    return {row: option for row, (_, option) in best.items()}
+    options: dict[int, list[float]] = {}
+    for (row, _), loss, count in zip(lines, losses, tokens, strict=True):
+        options.setdefault(row, []).append(float(loss / count) if count else float("nan"))
+    return {row: int(np.argmin(values)) for row, values in options.items() if not np.isnan(values).any()}

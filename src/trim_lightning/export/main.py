@@ -110,8 +110,10 @@ def parser() -> argparse.ArgumentParser:
         "a side file aligned by line. docs/exporting.md shows how each trainer is pointed at it.",
     )
     made.add_argument("run", type=Path, metavar="RUN", help="output directory of a selection or of a training run")
-    made.add_argument("--format", required=True, choices=NAMES,
-                      help="jsonl: the input lines byte for byte; messages: JSON lines of role and content (TRL, "
-                      "Axolotl); alpaca: with dataset_info.json (LLaMA-Factory); parquet: messages as Parquet")  # fmt: skip
+    meaning = (
+        "jsonl: the input lines byte for byte; messages: JSON lines of role and content (TRL, Axolotl); parquet: the "
+        "same as Parquet; alpaca: JSON lines with dataset_info.json (LLaMA-Factory)"
+    )
+    made.add_argument("--format", required=True, choices=NAMES, help=meaning)
     made.add_argument("--output", type=Path, metavar="DIR", help="where the files go (default RUN/export/FORMAT)")
     return made

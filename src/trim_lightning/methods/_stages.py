@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import ScoreTable, rank_round_robin
-from trim_lightning.errors import UserError
 from trim_lightning.engine.record_values import gather_values, read_values
 from trim_lightning.engine.words import WordFile, write_words
+from trim_lightning.errors import UserError
 from trim_lightning.methods.base import SelectionTask
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.store import Entry, StageKey
@@ -239,4 +239,3 @@ def usable_groups(task: SelectionTask, usable: Callable[[int], bool], lacks: str
                 "or another scope"
             )
     return kept
-

@@ -74,7 +74,7 @@ class DsirSelector(Selector):
         scores = group_scores(task, stage_key, list(groups), blocks)
         if self.noise:
             draws = np.random.default_rng([task.settings.seed, 0xD5]).gumbel(size=len(task.pool))
-            scores = {group: values + draws for group, values in scores.items()}
+            return score_table(task, {group: values + draws for group, values in scores.items()})
         return score_table(task, scores)
 
 

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from trim_lightning.engine.alone import write_without_prompts
 from trim_lightning.engine.ranking import ScoreTable
 from trim_lightning.methods._stages import record_values, score_table, warm_up
 from trim_lightning.methods.base import SelectionTask, Selector
 from trim_lightning.methods.perplexity import mean_losses, response_losses
 from trim_lightning.settings import key
 from trim_lightning.store import Entry, StageKey
-from trim_lightning.tokens.alone import write_without_prompts
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 
@@ -59,9 +59,10 @@ class IfdSelector(Selector):
 
         def build(directory: Path) -> dict[str, Any]:
             started = time.perf_counter()
-            facts = write_without_prompts(task.pool_tokens, directory, 0 if boundary is None else boundary)
-            return {**facts, "seconds": time.perf_counter() - started}
+            write_without_prompts(task.pool_tokens, directory, 0 if boundary is None else boundary)
+            return {"seconds": time.perf_counter() - started}
 
         entry = task.store.get(alone_key, build)
+        task.ledger.book("score", entry)
         records = TokenizedRecords(entry.path)
         return record_values(task, ResponseLoss("removed"), records, {"tokens": alone_key.hex}, "score")

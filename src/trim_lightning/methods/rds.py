@@ -44,8 +44,6 @@ class RdsSelector(Selector):
         from trim_lightning.engine.statistics import PositionWeightedMean
 
         statistic = PositionWeightedMean(task.settings.scope if self.tokens == "scoped" else None)
-        target_vectors = record_values(
-            task, statistic, targets, {"tokens": targets_entry.key.hex}, "fingerprint"
-        )
+        target_vectors = record_values(task, statistic, targets, {"tokens": targets_entry.key.hex}, "fingerprint")
         pool_vectors = record_values(task, statistic, task.pool_tokens, {"tokens": task.pool_key.hex}, "score")
         return score_table(task, cosine_groups(task, pool_vectors, target_vectors, groups, self.aggregate))

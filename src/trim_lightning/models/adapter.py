@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from trim_lightning.errors import UserError
+from trim_lightning.models.load import first_line
 
 
 def apply_adapter(model: PreTrainedModel, directory: Path, *, merge: bool = False) -> PreTrainedModel:
@@ -23,12 +27,22 @@ def apply_adapter(model: PreTrainedModel, directory: Path, *, merge: bool = Fals
     Raises:
         UserError: if the adapter is missing, corrupt, pickled, made for another model, or empty.
     """
-    check_adapter(directory)
+    names = check_adapter(directory)
     try:
-        wrapped = PeftModel.from_pretrained(model, str(directory), is_trainable=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*missing adapter keys.*")  # checked below, for good
+            wrapped = PeftModel.from_pretrained(model, str(directory), is_trainable=False)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"adapter {directory.name}: does not fit the model or is damaged ({reason})") from None
+        raise UserError(
+            f"adapter {directory.name}: does not fit the model or is damaged ({first_line(error)}); train it again"
+        ) from None
+    wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    if wanted != names:
+        odd = sorted(wanted ^ names)
+        raise UserError(
+            f"adapter {directory.name}: does not fit the model ({len(odd)} weights without a counterpart, such as "
+            f"{odd[0]}); use it with the model that it was trained on"
+        )
     wrapped.eval()
     inner = wrapped.merge_and_unload() if merge else wrapped.get_base_model()
     assert isinstance(inner, PreTrainedModel)
@@ -36,13 +50,17 @@ def apply_adapter(model: PreTrainedModel, directory: Path, *, merge: bool = Fals
     return inner
 
 
-def check_adapter(directory: Path) -> None:
+def check_adapter(directory: Path) -> set[str]:
     """Refuse an adapter that cannot change anything.
+
+    Returns:
+        The names of its weights.
 
     Raises:
         UserError: naming what is wrong.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     config, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
     for file in (config, weights):
@@ -50,16 +68,19 @@ def check_adapter(directory: Path) -> None:
             raise UserError(f"adapter {directory.name}: {file.name} is missing; train it again")
     try:
         json.loads(config.read_text(encoding="utf-8"))
-        with safe_open(str(weights), framework="pt") as file:
-            names = list(file.keys())
-            tensors = [file.get_tensor(name) for name in names if "lora_B" in name]
+        tensors = load_file(weights)
     except (ValueError, SafetensorError, OSError) as error:
-        raise UserError(
-            f"adapter {directory.name}: is corrupt ({str(error).splitlines()[0]}); train it again"
-        ) from None
-    if not names:
+        raise UserError(f"adapter {directory.name}: is corrupt ({first_line(error)}); train it again") from None
+    if not tensors:
         raise UserError(f"adapter {directory.name}: is empty; train it again")
-    if tensors and not any(bool(torch.any(tensor != 0)) for tensor in tensors):
-        raise UserError(f"adapter {directory.name}: all its weights are zero, it changes nothing; train it again")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise UserError(f"adapter {directory.name}: its weights are not finite; train it again with a lower rate")
+    if not any(changes_something(name, tensors) for name in tensors):
+        raise UserError(f"adapter {directory.name}: all its weights are zero, it changes nothing; train it again")
+    return set(tensors)
+
+
+def changes_something(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """True for a LoRA B matrix that is not zero and has an A matrix that is not zero."""
+    partner = tensors.get(name.replace("lora_B", "lora_A"))
+    return "lora_B" in name and partner is not None and bool(tensors[name].any()) and bool(partner.any())

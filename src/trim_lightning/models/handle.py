@@ -65,6 +65,18 @@ class ModelHandle:
         return resolve_dtype(self._dtype)
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where one model runs outside a Lightning loop: the accelerator that ``trainer`` names or finds."""
+        import torch
+
+        wanted = self.trainer.get("accelerator") or "auto"
+        if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+            return torch.device("cuda")
+        if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
         from trim_lightning.models.load import load_tokenizer

@@ -10,6 +10,10 @@ from transformers import PreTrainedModel
 from trim_lightning.engine.modules import last_hidden_states
 
 IGNORED = -100  # torch's cross entropy leaves such labels out
+AFTER_THE_HEAD = (  # config keys of architectures that do more to logits than their LM head
+    "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "logit_scale", "logits_scaling",
+    "lm_head_multiplier",
+)  # fmt: skip
 CHUNK = 1024  # predictions whose logits are held at once when no gradient is needed
 
 
@@ -28,7 +32,7 @@ def response_logits(model: PreTrainedModel, input_ids: Tensor, wanted: Tensor) -
 def changes_logits(model: PreTrainedModel) -> bool:
     """True if the architecture caps or scales logits after its LM head."""
     config = model.config.get_text_config()
-    return any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+    return any(getattr(config, name, None) for name in AFTER_THE_HEAD)
 
 
 def summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:

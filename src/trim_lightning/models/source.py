@@ -125,8 +125,9 @@ def config_layers(config: dict[str, Any], directory: Path) -> int:
 
 def config_number(config: dict[str, Any], *names: str) -> int | None:
     """The first positive integer under one of these names, also inside a multimodal model's text config."""
-    for part in (config, config.get("text_config")):
-        for name in names if isinstance(part, dict) else ():
+    parts: list[dict[str, Any]] = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    for part in parts:
+        for name in names:
             if isinstance(part.get(name), int) and part[name] > 0:
                 return int(part[name])
     return None

@@ -101,7 +101,7 @@ def train_lora(
     wrapped.eval()
     require_effect(wrapped, records, plan[0].rows[-1], around.title)
     # the model card would name the folder that the config was read from
-    module.causal_lm.config._name_or_path = module.causal_lm.name_or_path
+    module.causal_lm.config._name_or_path = str(module.causal_lm.name_or_path)
     # LoRA never resizes embeddings: asked to find out for itself, peft would look for the base model on the Hub
     wrapped.save_pretrained(str(around.directory / ADAPTER), safe_serialization=True, save_embedding_layers=False)
     remove_checkpoint(around.directory)

@@ -20,10 +20,10 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from trim_lightning.errors import UserError
+from trim_lightning.evaluation.lm_eval_tasks import DATA_VARIABLE
 from trim_lightning.evaluation.options import correct_option, option_responses
 from trim_lightning.records.layouts import clean_text, scalar_text
 
-DATA_VARIABLE = "TRIM_DATA_DIR"
 _SPLITS = ("train", "test")
 _END_OF_PLAIN_ANSWER = "\n\n"  # what separates the shots of a prompt without a chat template
 
@@ -105,7 +105,8 @@ def load(
     if group_field:
         documents = {split: _take_turns(rows, group_field) for split, rows in documents.items()}
     test = Dataset.from_list(documents["test"])
-    train = Dataset.from_list(documents["train"], features=test.features)
+    columns = {name: [document[name] for document in documents["train"]] for name in test.features}
+    train = Dataset.from_dict(columns, features=test.features)  # from_list takes no empty list with features
     return {"test": test, "train": train}
 
 

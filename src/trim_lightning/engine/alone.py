@@ -37,16 +37,13 @@ def without_prompt(sequence: TokenSequence, boundary: int) -> TokenSequence:
     return TokenSequence(token_ids, roles)
 
 
-def write_without_prompts(records: TokenizedRecords, directory: Path, boundary: int) -> dict[str, int]:
+def write_without_prompts(records: TokenizedRecords, directory: Path, boundary: int) -> None:
     """Write every record `without_prompt` in the form that `TokenizedRecords` opens.
 
     Args:
         records: The tokenised records.
         directory: Where the files go.
         boundary: See `without_prompt`.
-
-    Returns:
-        ``tokens``: all tokens written.
     """
     offsets = np.zeros(len(records) + 1, dtype=np.int64)
     with (
@@ -65,4 +62,3 @@ def write_without_prompts(records: TokenizedRecords, directory: Path, boundary: 
     offsets.tofile(directory / "offsets.int64")
     summary = {"truncated": records.truncated, "unrendered": records.unrendered, "problems": records.problems}
     (directory / "summary.json").write_text(json.dumps(summary))
-    return {"tokens": int(offsets[-1])}

@@ -1,0 +1,147 @@
+"""Perplexity and IFD against losses that transformers computes on one sequence at a time."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from reference.reference import Tokens
+from tiny_models import CHATML
+from transformers import AutoModelForCausalLM
+
+
+@cache
+def model(folder: str) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+
+
+def token_losses(desk, ids: list[int], template: str | None) -> list[float]:
+    """Loss (nats) of every token but the first, which gets NaN."""
+    with torch.no_grad():
+        logits = model(str(desk.model(template)))(torch.tensor([ids])).logits[0]
+    log_probabilities = torch.log_softmax(logits.double(), dim=-1)
+    return [float("nan")] + [-float(log_probabilities[i - 1, ids[i]]) for i in range(1, len(ids))]
+
+
+def mean_loss(losses: list[float], kinds: list[str | None]) -> float:
+    """Mean over the predicted response tokens, NaN if there are none."""
+    wanted = [loss for loss, kind in zip(losses, kinds, strict=True) if kind == "response" and loss == loss]
+    return sum(wanted) / len(wanted) if wanted else float("nan")
+
+
+def given(desk, template: str | None = CHATML) -> np.ndarray:
+    """Mean response loss of every pool record as it is."""
+    tokens = desk.tokens(desk.pool, template)
+    return np.array([mean_loss(token_losses(desk, record.ids, template), record.kinds) for record in tokens])
+
+
+def alone(desk, record: Tokens, template: str | None, boundary: int) -> float:
+    """Mean response loss of one record without its prompt's tokens."""
+    kept = [(token, kind) for token, kind in zip(record.ids, record.kinds, strict=True) if kind != "prompt"]
+    if "response" not in record.kinds:
+        return float("nan")
+    first = record.kinds.index("response")
+    if kept[0][1] == "response" and first > 0:
+        kept.insert(0, (boundary, None))
+    ids, kinds = zip(*kept, strict=True)
+    return mean_loss(token_losses(desk, list(ids), template), list(kinds))
+
+
+def ratios(desk, template: str | None = CHATML) -> np.ndarray:
+    boundary = 0  # id of <|im_start|>, which the tokenizer calls its beginning of text
+    records = desk.tokens(desk.pool, template)
+    return given(desk, template) / np.array([alone(desk, record, template, boundary) for record in records])
+
+
+# perplexity
+
+
+@pytest.mark.parametrize("template", [CHATML, None], ids=["chat", "plain"])
+def test_top_and_bottom(desk, best_first, template: str | None) -> None:
+    expected = given(desk, template)
+    assert np.isnan(expected).sum() >= 3, "no record without a response"
+    top = desk.run("method=perplexity", "method.mode=top", "selection.count=6", template=template)
+    np.testing.assert_allclose(top.scores.score, expected, atol=2e-5)
+    assert top.chosen.tolist() == best_first(top.scores.score)[:6]
+    bottom = desk.run("method=perplexity", "method.mode=bottom", template=template)
+    np.testing.assert_array_equal(bottom.scores.score, -top.scores.score)
+
+
+def test_middle_is_closeness_to_the_median(desk, best_first) -> None:
+    losses = given(desk)
+    scored = sorted(loss for loss in losses if loss == loss)
+    half = len(scored) // 2
+    median = scored[half] if len(scored) % 2 else (scored[half - 1] + scored[half]) / 2
+    result = desk.run("method=perplexity", "selection.count=6")
+    np.testing.assert_allclose(result.scores.score, -np.abs(losses - median), atol=2e-5)
+    assert result.chosen.tolist() == best_first(result.scores.score)[:6]
+    places = sorted(scored.index(losses[row]) for row in result.chosen)
+    assert places[-1] - places[0] <= 12, "the chosen records lie on both sides of the median"
+    assert places[0] < half <= places[-1]
+
+
+def test_scope_decides_who_is_scored_but_not_what_is_measured(desk) -> None:
+    whole = desk.run("method=perplexity", "method.mode=top").scores
+    prompts = desk.run("method=perplexity", "method.mode=top", "scope=prompt").scores
+    np.testing.assert_array_equal(prompts.num_scored, desk.scoped("prompt"))
+    assert np.isnan(prompts.score[9])  # an empty prompt
+    assert not np.isnan(whole.score[9])
+    rest = [row for row in range(len(desk.pool)) if row != 9]
+    np.testing.assert_array_equal(prompts.score[rest], whole.score[rest])
+
+
+# ifd
+
+
+@pytest.mark.parametrize("template", [CHATML, None], ids=["chat", "plain"])
+def test_ratios_of_1_and_more_are_excluded(desk, best_first, template: str | None) -> None:
+    expected = ratios(desk, template)
+    helpful = expected < 1
+    assert 3 < helpful.sum() < np.isfinite(expected).sum(), "the pool must have both kinds"
+    result = desk.run("method=ifd", "warmup=none", template=template)
+    np.testing.assert_allclose(result.scores.score, np.where(helpful, expected, np.nan), atol=2e-5)
+    assert result.order.tolist() == best_first(result.scores.score)
+    excluded = int((expected >= 1).sum())
+    assert f"{excluded} records have a ratio (IFD) of 1 and more and are excluded" in result.manifest["warnings"]
+
+
+def test_ratios_of_1_and_more_can_rank_last(desk) -> None:
+    expected = ratios(desk)
+    result = desk.run("method=ifd", "warmup=none", "method.unhelpful=last")
+    order = result.order.tolist()
+    helpful = sorted(np.flatnonzero(expected < 1), key=lambda row: -expected[row])
+    others = sorted(np.flatnonzero(expected >= 1), key=lambda row: expected[row])
+    assert order == [*helpful, *others]
+    assert np.all(np.diff(result.scores.score[order]) <= 0)
+
+
+def test_a_response_that_begins_the_text_without_its_prompt_is_still_predicted(desk) -> None:
+    """Without a template, row 6 begins with its response once the prompt is gone."""
+    record = desk.tokens(desk.pool, None)[6]
+    first = record.kinds.index("response")
+    assert set(record.kinds[:first]) == {"prompt"}
+    result = desk.run("method=ifd", "warmup=none", "method.unhelpful=last", template=None)
+    ratio = ratios(desk, None)[6]
+    assert result.scores.score[6] == pytest.approx(ratio if ratio < 1 else -ratio, abs=2e-5)
+
+
+def test_warm_up_is_on_by_default_and_both_passes_use_it(desk) -> None:
+    warm = desk.run("method=ifd", "warmup.epochs=1", "warmup.fraction=0.3")
+    cold = desk.run("method=ifd", "warmup.epochs=1", "warmup.fraction=0.3", "method.use_warmup=false")
+    assert "warmup" in warm.manifest["stages"]
+    assert "warmup" not in cold.manifest["stages"]
+    assert not np.array_equal(warm.scores.score, cold.scores.score, equal_nan=True)
+
+
+def test_cost_is_that_of_two_passes(desk) -> None:
+    perplexity = desk.run("method=perplexity").manifest["stages"]["score"]
+    ifd = desk.run("method=ifd", "warmup=none").manifest["stages"]["score"]
+    records = desk.tokens(desk.pool)
+    whole = sum(len(record.ids) for record in records)
+    without = sum(
+        sum(kind != "prompt" for kind in record.kinds) for record in records if "response" in record.kinds
+    )
+    assert perplexity["tokens"] == whole
+    assert ifd["tokens"] == whole + without

@@ -1,0 +1,43 @@
+"""The baselines that only count: longest and full."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("scope", ["all", "prompt", "response"])
+def test_longest_counts_scoped_tokens(desk, best_first, scope: str) -> None:
+    result = desk.run("method=longest", f"scope={scope}", "selection.count=7")
+    counts = desk.scoped(scope)
+    expected = np.where(counts > 0, counts, np.nan)
+    np.testing.assert_array_equal(result.scores.score, expected.astype(np.float32))
+    assert len(set(expected[~np.isnan(expected)])) < np.isfinite(expected).sum(), "there are no ties to break"
+    assert result.chosen.tolist() == best_first(expected)[:7]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_full_takes_every_scored_record_in_pool_order(desk) -> None:
+    result = desk.run("method=full")
+    scored = np.flatnonzero(desk.scoped() > 0)
+    assert result.chosen.tolist() == scored.tolist()
+    assert len(scored) == len(desk.pool) - 1
+    assert len(set(result.scores.score[scored])) == 1
+    lines = (desk.root / "pool.jsonl").read_bytes().splitlines(keepends=True)
+    assert (result.directory / "coreset.jsonl").read_bytes() == b"".join(lines[row] for row in scored)
+    assert not [warning for warning in result.manifest["warnings"] if "ignored" in warning]
+
+
+@pytest.mark.parametrize("budget", ["selection.count=5", "selection.fraction=0.5", "selection.tokens=100"])
+def test_full_says_that_it_ignores_a_budget(desk, budget: str) -> None:
+    result = desk.run("method=full", budget)
+    assert len(result.chosen) == len(desk.pool) - 1
+    assert f"this method takes the whole pool: {budget} is ignored" in result.manifest["warnings"]
+
+
+def test_full_still_filters(desk) -> None:
+    result = desk.run("method=full", "selection.min_tokens=20", "selection.dedup=exact")
+    lengths = desk.scoped()
+    # row 8 is a copy of row 0
+    assert result.chosen.tolist() == [row for row in range(len(desk.pool)) if lengths[row] >= 20 and row != 8]
