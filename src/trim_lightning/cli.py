@@ -8,6 +8,7 @@ import functools
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -82,6 +83,7 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # a scheduler's SIGTERM ends a run as Ctrl-C does: finished shards and checkpoints stay
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.argv[1:] = [expand_home(argument) for argument in sys.argv[1:]]
     job = Job(task)
     try:
         check_flags()
@@ -138,6 +140,11 @@ class Job:
 def in_multirun() -> bool:
     """True inside a job of a multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def expand_home(argument: str) -> str:
+    """Put the home directory for ``~/`` at the start of a value: no shell does there, and Hydra cannot read it."""
+    return re.sub(r"(?<=[=,])~/", lambda _: os.path.join(os.path.expanduser("~"), ""), argument)
 
 
 def check_flags() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -44,6 +45,7 @@ def config_directory() -> Path:
     raise UserError("the installation is incomplete: it has no conf folder; install trim-lightning again")
 
 
+@functools.cache
 def register_schemas() -> None:
     """Give Hydra the types and defaults of every key.
 

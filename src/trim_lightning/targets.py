@@ -32,4 +32,5 @@ def choose_targets(settings: SelectSettings, pool: RecordFile, store: Store) -> 
     for place in range(len(drawn)):
         name = group_of(drawn, place, target.group_field) if target.group_field else ""
         groups.setdefault(name, []).append(place)
-    return TargetSet(drawn, groups)
+    # by name: round robin and the columns of scores.parquet must not depend on which examples were drawn
+    return TargetSet(drawn, dict(sorted(groups.items())))

@@ -183,7 +183,11 @@ def make_trainee(settings: TrainSettings, store: Store, ledger: Ledger) -> Train
     model = settings.model
     if settings.train.model is not None:
         model = replace(model, path=settings.train.model, revision=None)
-    source: ModelSource = find_model(model, store)
+    try:
+        source: ModelSource = find_model(model, store)
+    except UserError as error:
+        named = str(error) if settings.train.model is None else str(error).replace("model.path=", "train.model=", 1)
+        raise UserError(named) from None
     return Trainee(
         source,
         model.dtype,

@@ -40,24 +40,29 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_lists_every_option(run: Run) -> None:
-    outcome = run("--help")
+@pytest.fixture(scope="module")
+def help_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What ``trim-select --help`` prints."""
+    outcome = run_process(CONSOLE_SCRIPT, "--help", cwd=tmp_path_factory.mktemp("help"))
     assert (outcome.code, outcome.err) == (0, "")
+    return outcome.out
+
+
+def test_help_lists_every_option(help_text: str) -> None:
     for group in GROUPS:
-        listed = re.search(rf"^ *{group}: (.+)$", outcome.out, flags=re.MULTILINE)
+        listed = re.search(rf"^ *{group}: (.+)$", help_text, flags=re.MULTILINE)
         assert listed, group
         assert listed.group(1).split(", ") == sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def test_help_names_only_keys_that_exist(run: Run) -> None:
-    text = run("--help").out
-    named = re.findall(r"^ +([a-z_]+(?:\.[a-z_]+)?)[=|]", text, flags=re.MULTILINE)
+def test_help_names_only_keys_that_exist(help_text: str) -> None:
+    named = re.findall(r"^ +([a-z_]+(?:\.[a-z_]+)?)[=|]", help_text, flags=re.MULTILINE)
     assert len(named) > 10
     assert set(named) <= {key for key, *_ in known_keys(SelectSettings)} | set(GROUPS)
 
 
-def test_commands_in_the_help_compose(run: Run) -> None:
-    commands = re.findall(r"^ +trim-select ((?:-m )?[a-z].+)$", run("--help").out, flags=re.MULTILINE)
+def test_commands_in_the_help_compose(help_text: str) -> None:
+    commands = re.findall(r"^ +trim-select ((?:-m )?[a-z].+)$", help_text, flags=re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         words = command.split()

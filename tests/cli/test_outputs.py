@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -107,10 +106,9 @@ def test_records_that_cannot_be_scored(finished: Path, arguments: list[str], sto
     assert b'"r2"' not in (tmp_path / "coreset.jsonl").read_bytes()
     counts = result.manifest["counts"]
     assert (counts["pool"], counts["scored"], counts["unscored"], counts["selected"]) == (40, 39, 1, 39)
-    assert any(
-        "1 of the pool's records could not be scored" in text and "r2" in text for text in result.manifest["warnings"]
-    )
-    assert "39 of the 40 records of the budget" in " ".join(result.manifest["warnings"])
+    warnings = result.manifest["warnings"]
+    assert "1 of the pool's records could not be scored and are left out: r2" in warnings
+    assert "only 39 of the 40 records of the budget could be selected" in warnings
     assert "39, 1 not (r2)" in result.summary
 
 
@@ -121,7 +119,6 @@ def test_scope_decides_what_cannot_be_scored(arguments: list[str], store: Path, 
     # no response, nothing at all, and a prompt so long that the cut leaves no response
     assert {"r1", "r2", "r5"} <= unscored
     assert result.manifest["counts"]["unscored"] == len(unscored)
-    assert result.manifest["counts"]["truncated"] == pytest.approx(2, abs=30)
     assert result.manifest["counts"]["truncated"] >= 2
     assert not any(row["selected"] for row in rows if row["id"] in unscored)
     assert f"truncated    {result.manifest['counts']['truncated']} records at 64 tokens" in result.summary
@@ -205,9 +202,9 @@ def test_fingerprints(finished: Path) -> None:
     path = finished / "fingerprints.safetensors"
     tensors = load_file(path)
     classes = len(tensors["token_ids"])
-    assert {name: values.shape for name, values in tensors.items()} == {
-        "token_ids": (classes,), "vectors": (classes, HIDDEN), "idf": (classes,), "mass": (classes,), "count": (classes,),
-    }  # fmt: skip
+    shapes = {name: values.shape for name, values in tensors.items()}
+    assert shapes.pop("vectors") == (classes, HIDDEN)
+    assert shapes == dict.fromkeys(("token_ids", "idf", "mass", "count"), (classes,))
     assert tensors["vectors"].dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(tensors["vectors"], axis=1), 1, atol=1e-5)
     assert len(set(tensors["token_ids"].tolist())) == classes
@@ -330,7 +327,6 @@ def test_no_home_path_and_no_secret_in_any_file(
     home = tmp_path / "home" / "jane"
     home.mkdir(parents=True)
     write_records(home / "pool.jsonl", 12, seed=4)
-    os.symlink(home, tmp_path / "alias")
     canaries = {"HF_TOKEN": "hf_canary0123456789", "WANDB_API_KEY": "c" * 40, "AWS_SECRET_ACCESS_KEY": "aws-canary"}
     for name, value in {**canaries, "HOME": str(home)}.items():
         monkeypatch.setenv(name, value)

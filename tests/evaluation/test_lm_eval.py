@@ -272,7 +272,7 @@ def log_likelihood(model: Any, tokenizer: PreTrainedTokenizerBase, context: str,
     ids = tokenizer(context + continuation, add_special_tokens=False, return_tensors="pt")["input_ids"]
     start = len(tokenizer(context.rstrip(), add_special_tokens=False)["input_ids"])
     with torch.no_grad():
-        probabilities = model(input_ids=ids).logits[0].float().log_softmax(-1)
+        probabilities = model(input_ids=ids[:, :-1]).logits[0].float().log_softmax(-1)
     return sum(float(probabilities[place - 1, ids[0, place]]) for place in range(start, ids.shape[1]))
 
 
@@ -309,6 +309,20 @@ def test_options_are_those_of_plain_transformers(
         assert sample["acc"] == correct[-1]
     assert len(correct) == len(OPTIONS)
     assert found.metrics == {"trim_mmlu/acc": pytest.approx(np.mean(correct))}
+
+
+@needs_lm_eval
+def test_log_likelihoods_of_a_bfloat16_model_are_in_float32(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    write(tmp_path, "mmlu.test", OPTIONS[:2])
+    model: Any = llama.to(torch.bfloat16)
+    found = run_tasks(model, tokenizer, ["trim_mmlu"], data_dir=str(tmp_path), batch_size=1)
+    for record, sample in zip(OPTIONS, found.samples["trim_mmlu"], strict=False):
+        turns = [{"role": "user", "content": record["prompt"]}]
+        context = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        expected = [log_likelihood(model, tokenizer, context, f"The answer is ({letter}).") for letter in "ABC"]
+        assert sample["output"] == pytest.approx(expected, abs=1e-3)  # sums of bfloat16 would be off by up to 0.25
 
 
 @needs_lm_eval

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference.reference import Reference, Settings, Tokens
 
+from reference.reference import Reference, Settings, Tokens
 from running import selection
 from tiny_models import CHATML, build_tiny_model, write_records
 from trim_lightning.pipeline import Selection

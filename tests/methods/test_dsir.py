@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import math
 import re
 from collections import Counter
@@ -33,7 +35,7 @@ def ngrams(record: dict[str, str], buckets: int) -> Counter[int]:
     hashes = [
         int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little") for word in words(record)
     ]
-    pairs = [mixed((mixed(first) + second) & MASK) for first, second in zip(hashes, hashes[1:], strict=False)]
+    pairs = [mixed((mixed(first) + second) & MASK) for first, second in itertools.pairwise(hashes)]
     return Counter(value % buckets for value in [*hashes, *pairs])
 
 
@@ -59,9 +61,7 @@ def weights(
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(("buckets", "smoothing"), [(BUCKETS, 300.0), (10_000, 5.0)])
 def test_scores(desk, best_first, buckets: int, smoothing: float) -> None:
-    result = desk.run(
-        "method=dsir", f"method.buckets={buckets}", f"method.smoothing={smoothing}", "selection.count=6"
-    )
+    result = desk.run("method=dsir", f"method.buckets={buckets}", f"method.smoothing={smoothing}", "selection.count=6")
     expected, sizes = weights(desk.pool, desk.targets, buckets, smoothing)
     expected = np.where(desk.scoped() > 0, expected, np.nan)
     np.testing.assert_allclose(result.scores.score, expected, rtol=1e-5, atol=1e-5)
@@ -94,14 +94,16 @@ def test_noise_is_a_seeded_draw_by_importance(desk) -> None:
 
 
 def test_neighbours_of_two_records_are_no_pair(desk, tmp_path) -> None:
-    (tmp_path / "pool.jsonl").write_text(
-        '{"prompt": "red", "response": "green"}\n{"prompt": "blue", "response": ""}\n{"prompt": "", "response": "red"}\n'
-    )
-    (tmp_path / "target.jsonl").write_text('{"prompt": "green", "response": "blue"}\n')
+    pool = [
+        {"prompt": "red", "response": "green"},
+        {"prompt": "blue", "response": ""},
+        {"prompt": "", "response": "red"},
+    ]
+    target = {"prompt": "green", "response": "blue"}
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pool))
+    (tmp_path / "target.jsonl").write_text(json.dumps(target) + "\n")
     result = desk.run("method=dsir", f"pool.path={tmp_path}/pool.jsonl", f"target.path={tmp_path}/target.jsonl")
-    pool = [{"prompt": "red", "response": "green"}, {"prompt": "blue", "response": ""}]
-    pool.append({"prompt": "", "response": "red"})
-    expected, _ = weights(pool, [{"prompt": "green", "response": "blue"}], 10_000, 300.0)
+    expected, _ = weights(pool, [target], 10_000, 300.0)
     np.testing.assert_allclose(result.scores.score, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -7,9 +7,10 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from reference.reference import Tokens
 from tiny_models import CHATML
-from transformers import AutoModelForCausalLM
 
 
 @cache
@@ -52,7 +53,9 @@ def alone(desk, record: Tokens, template: str | None, boundary: int) -> float:
 def ratios(desk, template: str | None = CHATML) -> np.ndarray:
     boundary = 0  # id of <|im_start|>, which the tokenizer calls its beginning of text
     records = desk.tokens(desk.pool, template)
-    return given(desk, template) / np.array([alone(desk, record, template, boundary) for record in records])
+    result = given(desk, template) / np.array([alone(desk, record, template, boundary) for record in records])
+    result[[row for row, record in enumerate(records) if set(record.kinds) == {"response", None}]] = 1.0
+    return result
 
 
 # perplexity
@@ -127,6 +130,12 @@ def test_a_response_that_begins_the_text_without_its_prompt_is_still_predicted(d
     assert result.scores.score[6] == pytest.approx(ratio if ratio < 1 else -ratio, abs=2e-5)
 
 
+def test_a_record_without_a_prompt_has_a_ratio_of_exactly_1(desk) -> None:
+    result = desk.run("method=ifd", "warmup=none", "method.unhelpful=last")
+    assert desk.pool[9]["prompt"] == ""
+    assert result.scores.score[9] == -1
+
+
 def test_warm_up_is_on_by_default_and_both_passes_use_it(desk) -> None:
     warm = desk.run("method=ifd", "warmup.epochs=1", "warmup.fraction=0.3")
     cold = desk.run("method=ifd", "warmup.epochs=1", "warmup.fraction=0.3", "method.use_warmup=false")
@@ -140,8 +149,6 @@ def test_cost_is_that_of_two_passes(desk) -> None:
     ifd = desk.run("method=ifd", "warmup=none").manifest["stages"]["score"]
     records = desk.tokens(desk.pool)
     whole = sum(len(record.ids) for record in records)
-    without = sum(
-        sum(kind != "prompt" for kind in record.kinds) for record in records if "response" in record.kinds
-    )
+    without = sum(sum(kind != "prompt" for kind in record.kinds) for record in records if "response" in record.kinds)
     assert perplexity["tokens"] == whole
     assert ifd["tokens"] == whole + without

@@ -42,9 +42,10 @@ def test_a_killed_pass_goes_on_where_it_was(desk, monkeypatch: pytest.MonkeyPatc
         write_values(directory, index, rows, values)
         written.append(index)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(record_pass, "write_values", die_after_three)
-        desk.run(*METHOD, store=tmp_path / "killed")
+        with pytest.raises(Killed):
+            desk.run(*METHOD, store=tmp_path / "killed")
     left = shard_files(tmp_path / "killed", "partial")
     assert len(left) == 3
 

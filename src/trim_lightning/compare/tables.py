@@ -117,22 +117,29 @@ def seeds_table(report: Report) -> str:
 
 def difference_table(report: Report) -> str:
     """Paired differences with their intervals, and whether the budgets were equal."""
-    if not report.comparisons:
+    items = report.comparisons
+    if not items:
         return ""
-    rows = []
-    for item in report.comparisons:
-        first, second = item.first, item.second
-        rows.append(
-            [first.title, second.title, item.metric, f"{item.difference.value:+.4f}",
-             f"{item.difference.low:+.4f} to {item.difference.high:+.4f}", p_text(item.difference.p),
-             f"{item.records:,}", f"{len(first.runs)}/{len(second.runs)}", equal_budgets(first, second),
-             f"{whole(first.records)}/{whole(second.records)}", f"{whole(first.tokens)}/{whole(second.tokens)}",
-             key_list(other_differences(first, second))]
-        )  # fmt: skip
-    headers = ["group", "against", "metric", "difference", "95 % interval", "p", "held-out", "seeds", "equal in",
-               "records", "tokens", "differs also in"]  # fmt: skip
+    pairs = [(item.first, item.second) for item in items]
+    tests = [item.difference for item in items]
+    columns = {
+        "group": [first.title for first, _ in pairs],
+        "against": [second.title for _, second in pairs],
+        "metric": [item.metric for item in items],
+        "difference": [f"{test.value:+.4f}" for test in tests],
+        "95 % interval": [f"{test.low:+.4f} to {test.high:+.4f}" for test in tests],
+        "p": [p_text(test.p) for test in tests],
+        "held-out": [f"{item.records:,}" for item in items],
+        "seeds": [f"{len(first.runs)}/{len(second.runs)}" for first, second in pairs],
+        "equal in": [equal_budgets(first, second) for first, second in pairs],
+        "records": [f"{whole(first.records)}/{whole(second.records)}" for first, second in pairs],
+        "tokens": [f"{whole(first.tokens)}/{whole(second.tokens)}" for first, second in pairs],
+        "tokens trained": [f"{whole(first.trained_tokens)}/{whole(second.trained_tokens)}" for first, second in pairs],
+        "differs also in": [key_list(other_differences(first, second)) for first, second in pairs],
+    }
     title = "differences (group minus the other; paired bootstrap over held-out records, averaged over seeds)"
-    return f"{title}\n" + grid(rows, headers, left=3, left_too=(8, 11))
+    many = f"\np-values are not corrected for the {len(items)} tests" if len(items) > 1 else ""
+    return f"{title}\n" + table(columns, ("group", "against", "metric", "equal in", "differs also in")) + many
 
 
 def matrix_table(report: Report, title: str, matrix: Sequence[Sequence[float | None]]) -> str:

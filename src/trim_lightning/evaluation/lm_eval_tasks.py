@@ -381,6 +381,7 @@ def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size
         tokenizer=own,
         backend="causal",
         batch_size=batch_size,
+        softmax_dtype="float32",  # in bfloat16 the log-likelihoods of options tie
         # a rendered conversation holds its special tokens already, as in training
         add_bos_token=None if template is None else False,
         chat_template_args={"date_string": DATE},

@@ -41,6 +41,8 @@ class IfdSelector(Selector):
         alone = mean_losses(self._losses_alone(task), size)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = np.where(alone > 0, given / alone, np.nan)
+        # without a prompt both losses are the same number, but batches of other shapes round it differently
+        ratio[(task.pool_tokens.content_lengths("prompt") == 0) & ~np.isnan(ratio)] = 1
         unhelpful = ratio >= 1
         if self.unhelpful == "last":
             # below every helpful record, the least unhelpful first

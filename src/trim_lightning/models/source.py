@@ -15,6 +15,7 @@ from trim_lightning.store.store import RECEIPT
 
 BUNDLED = "bundled:smollm2_135m"
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+CODE = ("*.py",)  # part of the model where it is run
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def find_model(settings: ModelSettings, store: Store) -> ModelSource:
     config = read_config(directory, settings)
     return ModelSource(
         directory=directory,
-        digest=digest_directory(directory, store),
+        digest=digest_directory(directory, store, wanted_files(settings)),
         name=name,
         num_layers=config_layers(config, directory),
         max_positions=config_number(config, "max_position_embeddings", "n_positions", "max_seq_len"),
@@ -133,9 +134,14 @@ def config_number(config: dict[str, Any], *names: str) -> int | None:
     return None
 
 
-def digest_directory(directory: Path, store: Store) -> str:
+def wanted_files(settings: ModelSettings) -> tuple[str, ...]:
+    """Patterns of the files that make a model what it is."""
+    return FILES + CODE if settings.trust_remote_code else FILES
+
+
+def digest_directory(directory: Path, store: Store, patterns: tuple[str, ...] = FILES) -> str:
     """sha256 over names and contents of the files that make a model what it is."""
-    found = {file for pattern in FILES for file in directory.glob(pattern) if file.is_file()}
+    found = {file for pattern in patterns for file in directory.glob(pattern) if file.is_file()}
     files = sorted(file for file in found if file.name != RECEIPT)  # the store's own note is no part of the model
     return digest_of([[file.name, store.file_digest(file)] for file in files])
 
@@ -167,7 +173,8 @@ def download(settings: ModelSettings) -> Path:
         "give a model directory instead (model=hf model.path=DIR), or use model=smollm2_135m, which needs no network"
     )
     try:
-        return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(FILES)))
+        patterns = list(wanted_files(settings))
+        return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns))
     except HFValidationError:
         raise UserError(f"{where}: neither a directory nor a Hub id (owner/name)") from None
     except GatedRepoError:

@@ -1,0 +1,1 @@
+"""Each measure against a plain computation of its own."""

@@ -1,0 +1,76 @@
+"""What all baselines share: their options compose, their files are the contract's, their runs repeat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from trim_lightning.config import compose_select, config_directory
+from trim_lightning.errors import UserError
+from trim_lightning.methods.base import load_selector, method_names
+
+MODEL_FREE = ("bm25", "dsir", "full", "longest")
+BASELINES = (*MODEL_FREE, "ifd", "perplexity", "rds")
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_has_an_option_that_composes(name: str) -> None:
+    assert (config_directory() / "method" / f"{name}.yaml").is_file()
+    needs = ["method.path=somewhere"] if name == "embedding" else []
+    settings = compose_select([f"method={name}", "paths.output_dir=unused", *needs])
+    assert settings.method["name"] == name
+    load_selector(settings.method)
+
+
+def test_helpers_are_no_methods() -> None:
+    assert {*BASELINES, "embedding", "random", "trim"} <= set(method_names())
+    assert not [name for name in method_names() if name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_files_follow_the_contract_and_repeat(desk, name: str, tmp_path: Path) -> None:
+    first, second = (desk.run(f"method={name}", "warmup=none", store=tmp_path / place) for place in "ab")
+    table = pq.read_table(first.directory / "scores.parquet")
+    assert table.num_rows == len(desk.pool)
+    for part in ("mean", "max", "coverage"):
+        assert table[part].null_count == len(desk.pool)
+    assert table["num_tokens"].to_pylist() == desk.scoped().tolist()
+    assert table["num_scored"].to_pylist() == desk.scoped().tolist()
+    assert table["score"][2].as_py() is None, "row 2 has no text"
+    assert table["rank"].null_count == table["score"].null_count
+    for file in ("scores.parquet", "coreset.jsonl"):
+        assert (first.directory / file).read_bytes() == (second.directory / file).read_bytes()
+    manifest = json.loads((first.directory / "manifest.json").read_text())
+    wanted = {"tokenize", "select"}
+    wanted |= set() if name in ("full", "longest") else {"score"}
+    wanted |= {"fingerprint"} if name in ("bm25", "dsir", "rds") else set()
+    assert set(manifest["stages"]) == wanted
+    for stage, record in manifest["stages"].items():
+        reads_model = name not in MODEL_FREE and stage in ("score", "fingerprint")
+        assert (record["tokens"] > 0) == (reads_model or stage == "tokenize")
+        assert record["seconds"] >= 0
+    assert ("target" in manifest["inputs"]) == (name in ("bm25", "dsir", "rds"))
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("name", MODEL_FREE)
+def test_methods_without_a_model_load_none(desk, name: str, tmp_path: Path) -> None:
+    result = desk.run(f"method={name}", store=tmp_path)
+    assert np.isnan(result.scores.score).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.aggregate=median", r"method\.aggregate=median: must be one of max, mean"),
+        ("method.b=1.5", r"method\.b=1\.5: must be at most 1"),
+        ("method.k2=1", r"method\.k2: method=bm25 has no such key; it has aggregate, b, k1"),
+    ],
+)
+def test_wrong_keys_are_user_errors(desk, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        desk.run("method=bm25", override)

@@ -1,0 +1,212 @@
+"""A training that is cut off goes on from its last checkpoint and ends as an unbroken one does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from running import run_train
+from training.conftest import Desk, PowerCut
+from trim_lightning.errors import UserError
+from trim_lightning.training import Training
+from trim_lightning.tuning import run as tuning
+
+TESTS = Path(__file__).resolve().parents[1]
+OFTEN = "train.checkpoint_seconds=0.00001"  # a checkpoint after every step
+CHILD = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from running import run_train
+from trim_lightning.tuning.lora_module import TuningModule
+step = TuningModule.training_step
+def slow_step(self, batch, place):
+    time.sleep(0.1)  # room for the kill
+    step(self, batch, place)
+TuningModule.training_step = slow_step
+run_train(*sys.argv[3:], output_dir=Path(sys.argv[1]), store_dir=Path(sys.argv[2]))
+"""
+
+
+def outcome(training: Training) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What must not depend on kills: metrics without times, predictions and weights byte for byte."""
+    files = [*training.directory.glob("*/*.safetensors"), *training.directory.glob("predictions.jsonl")]
+    metrics = {name: value for name, value in training.metrics.items() if name != "train/seconds"}
+    return metrics, {file.name: file.read_bytes() for file in files}
+
+
+def start(desk: Desk, directory: Path, overrides: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    arguments = [str(directory / "broken"), str(directory / "store"), *desk.train, *overrides]
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=(directory / "stderr").open("wb"),
+    )
+
+
+def kill_after_checkpoint(process: subprocess.Popen[bytes], store: Path) -> Path:
+    """SIGKILL a training as soon as it has left a checkpoint; returns that."""
+    deadline = time.monotonic() + 180
+    while not (found := list(store.glob("partial/finetune-*/resume.ckpt"))):
+        assert process.poll() is None, (store.parent / "stderr").read_text()
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    return found[0]
+
+
+CASES = {
+    "dropout": ("train.epochs=10", "train.lora_dropout=0.3"),
+    "early-stop": ("train.epochs=10", "train.lora_dropout=0.1", "train.early_stop=9"),
+}
+
+
+@pytest.fixture(scope="module")
+def killed(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Training processes of all cases, killed after their first checkpoint: case to folder."""
+    folders = {case: tmp_path_factory.mktemp(case) for case in CASES}
+    extra = (desk.held_out("plain"), "train.checkpoint_seconds=0.01")
+    running = {case: start(desk, folder, (*CASES[case], *extra)) for case, folder in folders.items()}
+    try:
+        for case, folder in folders.items():
+            kill_after_checkpoint(running[case], folder / "store")
+    finally:
+        for process in running.values():
+            process.kill()
+    return folders
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_process_is_taken_up_where_it_was(
+    case: str, killed: dict[str, Path], desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, overrides = killed[case] / "store", (*desk.train, desk.held_out("plain"), *CASES[case])
+    checkpoint = torch.load(next(store.glob("partial/finetune-*/resume.ckpt")), weights_only=True)
+    unbroken = run_train(*overrides, output_dir=tmp_path / "unbroken", store_dir=tmp_path / "store")
+    assert 0 < checkpoint["trim_done"]["steps"] < unbroken.metrics["train/steps"]
+    assert not list(store.glob("finetune/*"))
+    with caplog.at_level(logging.INFO, "trim_lightning"):
+        resumed = run_train(*overrides, output_dir=killed[case] / "broken", store_dir=store)
+    assert "resuming from its last checkpoint" in caplog.text
+    assert outcome(resumed) == outcome(unbroken)
+    assert not [path for path in store.glob("finetune/*/*") if "ckpt" in path.name]
+
+
+Cut = Callable[[int], AbstractContextManager[None]]
+
+
+def resumed_and_unbroken(desk: Desk, directory: Path, cut: Cut, after: int, *overrides: str) -> list[Training]:
+    """The same training cut off after so many checkpoints and taken up again, and in one go."""
+    given = (*desk.train, OFTEN, desk.held_out("plain"), *overrides)
+    with cut(after):
+        run_train(*given, output_dir=directory / "resumed", store_dir=directory / "broken")
+    return [
+        run_train(*given, output_dir=directory / name, store_dir=directory / store)
+        for name, store in (("resumed", "broken"), ("unbroken", "whole"))
+    ]
+
+
+def test_full_fine_tuning_resumes(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+    runs = resumed_and_unbroken(desk, tmp_path, power_cut, 4, "train.mode=full", "train.epochs=2")
+    assert outcome(runs[0]) == outcome(runs[1])
+
+
+def test_several_micro_batches_a_step_resume(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+    options = ("train.tokens_per_micro_batch=200", "train.length_grouped=true", "train.schedule=cosine")
+    runs = resumed_and_unbroken(desk, tmp_path, power_cut, 2, *options, "train.epochs=2")
+    assert outcome(runs[0]) == outcome(runs[1])
+
+
+def test_a_training_cut_off_after_its_last_step_is_whole(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+    runs = resumed_and_unbroken(desk, tmp_path, power_cut, 3)  # 18 records, 8 a step, 1 epoch
+    assert outcome(runs[0]) == outcome(runs[1])
+    assert runs[0].metrics["train/loss"] is not None
+
+
+def test_a_decision_to_stop_survives(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+    """Cut off right after the epoch that made the training stop: it must not go on with the next epoch."""
+    bad = ("train.early_stop=1", "train.epochs=20", "train.learning_rate=0.3", "train.schedule=constant")
+    unbroken = run_train(
+        *desk.train, desk.held_out("plain"), *bad, output_dir=tmp_path / "first", store_dir=tmp_path / "first_store"
+    )
+    steps = unbroken.metrics["train/steps"]
+    assert steps < 60
+    runs = resumed_and_unbroken(desk, tmp_path, power_cut, steps, *bad)
+    assert outcome(runs[0]) == outcome(runs[1]) == outcome(unbroken)
+
+
+def test_resuming_twice(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+    given = (*desk.train, OFTEN, "train.epochs=3", "train.lora_dropout=0.3")
+    for after in (2, 3):
+        with power_cut(after):
+            run_train(*given, output_dir=tmp_path / "resumed", store_dir=tmp_path / "broken")
+    resumed = run_train(*given, output_dir=tmp_path / "resumed", store_dir=tmp_path / "broken")
+    unbroken = run_train(*given, output_dir=tmp_path / "unbroken", store_dir=tmp_path / "whole")
+    assert outcome(resumed) == outcome(unbroken)
+
+
+def test_a_half_written_checkpoint_is_no_part_of_the_result(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+    given = (*desk.train, OFTEN, "train.epochs=2")
+    with power_cut(1):
+        run_train(*given, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+    (workspace,) = (tmp_path / "store").glob("partial/finetune-*")
+    (workspace / ".resume.ckpt.tmp").write_bytes(b"cut off while it was written")
+    run_train(*given, "train.checkpoint_seconds=1000", output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+    (entry,) = (tmp_path / "store" / "finetune").iterdir()
+    assert {path.name for path in entry.iterdir()} == {"adapter", "entry.json"}
+
+
+def test_nothing_final_is_there_while_a_training_is_unfinished(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+    with power_cut(1):
+        run_train(*desk.train, OFTEN, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def fail(*_: Any) -> None:
+    raise PowerCut
+
+
+def test_a_failure_before_saving_repeats_nothing(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (*desk.train, OFTEN, "train.epochs=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "require_effect", fail)
+        with pytest.raises(PowerCut):
+            run_train(*given, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+    steps: list[int] = []
+    step = tuning.TuningModule.training_step
+
+    def counted(self: tuning.TuningModule, batch: Any, place: int) -> None:
+        steps.append(place)
+        step(self, batch, place)
+
+    monkeypatch.setattr(tuning.TuningModule, "training_step", counted)
+    resumed = run_train(*given, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+    assert steps == []
+    unbroken = run_train(*given, output_dir=tmp_path / "unbroken", store_dir=tmp_path / "whole")
+    assert len(steps) == 6
+    assert outcome(resumed) == outcome(unbroken)
+
+
+def test_a_diverged_training_leaves_no_result(desk: Desk, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="diverged"):
+        run_train(*desk.train, "train.learning_rate=1e30", output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+    assert not list((tmp_path / "store").glob("finetune/*"))
+    assert json.dumps([path.name for path in (tmp_path / "run").iterdir()]) == "[]"
