@@ -60,7 +60,7 @@ def select(settings: SelectSettings) -> Selection:
     """
     check_settings(settings)
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
-    store = Store(writable_directory(settings.paths.store_dir, "paths.store_dir"))
+    store = Store(writable_directory(settings.paths.store_dir, "paths.store_dir"), settings.paths.store_lock)
     name = "/".join(directory.absolute().parts[-2:])
     tracker = open_tracker(settings.logger, directory, job_type="select", name=name, config=asdict(settings))
     succeeded = False

@@ -35,8 +35,6 @@ def check_settings(settings: SelectSettings) -> None:
     low, high = selection.min_tokens, selection.max_tokens
     if low is not None and high is not None and low > high:
         raise UserError(f"selection.min_tokens={low} is above selection.max_tokens={high}")
-    if settings.pool.source == "from_pool":
-        raise UserError("pool.source=from_pool: only the target set can come from the pool; choose another pool")
 
 
 def check_budget(selection: SelectionSettings, pool_size: int) -> None:

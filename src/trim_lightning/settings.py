@@ -61,7 +61,7 @@ class ModelSettings:
 class SourceSettings:
     """Where records come from and how to read them."""
 
-    source: str = key("generated", "kind of input", choices=("generated", "jsonl", "parquet", "hub", "from_pool"))
+    source: str = key("generated", "kind of input", choices=("generated", "jsonl", "parquet", "hub"))
     path: str | None = key(None, "file (or Hub data set id) to read")
     prompt_field: str | None = key(None, "field of the prompt; null recognises the layout")
     response_field: str | None = key(None, "field of the response; null recognises the layout")
@@ -88,6 +88,7 @@ class PoolSettings(SourceSettings):
 class TargetSettings(SourceSettings):
     """The target set."""
 
+    source: str = key("generated", "kind of input", choices=("generated", "jsonl", "parquet", "hub", "from_pool"))
     num_examples: int | None = key(10, "targets drawn by seed, per group if there are groups; null = all", low=1)
     group_field: str | None = key(None, "field that divides the targets into groups, one bank each")
     aggregate: str = key("max", "how group scores become one", choices=("max", "mean", "round_robin"))
@@ -189,6 +190,11 @@ class PathSettings:
 
     output_dir: str = key("", "this run's files")
     store_dir: str = key(".trim_store", "stage results shared by all runs")
+    store_lock: str = key(
+        "file",
+        "how processes sharing the store wait for each other; soft or none where file locks do not work",
+        choices=("file", "soft", "none"),
+    )
 
 
 @dataclass

@@ -61,7 +61,7 @@ def train(settings: TrainSettings) -> Training:
     """
     check_training(settings)
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
-    store = Store(writable_directory(settings.paths.store_dir, "paths.store_dir"))
+    store = Store(writable_directory(settings.paths.store_dir, "paths.store_dir"), settings.paths.store_lock)
     ledger = Ledger()
     name = "/".join(directory.absolute().parts[-2:])
     tracker = open_tracker(settings.logger, directory, job_type="train", name=name, config=asdict(settings))

@@ -119,8 +119,25 @@ def test_without_a_random_run(trained: dict[str, Path], variant, tmp_path: Path,
     assert [row["p"] for row in rows_of(tmp_path / "compare_differences.csv")] == ["1.0"] * 3
 
 
-def test_many_runs_get_a_summary_in_place_of_a_matrix(selections, variant, tmp_path, capsys) -> None:
-    copies = [variant(selections["random_0"], f"job{place}") for place in range(13)]
+def test_many_runs_get_a_matrix_of_groups(selections, variant, tmp_path, capsys) -> None:
+    copies = [variant(selections["random_0"], f"job{place}") for place in range(12)]
+    text = compared(capsys, *copies, selections["random_1"], selections["trim"], "--output", tmp_path)
+    title = "overlap of the coresets (Jaccard), mean over the runs of two groups"
+    rows = [line.split() for line in text[text.index(title) :].splitlines()[3:5]]
+    cells = rows_of(tmp_path / "compare.csv")
+    seeds = float(cells[0]["overlap/random_1"])
+    within = (12 * 11 + 2 * 12 * seeds) / (13 * 12)  # of the first group's ordered pairs
+    between = (12 * float(cells[0]["overlap/trim"]) + float(cells[12]["overlap/trim"])) / 13
+    assert rows == [["random", "(A)", f"{within:.3f}", f"{between:.3f}"], ["trim", "(B)", f"{between:.3f}", "-"]]
+
+
+def test_many_groups_get_a_summary_in_place_of_a_matrix(selections, variant, tmp_path, capsys) -> None:
+    copies = [
+        variant(
+            selections["random_0"], f"job{place}", lambda manifest, place=place: manifest["config"].update(scope=place)
+        )
+        for place in range(13)
+    ]
     text = compared(capsys, *copies, "--output", tmp_path)
     assert "overlap of the coresets (Jaccard) with the other runs" in text
     rows = rows_of(tmp_path / "compare.csv")

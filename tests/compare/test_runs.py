@@ -15,7 +15,7 @@ from trim_lightning.compare.coresets import overlap
 from trim_lightning.compare.discover import find_runs
 from trim_lightning.compare.groups import Axis, axes, group_runs, letters, marginal_means
 from trim_lightning.compare.report import correlation
-from trim_lightning.compare.runs import Measurement, Run, better, lower_is_better, read_runs
+from trim_lightning.compare.runs import Measurement, Run, best, lower_is_better, read_runs
 from trim_lightning.errors import UserError
 
 
@@ -232,9 +232,9 @@ def test_which_value_is_better() -> None:
     assert [lower_is_better(name) for name in ("nll", "nll_drop", "exact_match", "wiki/word_perplexity,none")] == [
         True, False, False, True
     ]  # fmt: skip
-    assert better("nll", [3.0, float("nan"), 1.0, 1.0]) == 2
-    assert better("gsm8k/exact_match", [0.1, 0.3, 0.2]) == 1
-    assert better("nll", [float("nan")]) is None
+    assert best("nll", [3.0, float("nan"), 1.0, 1.0]) == [2, 3]
+    assert best("gsm8k/exact_match", [0.1, 0.3, 0.2]) == [1]
+    assert best("nll", [float("nan")]) == []
 
 
 def test_letters() -> None:

@@ -59,7 +59,7 @@ def weights(
 
 
 @pytest.mark.usefixtures("no_model")
-@pytest.mark.parametrize(("buckets", "smoothing"), [(BUCKETS, 300.0), (10_000, 5.0)])
+@pytest.mark.parametrize(("buckets", "smoothing"), [(BUCKETS, 3000.0), (10_000, 5.0)])
 def test_scores(desk, best_first, buckets: int, smoothing: float) -> None:
     result = desk.run("method=dsir", f"method.buckets={buckets}", f"method.smoothing={smoothing}", "selection.count=6")
     expected, sizes = weights(desk.pool, desk.targets, buckets, smoothing)
@@ -75,7 +75,7 @@ def test_scores(desk, best_first, buckets: int, smoothing: float) -> None:
 def test_groups_have_target_models_of_their_own(desk) -> None:
     result = desk.run("method=dsir", "target.group_field=subtask", f"method.buckets={BUCKETS}")
     for place, group in enumerate(("first", "second")):
-        expected, _ = weights(desk.pool, desk.targets[place::2], BUCKETS, 300.0)
+        expected, _ = weights(desk.pool, desk.targets[place::2], BUCKETS, 3000.0)
         expected = np.where(desk.scoped() > 0, expected, np.nan)
         np.testing.assert_allclose(result.scores.groups[group], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(result.scores.score, np.max(list(result.scores.groups.values()), axis=0))
@@ -103,7 +103,7 @@ def test_neighbours_of_two_records_are_no_pair(desk, tmp_path) -> None:
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pool))
     (tmp_path / "target.jsonl").write_text(json.dumps(target) + "\n")
     result = desk.run("method=dsir", f"pool.path={tmp_path}/pool.jsonl", f"target.path={tmp_path}/target.jsonl")
-    expected, _ = weights(pool, [target], 10_000, 300.0)
+    expected, _ = weights(pool, [target], 10_000, 3000.0)
     np.testing.assert_allclose(result.scores.score, expected, rtol=1e-5, atol=1e-6)
 
 

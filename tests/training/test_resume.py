@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -209,4 +208,4 @@ def test_a_diverged_training_leaves_no_result(desk: Desk, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="diverged"):
         run_train(*desk.train, "train.learning_rate=1e30", output_dir=tmp_path / "run", store_dir=tmp_path / "store")
     assert not list((tmp_path / "store").glob("finetune/*"))
-    assert json.dumps([path.name for path in (tmp_path / "run").iterdir()]) == "[]"
+    assert not list((tmp_path / "run").iterdir())

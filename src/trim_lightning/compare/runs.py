@@ -285,11 +285,13 @@ def lower_is_better(metric: str) -> bool:
     return bool(LOWER_IS_BETTER.search(metric.rpartition("/")[2].partition(",")[0]))
 
 
-def better(metric: str, values: Sequence[float]) -> int | None:
-    """Place of the best value, the first of equals; None if none is a number."""
-    finite = [(value if lower_is_better(metric) else -value, place) for place, value in enumerate(values)
-              if math.isfinite(value)]  # fmt: skip
-    return min(finite)[1] if finite else None
+def best(metric: str, values: Sequence[float]) -> list[int]:
+    """Places of the best value; none if no value is a finite number."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return []
+    wanted = min(finite) if lower_is_better(metric) else max(finite)
+    return [place for place, value in enumerate(values) if value == wanted]
 
 
 def text_of(value: Any) -> str:

@@ -17,7 +17,7 @@ from trim_lightning.compare.groups import (
     mean_of,
 )
 from trim_lightning.compare.report import Report
-from trim_lightning.compare.runs import Measurement, Run, better, text_of
+from trim_lightning.compare.runs import Measurement, Run, best, text_of
 from trim_lightning.compare.statistics import spread
 
 DASH = "-"
@@ -143,19 +143,33 @@ def difference_table(report: Report) -> str:
 
 
 def matrix_table(report: Report, title: str, matrix: Sequence[Sequence[float | None]]) -> str:
-    """A symmetric matrix; of many runs only each one's mean, least and greatest."""
-    off_diagonal = [value for row, line in enumerate(matrix) for place, value in enumerate(line) if row != place]
-    if not any(value is not None for value in off_diagonal):
+    """A symmetric matrix over runs; of many runs their groups' means, of many groups each run's mean and bounds."""
+    pairs = [value for row, line in enumerate(matrix) for place, value in enumerate(line) if row != place]
+    if not any(value is not None for value in pairs):
         return ""
     if len(matrix) <= WIDE:
         rows = [[name, *(decimal(value, 3) for value in line)] for name, line in zip(report.names, matrix, strict=True)]
         return f"{title}\n" + grid(rows, ["", *report.names], left=1)
+    if len(report.groups) <= WIDE:
+        return f"{title}, mean over the runs of two groups\n" + group_matrix(report, matrix)
     rows = []
     for place, line in enumerate(matrix):
         others = [value for other, value in enumerate(line) if other != place and value is not None]
         bounds = (mean_of(others), min(others, default=None), max(others, default=None))
         rows.append([report.names[place], *(decimal(value, 3) for value in bounds)])
     return f"{title} with the other runs\n" + grid(rows, ["run", "mean", "least", "greatest"], left=1)
+
+
+def group_matrix(report: Report, matrix: Sequence[Sequence[float | None]]) -> str:
+    """Mean over all pairs of different runs, one of either group."""
+    places = {group.name: [report.runs.index(run) for run in group.runs] for group in report.groups}
+
+    def mean(first: Group, second: Group) -> float | None:
+        pairs = [(row, other) for row in places[first.name] for other in places[second.name] if row != other]
+        return mean_of([matrix[row][other] for row, other in pairs])
+
+    rows = [[group.title, *(decimal(mean(group, other), 3) for other in report.groups)] for group in report.groups]
+    return grid(rows, ["", *(group.name for group in report.groups)], left=1)
 
 
 def sweep_text(report: Report) -> str:
@@ -169,20 +183,17 @@ def sweep_text(report: Report) -> str:
 
 
 def best_table(report: Report) -> str:
-    """The best group by every metric, by its mean over seeds."""
+    """The best group by every metric, by its mean over seeds; equally good ones are all named."""
     rows = []
     for metric in report.metrics:
         spreads = [group.metric(metric) for group in report.groups]
-        place = better(metric, [math.nan if found is None else found.mean for found in spreads])
-        found = None if place is None else spreads[place]
-        if place is not None and found is not None:
-            group = report.groups[place]
-            rows.append([metric, group.name, decimal(found.mean, 4), str(found.count), cell_text(group, report.axes)])
-    return (
-        "best by metric\n" + grid(rows, ["metric", "group", "mean", "seeds", "cell"], left=2, left_too=(4,))
-        if rows
-        else ""
-    )
+        places = best(metric, [math.nan if found is None else found.mean for found in spreads])
+        found = spreads[places[0]] if places else None
+        if found is not None:
+            groups = [report.groups[place] for place in places]
+            cell = cell_text(groups[0], report.axes) if len(groups) == 1 else f"{len(groups)} equally good"
+            rows.append([metric, " ".join(group.name for group in groups), decimal(found.mean, 4), cell])
+    return "best by metric\n" + grid(rows, ["metric", "group", "mean", "cell"], left=2, left_too=(3,)) if rows else ""
 
 
 def cell_text(group: Group, axes: Sequence[Axis]) -> str:

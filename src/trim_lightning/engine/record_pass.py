@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import ShardBatches, padding_share, plan_shards
+from trim_lightning.engine.clock import WorkClock
 from trim_lightning.engine.record_values import finished_values, write_facts, write_values
 from trim_lightning.engine.statistics import RecordStatistic
 from trim_lightning.engine.trainer import interruptible, make_trainer
@@ -37,9 +38,10 @@ class RecordPass(LightningModule):
 class ValuesWriter(BasePredictionWriter):
     """Collects the values of a shard's batches and writes them as one file, keyed by row."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, clock: WorkClock | None = None) -> None:
         super().__init__(write_interval="batch")
         self.directory = directory
+        self.clock = clock
         self._open: dict[int, list[tuple[NDArray[np.int64], NDArray[Any]]]] = {}
 
     def write_on_batch_end(
@@ -58,6 +60,8 @@ class ValuesWriter(BasePredictionWriter):
         if batch["last"]:
             rows, values = zip(*self._open.pop(shard), strict=True)
             write_values(self.directory, shard, np.concatenate(rows), np.concatenate(values))
+            if self.clock is not None:
+                self.clock.tick()
 
 
 def run_record_pass(
@@ -89,8 +93,9 @@ def run_record_pass(
         one_device: Leave the other devices idle, for a handful of records.
 
     Returns:
-        ``tokens`` fed to the model, ``shards``, and the ``padding`` share.
+        ``seconds`` over all attempts, ``tokens`` fed to the model, ``shards``, and the ``padding`` share.
     """
+    clock = WorkClock(directory)
     plan = plan_shards(records.lengths, tokens_per_batch)
     done = finished_values(directory, [[row for rows in shard.batches for row in rows] for shard in plan])
     missing = [shard for shard in plan if shard.index not in done]
@@ -99,10 +104,10 @@ def run_record_pass(
         runner = make_trainer({**trainer, **alone}, [])
         batches = ShardBatches(records, missing[runner.global_rank :: runner.world_size], scope)
         runner.callbacks.extend(  # type: ignore[attr-defined]
-            [ValuesWriter(directory), TokenProgress(title, batches.tokens)]
+            [ValuesWriter(directory, clock), TokenProgress(title, batches.tokens)]
         )
         with interruptible(runner):
             runner.predict(RecordPass(model, statistic), DataLoader(batches, batch_size=None), return_predictions=False)
     facts = {"tokens": records.total_tokens, "shards": len(plan), "padding": padding_share(records.lengths, plan)}
     write_facts(directory, facts)
-    return facts
+    return {"seconds": clock.finish(), **facts}

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import ShardBatches, padding_share, plan_shards
+from trim_lightning.engine.clock import WorkClock
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.shards import finished_shards
 from trim_lightning.engine.trainer import interruptible, make_trainer
@@ -47,8 +48,9 @@ def run_scoring_pass(
         tokens_per_batch: Padded tokens of a batch.
 
     Returns:
-        ``tokens`` of the whole pool, ``shards``, and the ``padding`` share.
+        ``seconds`` over all attempts, ``tokens`` of the whole pool, ``shards``, and the ``padding`` share.
     """
+    clock = WorkClock(directory)
     plan = plan_shards(records.lengths, tokens_per_batch)
     done = finished_shards(directory, [sum(map(len, shard.batches)) for shard in plan])
     missing = [shard for shard in plan if shard.index not in done]
@@ -57,7 +59,7 @@ def run_scoring_pass(
         mine = missing[runner.global_rank :: runner.world_size]
         batches = ShardBatches(records, mine, scope)
         runner.callbacks.extend(  # type: ignore[attr-defined]
-            [ShardWriter(directory, list(banks)), TokenProgress("score", batches.tokens)]
+            [ShardWriter(directory, list(banks), clock), TokenProgress("score", batches.tokens)]
         )
         with interruptible(runner):
             runner.predict(
@@ -71,4 +73,4 @@ def run_scoring_pass(
         "padding": padding_share(records.lengths, plan),
     }
     write_atomically(directory / "shards.json", json.dumps(facts))
-    return {name: facts[name] for name in ("tokens", "shards", "padding")}
+    return {"seconds": clock.finish(), **{name: facts[name] for name in ("tokens", "shards", "padding")}}

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-
 CHECKSUM = b"trim_sha256"
 
 

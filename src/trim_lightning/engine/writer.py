@@ -12,6 +12,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
+from trim_lightning.engine.clock import WorkClock
 from trim_lightning.engine.shards import ragged, write_shard
 from trim_lightning.progress import progress_bar
 
@@ -23,9 +24,10 @@ class ShardWriter(BasePredictionWriter):
     (without groups plain ``similarity`` and ``match``); lists over the record's tokens.
     """
 
-    def __init__(self, directory: Path, groups: Sequence[str]) -> None:
+    def __init__(self, directory: Path, groups: Sequence[str], clock: WorkClock | None = None) -> None:
         super().__init__(write_interval="batch")
         self.directory = directory
+        self.clock = clock
         self.groups = list(groups)
         self._open: dict[int, list[Mapping[str, torch.Tensor]]] = {}
 
@@ -45,6 +47,8 @@ class ShardWriter(BasePredictionWriter):
         parts.append({name: value.cpu() for name, value in prediction.items()})
         if batch["last"]:
             write_shard(self._table(self._open.pop(shard)), self.directory, shard)
+            if self.clock is not None:
+                self.clock.tick()
 
     def _table(self, parts: Sequence[Mapping[str, torch.Tensor]]) -> pa.Table:
         lengths = torch.cat([part["lengths"] for part in parts]).numpy()

@@ -89,10 +89,8 @@ def record_values(
     def build(directory: Path) -> dict[str, Any]:
         from trim_lightning.engine.record_pass import run_record_pass
 
-        model = task.scorer.model()
-        started = time.perf_counter()
-        facts = run_record_pass(
-            model,
+        return run_record_pass(
+            task.scorer.model(),
             records,
             statistic,
             directory,
@@ -102,7 +100,6 @@ def record_values(
             title=booked,
             one_device=booked == "fingerprint",
         )
-        return {**facts, "seconds": time.perf_counter() - started}
 
     entry = task.store.get(key, build, resumable=True)
     task.ledger.book(booked, entry)

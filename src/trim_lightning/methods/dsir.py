@@ -33,7 +33,7 @@ class DsirSelector(Selector):
 
     uses_model: ClassVar[bool] = False
     buckets: int = key(10_000, "hash buckets of the n-grams", low=1)
-    smoothing: float = key(300.0, "n-grams that the pool's distribution weighs against the targets'", above=0)
+    smoothing: float = key(3000.0, "n-grams that the pool's distribution weighs against the targets'", above=0)
     per_ngram: bool = key(False, "divide by the number of n-grams, which takes away the effect of length")
     noise: bool = key(False, "add Gumbel noise by seed: a draw by importance instead of the top")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from trim_lightning.engine.clock import WorkClock
 from trim_lightning.engine.ranking import ScoreTable
 from trim_lightning.engine.record_values import finished_values, write_facts, write_values
 from trim_lightning.engine.words import scoped_text
@@ -63,9 +63,7 @@ class EmbeddingSelector(Selector):
 
         def build(directory: Path) -> dict[str, Any]:
             encoder.load()
-            started = time.perf_counter()
-            embed_records(records, scope, encoder, directory, booked)
-            return {"seconds": time.perf_counter() - started}
+            return {"seconds": embed_records(records, scope, encoder, directory, booked)}
 
         entry = task.store.get(stage_key, build, resumable=True)
         task.ledger.book(booked, entry)
@@ -171,7 +169,7 @@ def find_encoder(path: str) -> Path:
         ) from None
 
 
-def embed_records(records: RecordFile, scope: str, encoder: Encoder, directory: Path, title: str) -> None:
+def embed_records(records: RecordFile, scope: str, encoder: Encoder, directory: Path, title: str) -> float:
     """Embed every record's scoped text; shards that an earlier attempt left in ``directory`` are kept.
 
     Args:
@@ -180,7 +178,11 @@ def embed_records(records: RecordFile, scope: str, encoder: Encoder, directory: 
         encoder: The model.
         directory: Where the shards go.
         title: Name on the progress bar.
+
+    Returns:
+        Seconds over all attempts.
     """
+    clock = WorkClock(directory)
     shards = [range(start, min(len(records), start + SHARD)) for start in range(0, len(records), SHARD)]
     done = finished_values(directory, shards)
     with progress_bar(title, len(records), unit="records") as bar:
@@ -188,5 +190,7 @@ def embed_records(records: RecordFile, scope: str, encoder: Encoder, directory: 
             if index not in done:
                 vectors = encoder.encode([scoped_text(records.record(row), scope) for row in rows])
                 write_values(directory, index, np.array(rows, dtype=np.int64), vectors)
+                clock.tick()
             bar.update(len(rows))
     write_facts(directory, {"shards": len(shards)})
+    return clock.finish()

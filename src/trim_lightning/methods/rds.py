@@ -38,6 +38,8 @@ class RdsSelector(Selector):
         targets, targets_entry = task.scorer.tokenize(task.targets.records, "tokenize")
         for problem in targets.problems:
             task.ledger.warn(f"target {problem}")
+        if targets.truncated:
+            task.ledger.warn(f"{targets.truncated} targets are longer than max_length={task.settings.max_length}: cut")
         scoped = targets.content_lengths(task.settings.scope)
         groups = usable_groups(task, lambda row: scoped[row] > 0, "no token")
 

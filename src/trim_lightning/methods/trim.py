@@ -50,6 +50,8 @@ class TrimSelector(Selector):
         targets, entry = task.scorer.tokenize(task.targets.records, "tokenize")
         for problem in targets.problems:
             task.ledger.warn(f"target {problem}")
+        if targets.truncated:
+            task.ledger.warn(f"{targets.truncated} targets are longer than max_length={task.settings.max_length}: cut")
         key = StageKey("signals", 1, {}, {"targets": entry.key.hex, "scorer": task.scorer.identity})
 
         def build(directory: Path) -> dict[str, Any]:
@@ -118,7 +120,6 @@ class TrimSelector(Selector):
             from trim_lightning.trim.fingerprints import load_banks
 
             model = task.scorer.model()
-            started = time.perf_counter()
             facts = run_scoring_pass(
                 model,
                 task.pool_tokens,
@@ -129,7 +130,7 @@ class TrimSelector(Selector):
                 trainer=task.scorer.trainer,
                 tokens_per_batch=budget,
             )
-            return {**facts, "seconds": time.perf_counter() - started}
+            return facts
 
         result = task.store.get(key, build, resumable=True)
         task.ledger.book("score", result)

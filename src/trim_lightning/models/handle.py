@@ -99,10 +99,12 @@ class ModelHandle:
 
     def tokens_key(self, records: RecordFile) -> StageKey:
         """Key of the tokenised form of some records."""
+        from trim_lightning.tokens.rendering import RENDERING_VERSION
+
         template = self.source.chat_template
         return StageKey(
             "tokens",
-            1,
+            RENDERING_VERSION,
             {"max_length": self.max_length, "chat_template": None if template is None else digest_of(template)},
             {"records": records.identity(), "model": self.source.digest},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from trim_lightning.errors import UserError
 from trim_lightning.models.loss import summed_loss
-from trim_lightning.settings import TuningSettings
+from trim_lightning.settings import TuningSettings, WarmupSettings
 
 
 def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> PeftModel:
@@ -27,7 +28,7 @@ def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> Pef
     targets = [name for name in settings.lora_targets if name in names]
     if not targets:
         raise UserError(
-            f"lora_targets={','.join(settings.lora_targets)}: the model has none of these modules; it has "
+            f"{'warmup' if isinstance(settings, WarmupSettings) else 'train'}.lora_targets={','.join(settings.lora_targets)}: the model has none of these modules; it has "
             f"{', '.join(sorted(names))}"
         )
     torch.manual_seed(seed)  # LoRA's A matrices are drawn here
@@ -101,6 +102,10 @@ class TuningModule(LightningModule):
         self.done.tokens += batch["tokens"]
         if not batch["closes_step"]:
             return
+        if not math.isfinite(self._step_loss):  # now, not after hours of the same
+            raise UserError(
+                f"training diverged at step {self.done.steps + 1} (the loss is not finite); lower the learning rate"
+            )
         optimizer = self.optimizers()
         if self.settings.gradient_clip > 0:
             torch.nn.utils.clip_grad_norm_(
