@@ -326,6 +326,25 @@ def test_log_likelihoods_of_a_bfloat16_model_are_in_float32(
 
 
 @needs_lm_eval
+def test_a_rendered_conversation_gets_no_further_special_tokens(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    write(tmp_path, "mmlu.test", OPTIONS[:2])
+    start = ("<|im_start|>", tokenizer.bos_token_id)
+    backend: Any = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[start])
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id, "a tokenizer that puts BOS before every text"
+    template = "{% for message in messages %}Q: {{ message['content'] }}\nA:{% endfor %}"
+    found = run_tasks(llama, tokenizer, ["trim_mmlu"], data_dir=str(tmp_path), chat_template=template, batch_size=1)
+    for record, sample in zip(OPTIONS, found.samples["trim_mmlu"], strict=False):
+        context = f"Q: {record['prompt']}\nA:"
+        expected = [log_likelihood(llama, tokenizer, context, f"The answer is ({letter}).") for letter in "ABC"]
+        assert sample["output"] == pytest.approx(expected, abs=1e-3)
+
+
+@needs_lm_eval
 def test_an_adapter_changes_the_scores(
     tiny_model: Callable[[str], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -588,6 +607,29 @@ def test_groups_report_their_own_score_or_their_members(
     assert loose.metrics == {"colour_warm/acc": 1.0, "colour_cold/acc": pytest.approx(2 / 3)}
     with pytest.raises(UserError, match="colour_warm is in there twice"):
         run_tasks(llama, tokenizer, ["colours", "colour_warm"], tasks_path=str(colour_tasks))
+
+
+@needs_lm_eval
+def test_errors_of_metrics_that_are_no_means_are_bootstrapped_here(
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    colour_tasks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import multiprocessing
+
+    def no_pool(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("lm-eval forks processes beside running threads")
+
+    monkeypatch.setattr(multiprocessing, "Pool", no_pool)
+    monkeypatch.setattr(lm_eval_tasks, "_hub_answers", lambda: False)
+    text = (colour_tasks / "cold.yaml").read_text().replace("metric: acc, aggregation: mean", "metric: mcc")
+    (colour_tasks / "cold.yaml").write_text(text.replace("rows: 3", "rows: 8"))
+    found = run_tasks(llama, tokenizer, ["colour_cold"], tasks_path=str(colour_tasks))
+    assert set(found.metrics) == {"colour_cold/mcc"}
+    assert found.details["colour_cold"]["stderr"]["mcc"] >= 0
+    assert capfd.readouterr() == ("", "")
 
 
 @needs_lm_eval

@@ -44,6 +44,17 @@ def test_costs_are_those_of_the_epochs_that_ran(trained: Callable[..., Training]
     assert len(curve(stopped.directory, "train/loss")) == stopped.metrics["train/steps"]
 
 
+def test_a_curve_has_one_point_a_step(trained: Callable[..., Training]) -> None:
+    """However many micro-batches a step takes."""
+    run = trained("train.epochs=2", "train.tokens_per_micro_batch=150", "logger=csv")
+    losses = curve(run.directory, "train/loss")
+    assert len(losses) == len(set(losses)) == run.metrics["train/steps"] == 6
+    assert losses[-1] == run.metrics["train/loss"]
+    rates = curve(run.directory, "train/learning_rate")
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == 0
+
+
 def test_patience_that_never_runs_out_changes_nothing_but_the_epoch(
     trained: Callable[..., Training], desk: Desk
 ) -> None:

@@ -77,5 +77,5 @@ class ResponseLoss:
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
         """Sum; a record without a response has 0 of 0 tokens."""
         labels = torch.where(batch["roles"] == RESPONSE, batch["input_ids"], IGNORED)
-        counts = (labels[:, 1:] != IGNORED).sum(1).double().cpu()
+        counts = (labels[:, 1:] != IGNORED).sum(1).cpu().double()
         return torch.stack([record_losses(model, batch["input_ids"], labels), counts], dim=1)

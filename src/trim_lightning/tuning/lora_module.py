@@ -27,8 +27,9 @@ def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> Pef
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     targets = [name for name in settings.lora_targets if name in names]
     if not targets:
+        group = "warmup" if isinstance(settings, WarmupSettings) else "train"
         raise UserError(
-            f"{'warmup' if isinstance(settings, WarmupSettings) else 'train'}.lora_targets={','.join(settings.lora_targets)}: the model has none of these modules; it has "
+            f"{group}.lora_targets={','.join(settings.lora_targets)}: the model has none of these modules; it has "
             f"{', '.join(sorted(names))}"
         )
     torch.manual_seed(seed)  # LoRA's A matrices are drawn here
@@ -116,12 +117,20 @@ class TuningModule(LightningModule):
         optimizer.zero_grad()  # type: ignore[union-attr]
         schedule = self.lr_schedulers()
         schedule.step()  # type: ignore[union-attr]
-        self.log("train/loss", self._step_loss, prog_bar=True, on_step=True)
-        self.log("train/learning_rate", schedule.get_last_lr()[0], on_step=True)  # type: ignore[union-attr]
         self.done.steps += 1
         self.done.trained_tokens += batch["step_labels"]
         self.done.loss = self._step_loss
         self._step_loss = 0.0
+        rate = float(schedule.get_last_lr()[0])  # type: ignore[union-attr]
+        self.report({"train/loss": self.done.loss, "train/learning_rate": rate})
+
+    def report(self, values: Mapping[str, float]) -> None:
+        """Add points to the curves at the present step.
+
+        Not through Lightning's `log`, which would repeat them at every later micro-batch.
+        """
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(values), step=self.done.steps)
 
     def configure_optimizers(self) -> Any:
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

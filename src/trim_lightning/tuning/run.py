@@ -95,7 +95,7 @@ def train_lora(
     wrapped = add_lora(model, settings, seed)
     module = TuningModule(wrapped, settings, total_steps=count_steps(plan))
     if settings.gradient_checkpointing:
-        module.causal_lm.gradient_checkpointing_enable()
+        recompute_activations(module.causal_lm)
         wrapped.enable_input_require_grads()
     facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
     wrapped.eval()
@@ -126,7 +126,7 @@ def train_full(
     plan = make_plan(records, rows, settings, around.title, seed, length_grouped)
     model.requires_grad_(True)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        recompute_activations(model)
     module = TuningModule(model, settings, total_steps=count_steps(plan))
     facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
     model.eval()
@@ -136,6 +136,12 @@ def train_full(
     model.save_pretrained(str(around.directory / MODEL), safe_serialization=True)
     remove_checkpoint(around.directory)
     return model, facts
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Turn gradient checkpointing on, which transformers is renaming."""
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
 
 
 def make_plan(
@@ -263,10 +269,10 @@ class TrainingProgress(Callback):
         batch_idx: int,
     ) -> None:
         """Advance by the batch's real tokens."""
+        assert isinstance(pl_module, TuningModule)
         self._bar.update(int(batch["tokens"]))
-        loss = trainer.callback_metrics.get("train/loss")
-        if loss is not None:
-            self._bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)
+        if pl_module.done.loss is not None:
+            self._bar.set_postfix_str(f"loss {pl_module.done.loss:.3f}", refresh=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -309,7 +315,7 @@ class HeldOutStop(Callback):
         loss = self.rule.held_out_loss(pl_module.causal_lm)
         torch.set_rng_state(generators)
         pl_module.model.train()
-        pl_module.log("train/held_out_loss", loss)
+        pl_module.report({"train/held_out_loss": loss})
         if self._best is None or loss < self._best:
             self._best, self._bad_epochs = loss, 0
             self._weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
