@@ -85,7 +85,7 @@ class Trainee(ModelHandle):
                 self.tokenizer.save_pretrained(str(directory / MODEL))  # whole: it loads without the model it came from
             else:
                 _, facts = train_lora(model, coreset, rows, settings, around, **options)
-            facts["seconds"] = time.perf_counter() - started
+            facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
             return facts
 
         entry = self.store.get(key, build, resumable=True)

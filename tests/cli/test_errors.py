@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 
 import trim_lightning.pipeline
 from cli.conftest import CONSOLE_SCRIPT, Inputs, Outcome, Run, final_files, run_process
-from trim_lightning.cli import fail
+from trim_lightning.cli import Job, fail, select_task
 from trim_lightning.errors import UserError
 
 GOOD = b'{"prompt": "a question", "response": "an answer"}\n'
@@ -349,3 +350,9 @@ def test_a_library_that_ends_the_process(run: Run, inputs: Inputs, monkeypatch: 
 def test_message_is_brought_onto_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert fail("first\nsecond  third") == 2
     assert capsys.readouterr().err == "error: first second third\n"
+
+
+def test_a_job_can_be_sent_to_another_process() -> None:
+    job = pickle.loads(pickle.dumps(Job(select_task)))
+    assert job.task is select_task
+    assert job.__name__ == "select_task"

@@ -236,6 +236,13 @@ def test_the_baseline_shares_the_training(trained: dict[str, Path], variant) -> 
     assert pairs == [("A", "B"), ("C", "D")]
 
 
+def test_the_same_trainee_comes_before_an_equal_budget(workshop, trained, variant, tmp_path: Path) -> None:
+    other_model = variant(trained["random_0"], "other", lambda m: m["config"]["train"].update(model="models/other"))
+    larger = workshop.train(tmp_path / "larger", "method=random", "selection.count=9")
+    groups = groups_of(trained["longest"], other_model, larger)
+    assert [second.name for _, second in pairs_to_test(groups, all_pairs=False)] == ["C"]
+
+
 def test_all_pairs(trained: dict[str, Path], selections: dict[str, Path], variant) -> None:
     other = as_trim(variant(trained["longest"], "other"))
     groups = groups_of(trained["random_0"], trained["longest"], other, selections["trim"])

@@ -179,7 +179,7 @@ def test_a_selection_and_a_training_are_never_one_group(selections, trained) -> 
     assert len(group_runs(read(selections["random_0"], trained["random_0"]))) == 2
 
 
-def test_a_given_coreset_brings_its_own_selection(selections, workshop, tmp_path: Path) -> None:
+def test_a_given_coreset_brings_its_own_selection(selections, workshop, variant, tmp_path: Path) -> None:
     given = workshop.train(tmp_path / "given", f"coreset.path={selections['random_2']}/coreset.jsonl", "seed=7")
     (run,) = read(given)
     assert (run.method, run.seed, run.train_seed, run.seed_text) == ("random", 2, 7, "2/7")
@@ -193,6 +193,8 @@ def test_a_given_coreset_brings_its_own_selection(selections, workshop, tmp_path
     (unknown,) = read(workshop.train(tmp_path / "foreign", f"coreset.path={foreign}"))
     assert (unknown.method, unknown.seed, unknown.budget) == ("file mine.jsonl", None, "6 records")
     assert overlap(unknown.coreset, run.coreset) == 1
+    elsewhere = variant(tmp_path / "foreign", "x", lambda manifest: manifest["inputs"]["coreset"].update(sha256="0"))
+    assert len(group_runs([unknown, *read(elsewhere)])) == 2  # the same name, other bytes
     foreign.write_text("{}")  # no longer what the run was trained on
     (changed,) = read(tmp_path / "foreign")
     assert overlap(changed.coreset, run.coreset) is None

@@ -21,15 +21,22 @@ def curve(directory: Path, name: str) -> list[float]:
         return [float(line[name]) for line in csv.DictReader(file) if line.get(name)]
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.mode=lora", "train.learning_rate=0.4", "train.early_stop=2"),
+        ("train.mode=full", "train.learning_rate=0.12", "train.early_stop=1"),
+    ],
+    ids=["lora", "full"],
+)
 def test_the_best_epoch_is_kept_and_the_rest_not_trained(
-    mode: str, trained: Callable[..., Training], desk: Desk
+    overrides: tuple[str, ...], trained: Callable[..., Training], desk: Desk
 ) -> None:
-    speed = "train.learning_rate=0.3" if mode == "lora" else "train.learning_rate=0.05"
-    run = trained(desk.held_out("plain"), *TOO_FAST, speed, f"train.mode={mode}", "train.early_stop=2")
+    run = trained(desk.held_out("plain"), *TOO_FAST, *overrides)
     losses = curve(run.directory, "train/held_out_loss")
     best = losses.index(min(losses))
-    assert len(losses) == best + 3 < 12  # two epochs without a better one
+    patience = int(overrides[-1][-1])
+    assert len(losses) == best + 1 + patience < 12
     assert run.metrics["eval/nll"] == pytest.approx(losses[best], rel=1e-6)
 
 

@@ -171,6 +171,21 @@ def test_a_half_written_checkpoint_is_no_part_of_the_result(desk: Desk, tmp_path
     assert {path.name for path in entry.iterdir()} == {"adapter", "entry.json"}
 
 
+def test_seconds_are_those_of_all_attempts(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+    step = tuning.TuningModule.training_step
+
+    def slow(self: tuning.TuningModule, batch: Any, place: int) -> None:
+        time.sleep(0.3)
+        step(self, batch, place)
+
+    given = (*desk.train, OFTEN)  # three steps
+    with pytest.MonkeyPatch.context() as patch, power_cut(2):
+        patch.setattr(tuning.TuningModule, "training_step", slow)
+        run_train(*given, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+    resumed = run_train(*given, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+    assert resumed.metrics["train/seconds"] > 0.6
+
+
 def test_nothing_final_is_there_while_a_training_is_unfinished(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
     with power_cut(1):
         run_train(*desk.train, OFTEN, output_dir=tmp_path / "run", store_dir=tmp_path / "store")

@@ -191,4 +191,4 @@ def test_the_file_of_one_bank_has_the_names_and_types_of_the_contract(tmp_path: 
         shapes = {name: tuple(file.get_tensor(name).shape) for name in NAMES}
         assert shapes == {"token_ids": (2,), "vectors": (2, 2), "idf": (2,), "mass": (2,), "count": (2,)}
         assert file.get_tensor("vectors").dtype == torch.float32
-        assert json.loads(file.metadata()["settings"]) == {"scope": "prompt"}
+        assert json.loads(file.metadata()["settings"]) == {"scope": "prompt", "num_targets": {"": 1}}

@@ -76,7 +76,7 @@ class Coreset:
             return None
         source = self.config["pool"]
         read = {key: source.get(key) for key in READING_KEYS}
-        return str(digest)
+        return json.dumps([digest, read, self.config["seed"] if source.get("sample") else None], sort_keys=True)
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:

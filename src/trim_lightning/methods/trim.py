@@ -78,7 +78,7 @@ class TrimSelector(Selector):
         assert task.targets is not None
         groups = task.targets.groups
         choices = {"saliency": asdict(task.settings.saliency), "scope": task.settings.scope, "groups": groups}
-        key = StageKey("fingerprint", 1, choices, {"signals": signals.key.hex})
+        key = StageKey("fingerprint", 2, choices, {"signals": signals.key.hex})
 
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.engine.target_pass import banks_of, read_signals, weigh

@@ -120,8 +120,9 @@ def save_banks(banks: Mapping[str, FingerprintBank], path: Path, settings: Mappi
         for name, tensor in bank.tensors().items()
     }
     counts = {group: bank.num_targets for group, bank in banks.items()}
-    metadata = {"settings": json.dumps(dict(settings), sort_keys=True), "num_targets": json.dumps(counts)}
-    save_file(tensors, str(path), metadata=metadata)
+    # one entry: safetensors writes several in no fixed order, and equal runs should give equal bytes
+    described = json.dumps({**settings, "num_targets": counts}, sort_keys=True)
+    save_file(tensors, str(path), metadata={"settings": described})
 
 
 def load_banks(path: Path) -> dict[str, FingerprintBank]:
@@ -129,9 +130,8 @@ def load_banks(path: Path) -> dict[str, FingerprintBank]:
     from safetensors import safe_open
 
     with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata()
-        counts = json.loads(metadata["num_targets"])
-        settings = json.loads(metadata["settings"])
+        settings = json.loads(file.metadata()["settings"])
+        counts = settings.pop("num_targets")
         names = ("token_ids", "vectors", "idf", "mass", "count")
         return {
             group: FingerprintBank(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -55,12 +56,14 @@ class Progress:
         tokens: Real tokens fed to the model.
         trained_tokens: Labelled tokens of the finished steps.
         loss: Of the last step, nats per labelled token; None before the first.
+        seconds: Wall time of the attempts before this one, each up to its last checkpoint.
     """
 
     steps: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     loss: float | None = None
+    seconds: float = 0.0
 
 
 class TuningModule(LightningModule):
@@ -83,6 +86,7 @@ class TuningModule(LightningModule):
         self.settings = settings
         self.total_steps = total_steps
         self.done = Progress()
+        self._started = time.perf_counter()
         self._step_loss = 0.0
 
     @property
@@ -150,7 +154,8 @@ class TuningModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the generators (dropout) and what was done, so that a resumed run repeats an unbroken one."""
-        checkpoint["trim_done"] = asdict(self.done)
+        spent = self.done.seconds + time.perf_counter() - self._started
+        checkpoint["trim_done"] = asdict(replace(self.done, seconds=spent))
         checkpoint["trim_rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["trim_cuda_rng"] = torch.cuda.get_rng_state_all()

@@ -86,7 +86,7 @@ def train_lora(
 
     Returns:
         The trained PEFT model and facts: ``records`` learned from, ``tokens`` fed to the model, ``trained_tokens``
-        labelled, ``steps``, ``loss`` of the last step.
+        labelled, ``steps``, ``loss`` of the last step, ``seconds`` of earlier attempts that a kill ended.
 
     Raises:
         UserError: if no record has a response token, or the adapter changed nothing.

@@ -1,0 +1,200 @@
+"""A training run in Weights & Biases, offline, read back with wandb's own reader."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.internal.datastore import DataStore
+
+from running import run_train
+from training.conftest import Desk
+from trim_lightning.training import Training
+
+
+@dataclass
+class Record:
+    """What one offline run holds."""
+
+    run: Any = None
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, Any] = field(default_factory=dict)
+    exit_code: int | None = None
+
+    def curve(self, name: str) -> list[float]:
+        """The values of one number, in order."""
+        return [line[name] for line in self.history if name in line]
+
+
+def name_of(item: Any) -> str:
+    return item.key or "/".join(item.nested_key)
+
+
+def read_run(file: Path) -> Record:
+    """Read one ``run-*.wandb`` file."""
+    store, found = DataStore(), Record()
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.HasField("run"):
+            found.run = record.run
+            found.config.update({item.key: json.loads(item.value_json) for item in record.run.config.update})
+        elif record.HasField("config"):
+            found.config.update({item.key: json.loads(item.value_json) for item in record.config.update})
+        elif record.HasField("history"):
+            found.history.append({name_of(item): json.loads(item.value_json) for item in record.history.item})
+        elif record.HasField("summary"):
+            found.summary.update({name_of(item): json.loads(item.value_json) for item in record.summary.update})
+        elif record.HasField("artifact"):
+            found.artifacts[record.artifact.type, record.artifact.name.rpartition("-")[0]] = record.artifact
+        elif record.HasField("request") and record.request.HasField("log_artifact"):
+            artifact = record.request.log_artifact.artifact
+            found.artifacts[artifact.type, artifact.name.rpartition("-")[0]] = artifact
+        elif record.HasField("exit"):
+            found.exit_code = record.exit.exit_code
+    return found
+
+
+def runs_below(directory: Path) -> list[Record]:
+    return [read_run(file) for file in sorted(directory.rglob("run-*.wandb"))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody_logged_in(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """No key, no home of a user, nothing sent."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("nobody")
+        for name in ("WANDB_API_KEY", "WANDB_MODE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("NETRC", str(folder / "netrc"))
+        patch.setenv("WANDB_CONFIG_DIR", str(folder))
+        patch.setenv("WANDB_CACHE_DIR", str(folder))
+        patch.setenv("WANDB_DATA_DIR", str(folder))
+        yield
+
+
+@pytest.fixture(scope="module")
+def logged(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Record]:
+    """A training with a selection, and its record."""
+    directory = tmp_path_factory.mktemp("wandb") / "day" / "time"
+    training = run_train(
+        *desk.select, desk.held_out("numbers"), "evaluation.max_new_tokens=4", "train.epochs=2", "train.early_stop=2",
+        "logger=wandb", "logger.tags=[first,second]", "logger.group=together", output_dir=directory,
+        store_dir=tmp_path_factory.mktemp("fresh_store"),
+    )  # fmt: skip
+    (record,) = runs_below(directory)
+    return training, record
+
+
+def test_the_run_is_described(logged: tuple[Training, Record], desk: Desk) -> None:
+    _, record = logged
+    assert record.run.project == "trim-lightning"
+    assert record.run.job_type == "train"
+    assert record.run.display_name == "day/time"
+    assert record.run.run_group == "together"
+    assert list(record.run.tags) == ["first", "second"]
+    assert record.exit_code == 0
+    assert record.config["train"]["epochs"] == 2
+    assert record.config["method"]["name"] == "trim"
+    assert record.config["evaluation"]["path"] == str(desk.root / "numbers.jsonl")
+
+
+def test_the_curves_have_every_step_and_epoch(logged: tuple[Training, Record]) -> None:
+    training, record = logged
+    losses = record.curve("train/loss")
+    # the last is the closing metric; before it one point a step
+    assert len(losses) == training.metrics["train/steps"] + 1 == 5
+    assert losses[-2] == losses[-1] == training.metrics["train/loss"]
+    assert len(record.curve("train/learning_rate")) == 4
+    assert len(record.curve("train/held_out_loss")) == 2
+    assert record.curve("train/held_out_loss")[-1] == pytest.approx(training.metrics["eval/nll"], rel=1e-6)
+
+
+def test_the_closing_metrics_are_those_of_the_file(logged: tuple[Training, Record]) -> None:
+    training, record = logged
+    last = record.history[-1]
+    assert {name: last[name] for name in training.metrics} == training.metrics
+    assert {name: record.summary[name] for name in training.metrics} == training.metrics
+
+
+def test_artifacts_name_what_they_were_made_from(logged: tuple[Training, Record]) -> None:
+    training, record = logged
+    made = {("scores", "scores"), ("coreset", "coreset"), ("model", "adapter"), ("evaluation", "evaluation")}
+    assert set(record.artifacts) == made
+    by_name = {name: artifact for (_, name), artifact in record.artifacts.items()}
+    ancestors = {"scores": [], "coreset": ["scores"], "adapter": ["coreset"], "evaluation": ["adapter"]}
+    for name, parents in ancestors.items():
+        linked = json.loads(by_name[name].metadata)["made_from"]
+        assert [item["digest"] for item in linked] == [by_name[parent].digest for parent in parents]
+        assert [item["name"].rpartition("-")[0] for item in linked] == parents
+    files = {name: {entry.path for entry in artifact.manifest.contents} for name, artifact in by_name.items()}
+    assert files["coreset"] == {"coreset.jsonl"}
+    assert files["scores"] == {"scores.parquet", "manifest.json"}
+    assert "adapter/adapter_model.safetensors" in files["adapter"]
+    assert files["evaluation"] == {"metrics.json", "predictions.jsonl", "manifest.json"}
+    weights = next(
+        entry for entry in by_name["adapter"].manifest.contents if entry.path.endswith("model.safetensors")
+    )
+    assert weights.size == (training.directory / "adapter" / "adapter_model.safetensors").stat().st_size
+
+
+def test_a_given_coreset_has_no_ancestors_and_no_artifacts_on_demand(desk: Desk, tmp_path: Path) -> None:
+    run_train(*desk.train, "logger=wandb", output_dir=tmp_path / "given", store_dir=desk.store)
+    run_train(
+        *desk.train, "logger=wandb", "logger.log_artifacts=false", output_dir=tmp_path / "none", store_dir=desk.store
+    )
+    (given,), (none,) = runs_below(tmp_path / "given"), runs_below(tmp_path / "none")
+    assert {name for _, name in given.artifacts} == {"adapter", "evaluation"}
+    assert json.loads(given.artifacts["model", "adapter"].metadata)["made_from"] == []
+    assert none.artifacts == {}
+    assert "train/trained_tokens" in none.summary
+
+
+def test_a_failed_run_says_so(desk: Desk, tmp_path: Path) -> None:
+    from trim_lightning.errors import UserError
+
+    with pytest.raises(UserError, match="diverged"):
+        run_train(
+            *desk.train, "train.learning_rate=1e30", "logger=wandb", output_dir=tmp_path, store_dir=tmp_path / "store"
+        )
+    (record,) = runs_below(tmp_path)
+    assert record.exit_code == 1
+
+
+def test_a_multirun_is_one_group_of_separate_runs(desk: Desk, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [
+            sys.executable, "-c", "from trim_lightning.cli import train_main; raise SystemExit(train_main())", "-m",
+            *desk.train, desk.held_out("plain"), "train.epochs=1,2", "logger=wandb",
+            f"paths.store_dir={tmp_path / 'store'}", f"hydra.sweep.dir={tmp_path / 'sweep' / 'noon'}",
+        ],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = runs_below(tmp_path / "sweep")
+    assert [record.config["train"]["epochs"] for record in records] == [1, 2]
+    assert [record.run.run_group for record in records] == ["sweep/noon"] * 2
+    assert [record.run.display_name for record in records] == ["noon/0", "noon/1"]
+    assert len({record.run.run_id for record in records}) == 2
+    assert [len(record.curve("train/loss")) for record in records] == [3 + 1, 6 + 1]
+    assert [record.exit_code for record in records] == [0, 0]
+
+
+def test_no_path_of_this_machine_is_in_the_metadata(logged: tuple[Training, Record]) -> None:
+    training, _ = logged
+    assert not list(training.directory.rglob("wandb-metadata.json"))
+
+
+Made = Callable[..., Training]
