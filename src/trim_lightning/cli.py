@@ -95,6 +95,10 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
         return fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return fail(explain(error, SCHEMAS[config_name]))
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough; the interpreter must not flush into the closed pipe at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         say("\ninterrupted: finished work is kept; the same command goes on from there")
         return INTERRUPTED

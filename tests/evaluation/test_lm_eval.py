@@ -619,16 +619,23 @@ def test_errors_of_metrics_that_are_no_means_are_bootstrapped_here(
 ) -> None:
     import multiprocessing
 
+    from lm_eval.api.task import ConfigurableTask
+
     def no_pool(*arguments: Any, **options: Any) -> None:
         raise AssertionError("lm-eval forks processes beside running threads")
 
     monkeypatch.setattr(multiprocessing, "Pool", no_pool)
     monkeypatch.setattr(lm_eval_tasks, "_hub_answers", lambda: False)
-    text = (colour_tasks / "cold.yaml").read_text().replace("metric: acc, aggregation: mean", "metric: mcc")
-    (colour_tasks / "cold.yaml").write_text(text.replace("rows: 3", "rows: 8"))
+    text = (colour_tasks / "cold.yaml").read_text().replace("acc, aggregation: mean", "likelihood, aggregation: median")
+    (colour_tasks / "cold.yaml").write_text(text.replace("rows: 3", "rows: 9"))
+    monkeypatch.setattr(ConfigurableTask, "process_results", lambda self, doc, results: {"likelihood": results[0][0]})
     found = run_tasks(llama, tokenizer, ["colour_cold"], tasks_path=str(colour_tasks))
-    assert set(found.metrics) == {"colour_cold/mcc"}
-    assert found.details["colour_cold"]["stderr"]["mcc"] >= 0
+    details, samples = found.details["colour_cold"], found.samples["colour_cold"]
+    values = [sample["likelihood"] for sample in samples]
+    assert found.metrics == {"colour_cold/likelihood": np.median(values)}
+    draw = np.random.default_rng(0)
+    expected = np.std(np.median(draw.choice(values, (4000, len(values))), axis=1))
+    assert details["stderr"]["likelihood"] == pytest.approx(expected, rel=0.25)
     assert capfd.readouterr() == ("", "")
 
 
@@ -819,7 +826,7 @@ def test_nothing_is_left_changed_or_printed(
         weights = [weight.clone() for weight in llama.parameters()]
         generators = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
         logger = logging.getLogger("lm_eval")
-        surroundings = (os.environ.get("DISABLE_MULTIPROC"), list(logger.handlers), logger.propagate)
+        surroundings = (list(logger.handlers), logger.propagate)
         return weights, generators, surroundings, llama.training, tokenizer.pad_token, tokenizer.padding_side
 
     before = copy.deepcopy(state())

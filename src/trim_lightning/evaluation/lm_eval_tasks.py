@@ -13,7 +13,10 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import random
+import statistics
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 LOCAL_TASKS = tuple(sorted(path.stem for path in TASKS_FOLDER.glob("trim_*.yaml")))
-BOOTSTRAP = 1000  # resamples for the standard error of a metric that is not a mean
+BOOTSTRAP = 200  # resamples for the standard error of a metric that is not a mean
 PROBE_SECONDS = 5.0
 DATA_VARIABLE = "TRIM_DATA_DIR"
 
@@ -431,6 +434,7 @@ class _Hearing(logging.Handler):
 def _quiet() -> Iterator[list[str]]:
     """Keep lm-eval's log, prints about the machine and bars off the screen; yields the warnings that matter."""
     import datasets
+    import lm_eval.api.metrics
     import lm_eval.api.model
     import lm_eval.api.task
     import lm_eval.evaluator
@@ -447,7 +451,9 @@ def _quiet() -> Iterator[list[str]]:
         # they start git and pip, whose answers the manifest has already
         stack.enter_context(_replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None))
         stack.enter_context(_replaced(lm_eval.evaluator, "add_env_info", lambda results: None))
-        stack.enter_context(_environment("DISABLE_MULTIPROC", "1"))  # no forks beside running threads
+        stack.enter_context(_replaced(lm_eval.api.metrics, "bootstrap_stderr", _bootstrap_error))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
         stack.enter_context(_logger_to("lm_eval", heard))
         for name in ("httpx", "httpx2", "huggingface_hub", "datasets", "evaluate", "fsspec"):
             stack.enter_context(_logger_to(name, None))
@@ -469,17 +475,10 @@ def _bar(items: Any = None, *, total: int | None = None, desc: str | None = None
     return progress_bar(title.get(desc or "", "lm-eval"), total=total or 0, unit="requests")
 
 
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    original = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if original is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = original
+def _bootstrap_error(metric: Callable[[list[Any]], float], values: Sequence[Any], iters: int) -> float:
+    """Standard error of a metric that is no mean; lm-eval's own forks processes beside running threads, and prints."""
+    draw = random.Random(0)
+    return statistics.stdev(float(metric(draw.choices(values, k=len(values)))) for _ in range(iters))
 
 
 @contextlib.contextmanager
