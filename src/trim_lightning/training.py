@@ -143,6 +143,15 @@ def check_training(settings: TrainSettings) -> None:
     evaluation = settings.evaluation
     if evaluation.path is not None and evaluation.generated:
         raise UserError("evaluation.path and evaluation.generated=true: two held-out sets; give one of them")
+    if evaluation.tasks:
+        from trim_lightning.evaluation.lm_eval_tasks import check_tasks
+
+        check_tasks(
+            evaluation.tasks,
+            tasks_path=evaluation.tasks_path,
+            data_dir=evaluation.data_dir,
+            num_fewshot=evaluation.num_fewshot,
+        )
     if settings.train.early_stop is not None and evaluation.path is None and not evaluation.generated:
         raise UserError("train.early_stop needs held-out records; give evaluation.path=FILE")
 

@@ -45,6 +45,7 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
             "num_fewshot": settings.num_fewshot,
             "limit": settings.task_limit,
             "seed": seed,
+            "chat_template": trainee.source.chat_template,
             "data": data_digest(settings.tasks, settings.data_dir, settings.tasks_path),
         },
         {
@@ -64,8 +65,11 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
             data_dir=settings.data_dir,
             num_fewshot=settings.num_fewshot,
             limit=settings.task_limit,
+            chat_template=trainee.source.chat_template,
             seed=seed,
         )
+        for warning in results.warnings:
+            trainee.ledger.warn(warning)
         content = {"metrics": results.metrics, "details": results.details}
         (directory / RESULTS).write_text(json.dumps(content, default=str), encoding="utf-8")
         return {"seconds": time.perf_counter() - started}
