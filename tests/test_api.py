@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from running import run_select
-from tiny_models import build_tiny_model, write_records
 
 import trim_lightning
+from running import run_select
+from tiny_models import build_tiny_model, write_records
 from trim_lightning.settings import FallbackSettings, PoolerSettings, SaliencySettings
 
 

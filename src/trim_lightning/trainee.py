@@ -61,7 +61,7 @@ class Trainee(ModelHandle):
             "trainee": {"model": self.source.digest, "dtype": str(self.training_dtype)},
             "held_out": held_out[1].hex if settings.early_stop is not None and held_out is not None else None,
         }
-        key = StageKey("finetune", 1, {"train": matters, "seed": self.seed}, inputs)
+        key = StageKey("finetune", 2, {"train": matters, "seed": self.seed}, inputs)
 
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.evaluation.held_out import mean_response_loss

@@ -191,6 +191,12 @@ def test_pickled_weights_are_never_read(folder: Path, store: Store) -> None:
         (folder / name).unlink()
 
 
+def test_pickled_weights_beside_other_safetensors_are_not_read_either(folder: Path, store: Store) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "something_else.safetensors")
+    assert refusal(folder, store).startswith("model.path=model: cannot be loaded (")
+
+
 def test_a_model_that_wants_to_run_its_own_code_is_refused(folder: Path, store: Store) -> None:
     marker = folder.parent / "ran"
     (folder / "modeling.py").write_text(f"open({str(marker)!r}, 'w')\n")

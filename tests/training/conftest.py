@@ -143,9 +143,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
         saves = 0
         original = PeriodicCheckpoint.on_train_batch_end
 
-        def save_and_fail(
-            self: PeriodicCheckpoint, trainer: Trainer, module: LightningModule, *arguments: Any
-        ) -> None:
+        def save_and_fail(self: PeriodicCheckpoint, trainer: Trainer, module: LightningModule, *arguments: Any) -> None:
             nonlocal saves
             before = self._last
             original(self, trainer, module, *arguments)

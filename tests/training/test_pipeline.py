@@ -15,6 +15,7 @@ import pytest
 from running import run_train
 from tiny_models import write_records
 from training.conftest import Desk, Outcome, write_lines
+from trim_lightning.errors import UserError
 from trim_lightning.training import Training
 
 BOUNDED = ("nll", "nll_drop", "exact_match")
@@ -287,10 +288,8 @@ def test_a_mistake_of_the_user_is_one_line(
 
 
 def test_a_diverging_training_is_refused(trained: Callable[..., Training]) -> None:
-    from trim_lightning.errors import UserError
-
     for mode in ("lora", "full"):
-        with pytest.raises(UserError, match="diverged.*learning rate"):
+        with pytest.raises(UserError, match=r"diverged.*learning rate"):
             trained(f"train.mode={mode}", "train.learning_rate=1e30", "train.gradient_clip=0")
 
 

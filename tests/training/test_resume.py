@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -25,18 +26,28 @@ from trim_lightning.tuning import run as tuning
 TESTS = Path(__file__).resolve().parents[1]
 OFTEN = "train.checkpoint_seconds=0.00001"  # a checkpoint after every step
 CHILD = """
-import sys, time
+import json, os, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from running import run_train
 from trim_lightning.tuning.lora_module import TuningModule
+
 step = TuningModule.training_step
 def slow_step(self, batch, place):
     time.sleep(0.1)  # room for the kill
     step(self, batch, place)
 TuningModule.training_step = slow_step
-run_train(*sys.argv[3:], output_dir=Path(sys.argv[1]), store_dir=Path(sys.argv[2]))
+
+trainings = json.loads(sys.argv[1])  # one process each, so that torch is imported once
+pids = []
+for folder, overrides in trainings.items():
+    pids.append(os.fork())
+    if not pids[-1]:
+        run_train(*overrides, output_dir=Path(folder, "broken"), store_dir=Path(folder, "store"))
+        os._exit(0)
+print(json.dumps(pids), flush=True)
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 """
 
 
@@ -47,32 +58,18 @@ def outcome(training: Training) -> tuple[dict[str, Any], dict[str, bytes]]:
     return metrics, {file.name: file.read_bytes() for file in files}
 
 
-def start(desk: Desk, directory: Path, overrides: tuple[str, ...]) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    arguments = [str(directory / "broken"), str(directory / "store"), *desk.train, *overrides]
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=(directory / "stderr").open("wb"),
-    )
-
-
-def kill_after_checkpoint(process: subprocess.Popen[bytes], store: Path) -> Path:
-    """SIGKILL a training as soon as it has left a checkpoint; returns that."""
-    deadline = time.monotonic() + 180
-    while not (found := list(store.glob("partial/finetune-*/resume.ckpt"))):
-        assert process.poll() is None, (store.parent / "stderr").read_text()
+def kill_after_checkpoint(pid: int, folder: Path) -> None:
+    """SIGKILL a training as soon as it has left a checkpoint."""
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("store/partial/finetune-*/resume.ckpt")):
         assert time.monotonic() < deadline, "no checkpoint"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    return found[0]
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
 
 
 CASES = {
-    "dropout": ("train.epochs=10", "train.lora_dropout=0.3"),
-    "early-stop": ("train.epochs=10", "train.lora_dropout=0.1", "train.early_stop=9"),
+    "dropout": ("train.epochs=5", "train.lora_dropout=0.3"),
+    "early-stop": ("train.epochs=5", "train.lora_dropout=0.1", "train.early_stop=4"),
 }
 
 
@@ -81,13 +78,19 @@ def killed(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     """Training processes of all cases, killed after their first checkpoint: case to folder."""
     folders = {case: tmp_path_factory.mktemp(case) for case in CASES}
     extra = (desk.held_out("plain"), "train.checkpoint_seconds=0.01")
-    running = {case: start(desk, folder, (*CASES[case], *extra)) for case, folder in folders.items()}
-    try:
-        for case, folder in folders.items():
-            kill_after_checkpoint(running[case], folder / "store")
-    finally:
-        for process in running.values():
-            process.kill()
+    trainings = {str(folder): [*desk.train, *CASES[case], *extra] for case, folder in folders.items()}
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, json.dumps(trainings)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    for pid, folder in zip(json.loads(process.stdout.readline()), folders.values(), strict=True):
+        kill_after_checkpoint(pid, folder)
+    assert json.loads(process.stdout.readline()) == [-signal.SIGKILL] * len(CASES)
+    assert process.wait() == 0
     return folders
 
 
@@ -196,9 +199,7 @@ def fail(*_: Any) -> None:
     raise PowerCut
 
 
-def test_a_failure_before_saving_repeats_nothing(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_before_saving_repeats_nothing(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = (*desk.train, OFTEN, "train.epochs=2")
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "require_effect", fail)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 SIGN = r"(?:(?<![\w.)\]])-)?\$?"  # after a digit, a letter or a bracket a minus subtracts
@@ -91,11 +92,8 @@ def reasoning_gym_score(generated: str, record: Mapping[str, Any]) -> float | No
 
     Many families score a number only if it stands alone, so the judge sees what follows "the answer is".
     """
-    import reasoning_gym
-
-    try:
-        judge = reasoning_gym.get_score_answer_fn(str(record.get("family")))
-    except ValueError:
+    judge = judge_of(str(record.get("family")))
+    if judge is None:
         return None
     entry = {"question": record["prompt"], "answer": record["answer"], "metadata": record["entry"]}
     said = conclusion(generated)
@@ -105,3 +103,15 @@ def reasoning_gym_score(generated: str, record: Mapping[str, Any]) -> float | No
             return float(judge(answer=answer, entry=entry))
     except Exception:  # some families fail on text that is not in the form they expect
         return 0.0
+
+
+@cache
+def judge_of(family: str) -> Callable[..., float] | None:
+    """A family's own judge, which is slow to make, or None if there is no such family."""
+    import reasoning_gym
+
+    try:
+        judge: Callable[..., float] = reasoning_gym.get_score_answer_fn(family)
+    except ValueError:
+        return None
+    return judge

@@ -46,7 +46,7 @@ def evaluate(
     choices = {name: value for name, value in asdict(settings).items() if name in ("max_new_tokens", "stop")}
     key = StageKey(
         "evaluate",
-        1,
+        2,
         {**plan, **(choices if plan["exact_match"] else {})},
         {
             "held_out": tokens_entry.key.hex,

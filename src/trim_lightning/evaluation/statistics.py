@@ -13,7 +13,7 @@ def bootstrap_ratio(
 
     Args:
         numerators: ``[records]``, e.g. summed losses or correct answers.
-        denominators: ``[records]``, e.g. response tokens or ones.
+        denominators: ``[records]``, e.g. response tokens or ones; a record with 0 carries nothing and is left out.
         samples: Resamples.
         seed: Of the resampling.
 
@@ -21,10 +21,11 @@ def bootstrap_ratio(
         Lower and upper bound.
     """
     generator = np.random.default_rng(seed)
+    numerators, denominators = numerators[denominators > 0], denominators[denominators > 0]
     records = len(numerators)
     values = np.empty(samples)
     for sample in range(samples):
         drawn = generator.integers(0, records, records)
-        values[sample] = numerators[drawn].sum() / max(denominators[drawn].sum(), 1e-12)
+        values[sample] = numerators[drawn].sum() / denominators[drawn].sum()
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
