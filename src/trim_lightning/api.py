@@ -235,6 +235,8 @@ def load(
         from trim_lightning.tuning.run import merge
 
         model = merge(PeftModel.from_pretrained(model, str(adapter)), model.dtype)
+    if source.max_positions is not None:
+        options["max_length"] = min(options.get("max_length", source.max_positions), source.max_positions)
     target: Any = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(target)
     return TrimScorer(model, load_tokenizer(source), **options)
