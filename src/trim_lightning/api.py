@@ -12,6 +12,7 @@ returned and forgotten.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from trim_lightning.engine.modules import ScoringPass, TargetPass
 from trim_lightning.engine.ranking import DEFAULT_FRACTION, budget_count, rank_by_score
 from trim_lightning.engine.target_pass import TargetSignals, banks_of, weigh
 from trim_lightning.errors import UserError
+from trim_lightning.models.adapter import apply_adapter
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.models.source import find_model
@@ -211,7 +213,7 @@ def load(
     adapter: str | Path | None = None,
     dtype: str = "auto",
     device: str | None = None,
-    store_dir: str | Path = ".trim_store",
+    store_dir: str | Path | None = None,
     **options: Any,
 ) -> TrimScorer:
     """Load a scorer.
@@ -221,20 +223,17 @@ def load(
         adapter: A PEFT adapter folder (for example a warm-up's) to merge into it.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: A torch device; by default the first GPU, else the CPU.
-        store_dir: Where the converted bundled model and file checksums are kept.
+        store_dir: Where the converted bundled model and file checksums are kept; by default ``TRIM_STORE_DIR``, else
+            ``.trim_store``.
         **options: ``scope``, ``max_length``, ``tokens_per_batch`` of `TrimScorer`.
 
     Raises:
-        UserError: if the model cannot be found or loaded.
+        UserError: if the model or the adapter cannot be found or loaded.
     """
-    source = find_model(ModelSettings(path=path), Store(store_dir))
+    source = find_model(ModelSettings(path=path), Store(store_dir or os.environ.get("TRIM_STORE_DIR", ".trim_store")))
     model = load_model(source, resolve_dtype(dtype))
     if adapter is not None:
-        from peft import PeftModel
-
-        from trim_lightning.tuning.run import merge
-
-        model = merge(PeftModel.from_pretrained(model, str(adapter)), model.dtype)
+        model = apply_adapter(model, Path(adapter), merge=True)
     if source.max_positions is not None:
         options["max_length"] = min(options.get("max_length", source.max_positions), source.max_positions)
     target: Any = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -238,10 +238,3 @@ def closest(name: str, keys: Sequence[str]) -> str | None:
             return near[0] if near else None
     near = difflib.get_close_matches(name, endings, n=1, cutoff=0.8)
     return " or ".join(key for key in keys if near and key.endswith(f".{near[0]}")) or None
-
-
-def as_container(config: DictConfig) -> dict[str, Any]:
-    """A config as plain containers, for tracking."""
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    return {str(name): value for name, value in container.items()}

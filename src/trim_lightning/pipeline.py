@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import ScoreTable, rank_by_score
+from trim_lightning.errors import UserError
 from trim_lightning.ledger import Ledger, StageRecord
 from trim_lightning.manifest import write_manifest
 from trim_lightning.methods.base import SelectionTask, load_selector
@@ -25,7 +26,7 @@ from trim_lightning.selection import check_budget, check_settings, select_rows
 from trim_lightning.settings import SelectSettings
 from trim_lightning.store import Store
 from trim_lightning.summary import selection_metrics, selection_summary
-from trim_lightning.targets import choose_targets
+from trim_lightning.targets import check_target, choose_targets
 from trim_lightning.tracking import open_tracker
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,10 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Se
         limit=settings.pool.limit,
         sample=settings.pool.sample,
     )
-    check_budget(settings.selection, len(pool))
+    if not selector.takes_all:
+        check_budget(settings.selection, len(pool))
+    if selector.needs_targets:
+        check_target(settings)
     targets = choose_targets(settings, pool, store) if selector.needs_targets else None
     source = find_model(settings.model, store)
     if selector.reads_attention:
@@ -167,11 +171,15 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     """Let Lightning itself judge unusual trainer arguments before anything is read; plain ones need no import of it.
 
     Raises:
-        UserError: for an argument that Trainer does not have, or a device that is absent.
+        UserError: for an argument that Trainer does not have, a device that is absent, or several of them.
     """
-    numbers = [trainer.get(name, 1) for name in ("devices", "num_nodes")]
+    for name in ("devices", "num_nodes"):
+        value = trainer.get(name, 1)
+        one_of_a_list = isinstance(value, list | tuple) and len(value) == 1
+        if value not in (1, "1") and not one_of_a_list:
+            raise UserError(f"trainer.{name}={value}: a run uses one device so far; set trainer.{name}=1")
     plain = set(trainer) <= {"accelerator", "devices", "num_nodes"} and trainer.get("accelerator") in ("auto", "cpu")
-    if not plain or not all(type(number) is int and number > 0 for number in numbers):
+    if not plain or not all(type(trainer.get(name, 1)) is int for name in ("devices", "num_nodes")):
         from trim_lightning.engine.trainer import make_trainer
 
         make_trainer(trainer, [])

@@ -66,11 +66,9 @@ class Scorer(ModelHandle):
         if self._model is None:
             model = self.base_model()
             if self._adapter is not None:
-                from peft import PeftModel
+                from trim_lightning.models.adapter import apply_adapter
+                from trim_lightning.tuning.run import ADAPTER
 
-                from trim_lightning.tuning.run import ADAPTER, merge
-
-                wrapped = PeftModel.from_pretrained(model, str(self._adapter.path / ADAPTER), is_trainable=False)
-                model = merge(wrapped, self.dtype)
+                model = apply_adapter(model, self._adapter.path / ADAPTER, merge=True)
             self._model = model
         return self._model

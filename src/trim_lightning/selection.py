@@ -25,6 +25,11 @@ def check_settings(settings: SelectSettings) -> None:
         UserError: naming the keys.
     """
     check(settings)
+    for name, source in (("pool", settings.pool), ("target", settings.target)):
+        if source.path is not None and source.source in ("generated", "from_pool"):
+            raise UserError(
+                f"{name}.path={source.path}: {name}={source.source} reads no file; add {name}=jsonl (or parquet, hub)"
+            )
     selection = settings.selection
     budgets = {name: getattr(selection, name) for name in ("fraction", "count", "tokens")}
     given = [f"selection.{name}={value}" for name, value in budgets.items() if value is not None]

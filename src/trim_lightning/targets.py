@@ -11,6 +11,19 @@ from trim_lightning.settings import SelectSettings
 from trim_lightning.store import Store
 
 
+def check_target(settings: SelectSettings) -> None:
+    """Refuse the built-in targets for a pool of the user's own: a forgotten target set would give a wrong coreset.
+
+    Raises:
+        UserError: saying how to name a target set.
+    """
+    if settings.pool.source != "generated" and settings.target.source == "generated":
+        raise UserError(
+            "target: the pool is your own, the target set still the built-in one; give target=jsonl target.path=FILE, "
+            "or target=from_pool"
+        )
+
+
 def choose_targets(settings: SelectSettings, pool: RecordFile, store: Store) -> TargetSet:
     """Draw the target examples, per group if there are groups.
 

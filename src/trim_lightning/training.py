@@ -16,7 +16,7 @@ from trim_lightning.ledger import Ledger
 from trim_lightning.manifest import write_manifest
 from trim_lightning.models.source import ModelSource, find_model
 from trim_lightning.outputs import clear, writable_directory, write_text
-from trim_lightning.pipeline import Selection, run_selection
+from trim_lightning.pipeline import Selection, check_trainer, run_selection
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
 from trim_lightning.records.sources import open_records
@@ -140,6 +140,7 @@ def check_training(settings: TrainSettings) -> None:
         UserError: naming the keys.
     """
     check_settings(settings)
+    check_trainer(settings.trainer)
     evaluation = settings.evaluation
     if evaluation.path is not None and evaluation.generated:
         raise UserError("evaluation.path and evaluation.generated=true: two held-out sets; give one of them")

@@ -332,7 +332,8 @@ def test_no_home_path_and_no_secret_in_any_file(
         monkeypatch.setenv(name, value)
     for number, path in enumerate(["~/pool.jsonl", str(home / "pool.jsonl")]):
         outcome = run(
-            *inputs.arguments, f"pool.path={path}", "target=from_pool", "target.num_examples=3", "warmup=none",
+            *inputs.arguments, f"pool.path={path}", "target=from_pool", "target.path=null", "target.num_examples=3",
+            "warmup=none",
             "scoring.save_token_scores=true", f"paths.output_dir=out{number}",
         )  # fmt: skip
         assert outcome.code == 0, outcome.err

@@ -53,13 +53,15 @@ def judged(tiny_source: Callable[[str], ModelSource], tmp_path: Path, opened: Ca
     return run
 
 
-def naive_choice(reference: Plain, before: list[tuple[str, str]], responses: list[str]) -> int:
-    """The response with the lowest mean loss of its own tokens."""
+def naive_choice(
+    reference: Plain, before: list[tuple[str, str]], responses: list[str], *, last_only: bool = True
+) -> int:
+    """The response with the lowest mean loss of its own tokens (or of all responses' tokens)."""
     losses = []
     for response in responses:
         ids, counted = reference.encode([*before, ("assistant", response)])
         _, earlier = reference.encode(before)
-        own = [holds and place >= len(earlier) for place, holds in enumerate(counted)]
+        own = [holds and (place >= len(earlier) or not last_only) for place, holds in enumerate(counted)]
         losses.append(reference.loss(ids, own) / sum(own))
     return losses.index(min(losses))
 
@@ -82,20 +84,26 @@ def test_texts_are_compared_by_loss_per_token(judged: Any, plain: Callable[[str]
 def test_earlier_responses_of_a_conversation_do_not_count(judged: Any, plain: Callable[[str], Plain]) -> None:
     """Options differ in length: a long first response, counted in, would level their means."""
     before = [("user", "tell me a story"), ("assistant", "passengers buy tickets near harbour " * 4)]
-    records, expected = [], []
+    reference, records, expected, levelled = plain("llama"), [], [], []
     for number in range(8):
-        turns = [*before, ("user", f"which one {number}?")]
+        turns = [*before, ("user", f"{'which one? ' * number} {number}")]
         messages = [{"role": role, "content": text} for role, text in [*turns, ("assistant", CHOICES[0])]]
         records.append({"messages": messages, "answer": CHOICES[0], "choices": CHOICES})
-        expected.append(naive_choice(plain("llama"), turns, CHOICES))
+        expected.append(naive_choice(reference, turns, CHOICES))
+        levelled.append(naive_choice(reference, turns, CHOICES, last_only=False))
     assert [result["choice"] for result in judged(records)] == expected
+    assert levelled != expected  # it does make a difference here
 
 
-def test_a_record_whose_options_are_cut_is_not_judged(judged: Any) -> None:
-    long = {**TEXTS[0], "prompt": "word " * 120}
-    results = judged([TEXTS[0], long], max_length=60)
-    assert "choice" in results[0]
-    assert "choice" not in results[1]
+def test_a_record_whose_options_are_cut_is_not_judged(judged: Any, opened: Callable[..., Opened]) -> None:
+    long = {**TEXTS[0], "prompt": "how many words " * 8}
+    _, tokens, _ = opened([{**long, "response": choice} for choice in CHOICES])
+    within = sorted(tokens.lengths.tolist())[2] + 1  # the longest option does not fit, the others do
+    assert within < max(tokens.lengths)
+    results = judged([TEXTS[0], long], max_length=within)
+    assert ["choice" in result for result in results] == [True, False]
+    results = judged([TEXTS[0], {**long, "prompt": "word " * 200}], max_length=within)  # none fits
+    assert ["choice" in result for result in results] == [True, False]
 
 
 def test_a_record_with_an_empty_option_is_not_judged(judged: Any) -> None:

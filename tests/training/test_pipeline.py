@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from training.conftest import Desk, Outcome, write_lines
 from trim_lightning.errors import UserError
 from trim_lightning.training import Training
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 BOUNDED = ("nll", "nll_drop", "exact_match")
 MEASURES = {f"eval/{name}{suffix}" for name in BOUNDED for suffix in ("", "_low", "_high")}
 BEFORE = {"eval/nll_before", "eval/exact_match_before"}
@@ -312,3 +315,44 @@ def test_the_default_model_is_judged_on_generated_records(tmp_path: Path) -> Non
         assert 0 <= training.metrics[name] <= 1
     assert training.metrics["eval/exact_match"] == pytest.approx(sum(line["correct"] for line in lines) / 6)
     assert 0 < training.metrics["eval/nll"] < 10
+
+
+# docs/training.md
+
+
+def table_under(heading: str) -> list[list[str]]:
+    """The names in the first column of the first table under a heading of the page."""
+    text = (PAGE.read_text()).partition(f"# {heading}\n")[2]
+    table = itertools.takewhile(lambda line: line.startswith("|"), text[text.index("|") :].splitlines())
+    return [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in list(table)[2:]]
+
+
+def test_the_page_has_every_metric(whole: Training, trained: Callable[..., Training], desk: Desk) -> None:
+    documented = {name for names in table_under("metrics.json") for name in names}
+    found = {*whole.metrics, *trained(desk.held_out("options")).metrics}
+    bounds = {name for name in found if name.endswith(("_low", "_high"))}
+    assert documented == found - bounds
+    assert {name.rpartition("_")[0] for name in bounds} <= documented
+
+
+def test_the_page_has_every_field_and_file(whole: Training, trained: Callable[..., Training], desk: Desk) -> None:
+    options = trained(desk.held_out("options"), "train.mode=full", "logger=csv").directory
+    documented = [name for names in table_under("predictions.jsonl") for name in names]
+    fields = [*lines_of(whole.directory / "predictions.jsonl")[0], *lines_of(options / "predictions.jsonl")[0]]
+    assert documented == list(dict.fromkeys(fields))
+    files = {name.partition("/")[0] for names in table_under("Training: what a coreset buys") for name in names}
+    assert files == {path.name for directory in (whole.directory, options) for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_page_s_snippets_run(
+    place: int, whole: Training, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snippets = re.findall(r"^```python run=train\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 2
+    (tmp_path / "run").symlink_to(whole.directory)
+    (tmp_path / "model").symlink_to(desk.root / "model")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(compile(snippets[place], "snippet", "exec"), namespace)
+    assert namespace.get("learnt") or namespace["model"].peft_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from running import run_train
 from tiny_models import build_tiny_model
 from training.conftest import Desk
+from trim_lightning.ledger import Ledger
+from trim_lightning.models.source import ModelSource
+from trim_lightning.store import Store
+from trim_lightning.trainee import Trainee
 from trim_lightning.training import Training
 
 
@@ -67,3 +72,31 @@ def test_the_trainee_brings_its_own_tokens(desk: Desk, tmp_path: Path) -> None:
             logits = each(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         loss = cross_entropy(logits, torch.tensor(response), reduction="sum").item()
         assert line[name] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cuda", "mps", "expected"),
+    [
+        ("auto", True, False, "cuda"),
+        ("gpu", True, False, "cuda"),
+        (None, True, False, "cuda"),
+        ("cpu", True, True, "cpu"),
+        ("auto", False, True, "mps"),
+        ("auto", False, False, "cpu"),
+    ],
+)
+def test_answers_are_generated_where_the_trainer_runs(
+    accelerator: str | None,
+    cuda: bool,
+    mps: bool,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_source: Callable[[str], ModelSource],
+    tmp_path: Path,
+) -> None:
+    """Lightning leaves a model on the CPU after its loop, where generation would take for ever."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    trainer = {} if accelerator is None else {"accelerator": accelerator}
+    trainee = Trainee(tiny_source("llama"), "float32", Store(tmp_path), Ledger(), trainer=trainer, seed=0, max_length=9)
+    assert trainee.device == torch.device(expected)

@@ -108,6 +108,8 @@ def run_record_pass(
         )
         with interruptible(runner):
             runner.predict(RecordPass(model, statistic), DataLoader(batches, batch_size=None), return_predictions=False)
+    if len(finished_values(directory, [[row for rows in shard.batches for row in rows] for shard in plan])) < len(plan):
+        raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
     facts = {"tokens": records.total_tokens, "shards": len(plan), "padding": padding_share(records.lengths, plan)}
     write_facts(directory, facts)
     return {"seconds": clock.finish(), **facts}

@@ -65,6 +65,8 @@ def run_scoring_pass(
             runner.predict(
                 ScoringPass(model, banks, nearest), DataLoader(batches, batch_size=None), return_predictions=False
             )
+    if len(finished_shards(directory, [sum(map(len, shard.batches)) for shard in plan])) < len(plan):
+        raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
     facts = {
         "tokens": records.total_tokens,
         "shards": len(plan),

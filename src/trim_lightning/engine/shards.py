@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,9 +92,3 @@ def read_in_order(directory: Path, shards: int, columns: list[str] | None = None
     """Yield the tables of all shards, in plan order (not pool order)."""
     for index in range(shards):
         yield pq.read_table(shard_path(directory, index), columns=columns)
-
-
-def manifest_of(directory: Path) -> dict[str, Any]:
-    """Facts that the scoring pass left beside its shards."""
-    facts: dict[str, Any] = json.loads((directory / "shards.json").read_text())
-    return facts

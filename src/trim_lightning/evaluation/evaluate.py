@@ -43,6 +43,8 @@ def evaluate(
     """
     plan = measures(held_out, settings)
     tokens, tokens_entry = trainee.tokenize(held_out, "tokenize")
+    if not any(plan.values()) and not (tokens.content_lengths("response") > 0).any():
+        raise UserError(f"{held_out.place(0)}: no held-out record has a response, so there is nothing to measure")
     choices = {name: value for name, value in asdict(settings).items() if name in ("max_new_tokens", "stop")}
     key = StageKey(
         "evaluate",

@@ -82,10 +82,3 @@ def first_line(error: Exception) -> str:
     """The first line of an exception's text, for the one error line."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-def seed_everything(seed: int) -> None:
-    """Seed every generator that training uses."""
-    from lightning import seed_everything as lightning_seed
-
-    lightning_seed(seed, workers=True, verbose=False)
