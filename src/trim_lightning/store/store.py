@@ -23,6 +23,7 @@ from trim_lightning.store.keys import StageKey, digest_of
 log = logging.getLogger(__name__)
 
 RECEIPT = "entry.json"
+RACING_ATTEMPTS = 4  # builds of one process without a working lock, before it gives up
 ORPHAN_AGE = 24 * 3600.0  # seconds without a change after which a temporary directory belongs to nobody
 ORPHAN = re.compile(r"damaged-[0-9a-f]{32}|.+-[0-9a-f]{64}-[0-9a-f]{32}")  # resumable work has no last part
 LOCKS: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
@@ -138,7 +139,13 @@ class Store:
         write_atomically(note, json.dumps({"mark": mark, "sha256": digest}))
         return digest
 
-    def _build(self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None], resumable: bool) -> Entry:
+    def _build(
+        self,
+        key: StageKey,
+        build: Callable[[Path], Mapping[str, Any] | None],
+        resumable: bool,
+        attempts: int = RACING_ATTEMPTS,
+    ) -> Entry:
         final = self.path_of(key)
         self._sweep()
         if resumable:
@@ -159,6 +166,9 @@ class Store:
             # a process without our lock may have been faster (and taken a shared workspace with it);
             # its bytes are as good as ours
             other = self.find(key) if isinstance(error, Exception) else None
+            if other is None and resumable and isinstance(error, FileNotFoundError) and attempts > 1:
+                # the shared workspace went with a process whose result then did not hold
+                return self._build(key, build, resumable, attempts - 1)
             if other is None:
                 raise
             shutil.rmtree(workspace, ignore_errors=True)
