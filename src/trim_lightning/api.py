@@ -28,6 +28,7 @@ from trim_lightning.engine.modules import ScoringPass, TargetPass
 from trim_lightning.engine.ranking import DEFAULT_FRACTION, budget_count, rank_by_score
 from trim_lightning.engine.target_pass import TargetSignals, banks_of, weigh
 from trim_lightning.errors import UserError
+from trim_lightning.methods.trim import ScopedTokens, pool_tokens, scaled_idf
 from trim_lightning.models.adapter import apply_adapter
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.precision import resolve_dtype
@@ -39,7 +40,6 @@ from trim_lightning.store import Store
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 from trim_lightning.tokens.tokenized import TokenSequence
 from trim_lightning.trim.fingerprints import FingerprintBank
-from trim_lightning.trim.pooling import penalise, pool
 
 CHUNK = 1024  # records of an iterable that are held at once
 
@@ -144,8 +144,7 @@ class TrimScorer:
         pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
         forward = ScoringPass(self.model, {"": bank}, fallback.nearest)
         forward.on_predict_start()
-        largest_idf = float(bank.idf.max())
-        idf = {int(token): float(value) / largest_idf for token, value in zip(bank.token_ids, bank.idf, strict=True)}
+        idf = scaled_idf(bank.token_ids.numpy(), bank.idf.double().numpy())
         chunks = []
         for sequences in self._encode(records):
             pooled = np.full((4, len(sequences)), np.nan)
@@ -153,23 +152,13 @@ class TrimScorer:
                 result = {name: value.cpu() for name, value in forward.predict_step(batch, 0).items()}
                 scope = result["scope"]
                 match = result["match"][0][scope].numpy()
-                direct = match == result["token_ids"][scope].numpy()
-                similarity = result["similarity"][0][scope].double().numpy()
-                pooled[:, result["rows"].numpy()] = pool(
-                    penalise(similarity, direct, fallback.mode, fallback.penalty),
-                    direct,
-                    np.array([int(part.sum()) for part in scope.split(result["lengths"].tolist())]),
-                    name=pooler.name,
-                    mean_weight=pooler.mean_weight,
-                    max_weight=pooler.max_weight,
-                    coverage_weight=pooler.coverage_weight,
-                    token_weights=np.array([idf[int(token)] for token in match])
-                    if pooler.token_weight == "idf"
-                    else None,
-                    k=pooler.k,
-                    temperature=pooler.temperature,
-                    q=pooler.q,
+                tokens = ScopedTokens(
+                    similarity=result["similarity"][0][scope].double().numpy(),
+                    match=match,
+                    direct=match == result["token_ids"][scope].numpy(),
+                    lengths=np.array([int(part.sum()) for part in scope.split(result["lengths"].tolist())]),
                 )
+                pooled[:, result["rows"].numpy()] = np.stack(pool_tokens(tokens, fallback, pooler, idf))
             chunks.append(pooled.astype(np.float32))
         if not chunks:
             raise UserError("score: there are no records")

@@ -40,8 +40,7 @@ NOT_OURS = {
 def select_task(config: DictConfig) -> float | None:
     """One selection job; returns the coreset's mean score, which a Hydra sweeper may maximise."""
     settings = to_settings(config, SelectSettings)
-    if in_multirun() and settings.logger.group is None:
-        settings.logger.group = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
+    name_group(settings)
     from trim_lightning.pipeline import select
 
     selection = select(settings)
@@ -52,8 +51,7 @@ def select_task(config: DictConfig) -> float | None:
 def train_task(config: DictConfig) -> float | None:
     """One training job; returns the held-out loss if there is one, which a Hydra sweeper may minimise."""
     settings = to_settings(config, TrainSettings)
-    if in_multirun() and settings.logger.group is None:
-        settings.logger.group = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
+    name_group(settings)
     from trim_lightning.training import train
 
     training = train(settings)
@@ -61,6 +59,12 @@ def train_task(config: DictConfig) -> float | None:
         print(f"\n{training.selection.summary}", flush=True)
     print(f"\n{training.summary}", flush=True)
     return training.metrics.get("eval/nll")
+
+
+def name_group(settings: SelectSettings) -> None:
+    """Let the tracker group the jobs of a multirun under the sweep's own name, unless the user named a group."""
+    if in_multirun() and settings.logger.group is None:
+        settings.logger.group = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
 
 
 def train_main() -> int:

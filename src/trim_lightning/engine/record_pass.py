@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import ShardBatches, padding_share, plan_shards
 from trim_lightning.engine.clock import WorkClock
-from trim_lightning.engine.record_values import finished_values, write_facts, write_values
+from trim_lightning.engine.record_values import finished_values, values_path, write_facts, write_values
 from trim_lightning.engine.statistics import RecordStatistic
-from trim_lightning.engine.trainer import interruptible, make_trainer
+from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
 from trim_lightning.engine.writer import TokenProgress
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
@@ -74,7 +74,7 @@ def run_record_pass(
     trainer: Mapping[str, Any],
     tokens_per_batch: int,
     title: str,
-    one_device: bool = False,
+    alone: bool = False,
 ) -> dict[str, Any]:
     """One forward over some records, batched as the scoring pass is; read the result with `read_values`.
 
@@ -90,7 +90,7 @@ def run_record_pass(
         trainer: Arguments of the Lightning Trainer.
         tokens_per_batch: Padded tokens of a batch.
         title: Name on the progress bar.
-        one_device: Leave the other devices idle, for a handful of records.
+        alone: Leave the other devices idle, for a handful of records.
 
     Returns:
         ``seconds`` over all attempts, ``tokens`` fed to the model, ``shards``, and the ``padding`` share.
@@ -100,15 +100,14 @@ def run_record_pass(
     done = finished_values(directory, [[row for rows in shard.batches for row in rows] for shard in plan])
     missing = [shard for shard in plan if shard.index not in done]
     if missing:
-        alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"} if one_device else {}
-        runner = make_trainer({**trainer, **alone}, [])
+        runner = make_trainer(one_device(trainer) if alone else trainer, [])
         batches = ShardBatches(records, missing[runner.global_rank :: runner.world_size], scope)
         runner.callbacks.extend(  # type: ignore[attr-defined]
             [ValuesWriter(directory, clock), TokenProgress(title, batches.tokens)]
         )
         with interruptible(runner):
             runner.predict(RecordPass(model, statistic), DataLoader(batches, batch_size=None), return_predictions=False)
-    if len(finished_values(directory, [[row for rows in shard.batches for row in rows] for shard in plan])) < len(plan):
+    if not all(values_path(directory, shard.index).exists() for shard in plan):
         raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
     facts = {"tokens": records.total_tokens, "shards": len(plan), "padding": padding_share(records.lengths, plan)}
     write_facts(directory, facts)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from trim_lightning.engine.batches import ShardBatches, padding_share, plan_shards
 from trim_lightning.engine.clock import WorkClock
 from trim_lightning.engine.modules import ScoringPass
-from trim_lightning.engine.shards import finished_shards
+from trim_lightning.engine.shards import finished_shards, shard_path
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.engine.writer import ShardWriter, TokenProgress
 from trim_lightning.store.store import write_atomically
@@ -65,7 +65,7 @@ def run_scoring_pass(
             runner.predict(
                 ScoringPass(model, banks, nearest), DataLoader(batches, batch_size=None), return_predictions=False
             )
-    if len(finished_shards(directory, [sum(map(len, shard.batches)) for shard in plan])) < len(plan):
+    if not all(shard_path(directory, shard.index).exists() for shard in plan):
         raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
     facts = {
         "tokens": records.total_tokens,

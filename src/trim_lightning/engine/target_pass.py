@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.engine.modules import TargetPass
-from trim_lightning.engine.trainer import interruptible, make_trainer
+from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
 from trim_lightning.engine.writer import Collector, TokenProgress
 from trim_lightning.settings import SaliencySettings
 from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
@@ -73,8 +73,7 @@ def run_target_pass(
     shards = plan_shards(records.lengths, tokens_per_batch)
     batches = ShardBatches(records, shards, "all")
     collector = Collector()
-    one_device = {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
-    runner = make_trainer(one_device, [collector, TokenProgress("fingerprint", batches.tokens)])
+    runner = make_trainer(one_device(trainer), [collector, TokenProgress("fingerprint", batches.tokens)])
     with interruptible(runner):
         runner.predict(TargetPass(model, num_layers), DataLoader(batches, batch_size=None), return_predictions=False)
     found = sorted(collector.records, key=lambda record: record["row"])

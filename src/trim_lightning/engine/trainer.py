@@ -76,6 +76,11 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
         raise UserError(f"{given}: {reason}; choose what this machine has, or trainer=auto") from None
 
 
+def one_device(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same Trainer arguments on a single device, for passes too small or too stateful to be spread."""
+    return {**settings, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+
+
 @contextmanager
 def interruptible(trainer: Trainer) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM reach the entry point as `KeyboardInterrupt`: Lightning turns them into ``exit(1)``."""

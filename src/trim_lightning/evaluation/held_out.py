@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import plan_shards
-from trim_lightning.engine.trainer import interruptible, make_trainer
+from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
 from trim_lightning.engine.writer import Collector, TokenProgress
 from trim_lightning.models.loss import record_losses
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -70,8 +70,7 @@ def response_losses(
     """
     batches = LossBatches(records, tokens_per_batch)
     collector = Collector()
-    one_device = {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
-    runner = make_trainer(one_device, [collector, TokenProgress(title, batches.tokens)])
+    runner = make_trainer(one_device(trainer), [collector, TokenProgress(title, batches.tokens)])
     with interruptible(runner):
         runner.predict(LossPass(model), DataLoader(batches, batch_size=None), return_predictions=False)
     losses = np.zeros(len(records))

@@ -98,7 +98,7 @@ def record_values(
             trainer=task.scorer.trainer,
             tokens_per_batch=budget,
             title=booked,
-            one_device=booked == "fingerprint",
+            alone=booked == "fingerprint",
         )
 
     entry = task.store.get(key, build, resumable=True)

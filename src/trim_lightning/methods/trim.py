@@ -255,10 +255,15 @@ def read_idf(directory: Path) -> dict[str, NDArray[np.float64]]:
             continue
         prefix = name.removesuffix("token_ids")
         token_ids, idf = tensors[name], tensors[f"{prefix}idf"].astype(np.float64)
-        table = np.zeros(int(token_ids.max()) + 1)
-        table[token_ids] = idf / idf.max()
-        result[prefix.removesuffix("/")] = table
+        result[prefix.removesuffix("/")] = scaled_idf(token_ids, idf)
     return result
+
+
+def scaled_idf(token_ids: NDArray[np.int64], idf: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``[highest id + 1]`` idf by token id, scaled to a largest value of 1; 0 where there is no fingerprint."""
+    table = np.zeros(int(token_ids.max()) + 1)
+    table[token_ids] = idf / idf.max()
+    return table
 
 
 def shard_facts(entry: Entry) -> dict[str, Any]:

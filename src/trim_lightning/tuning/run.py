@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.trainer import interruptible, make_trainer
+from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
 from trim_lightning.errors import UserError
 from trim_lightning.models.loss import response_logits
 from trim_lightning.progress import progress_bar
@@ -186,10 +186,14 @@ def fit(
     if around.early_stop is not None:
         callbacks.append(HeldOutStop(around.early_stop))
     callbacks.append(PeriodicCheckpoint(checkpoint, settings.checkpoint_seconds))
-    one_device = {**around.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
     # one Lightning epoch holds all of ours, so that a checkpoint may lie anywhere
     runner = make_trainer(
-        one_device, callbacks, max_epochs=1, logger=around.logger, log_every_n_steps=1, num_sanity_val_steps=0
+        one_device(around.trainer),
+        callbacks,
+        max_epochs=1,
+        logger=around.logger,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
     )
     resumes = checkpoint.exists()
     if resumes:
