@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -9,10 +10,12 @@ import io
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trim_lightning.config import SCHEMAS, config_directory, explain, first_line, register_schemas, to_settings
 from trim_lightning.errors import UserError
 from trim_lightning.settings import SelectSettings, TrainSettings
+from trim_lightning.store.team import PartDone, launched_rank
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +92,8 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     # a scheduler's SIGTERM ends a run as Ctrl-C does: finished shards and checkpoints stay
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.argv[1:] = [expand_home(argument) for argument in sys.argv[1:]]
+    if launched_rank() > 0:
+        sys.argv[1:] = as_helper(sys.argv[1:])
     job = Job(task)
     try:
         check_flags()
@@ -126,6 +132,8 @@ class Job:
         self.began = True
         try:
             return self.task(config)
+        except PartDone:
+            return None
         except Exception as error:
             message = mistake(error)
             if message is not None and in_multirun():
@@ -153,6 +161,21 @@ def in_multirun() -> bool:
 def expand_home(argument: str) -> str:
     """Put the home directory for ``~/`` at the start of a value: no shell does there, and Hydra cannot read it."""
     return re.sub(r"(?<=[=,])~/", lambda _: os.path.join(os.path.expanduser("~"), ""), argument)
+
+
+def as_helper(arguments: Sequence[str]) -> list[str]:
+    """The command line for a process that helps the first one: Hydra leaves no files, its log holds only warnings."""
+    folders = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.output_subdir=")
+    kept = [argument for argument in arguments if not argument.startswith(folders)]
+    nowhere = tempfile.mkdtemp(prefix="trim-helper-")
+    atexit.register(shutil.rmtree, nowhere, ignore_errors=True)
+    return [
+        *kept,
+        f"hydra.run.dir={nowhere}",
+        f"hydra.sweep.dir={nowhere}",
+        "hydra.output_subdir=null",
+        "hydra.job_logging.loggers.trim_lightning.level=WARNING",
+    ]
 
 
 def check_flags() -> None:

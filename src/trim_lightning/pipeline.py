@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import ScoreTable, rank_by_score
-from trim_lightning.errors import UserError
 from trim_lightning.ledger import Ledger, StageRecord
 from trim_lightning.manifest import write_manifest
 from trim_lightning.methods.base import SelectionTask, load_selector
@@ -23,13 +25,15 @@ from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
 from trim_lightning.scorer import Scorer
 from trim_lightning.selection import check_budget, check_settings, select_rows
-from trim_lightning.settings import SelectSettings
+from trim_lightning.settings import LoggerSettings, SelectSettings
 from trim_lightning.store import Store
+from trim_lightning.store.team import find_team
 from trim_lightning.summary import selection_metrics, selection_summary
 from trim_lightning.targets import check_target, choose_targets
 from trim_lightning.tracking import open_tracker
 
 log = logging.getLogger(__name__)
+Settings = TypeVar("Settings", bound=SelectSettings)
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,9 @@ def select(settings: SelectSettings) -> Selection:
         UserError: for anything that the user can mend.
     """
     check_settings(settings)
+    settings = for_helper(settings)
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
-    store = Store(writable_directory(settings.paths.store_dir, "paths.store_dir"), settings.paths.store_lock)
+    store = open_store(settings)
     name = "/".join(directory.absolute().parts[-2:])
     tracker = open_tracker(settings.logger, directory, job_type="select", name=name, config=asdict(settings))
     succeeded = False
@@ -120,6 +125,7 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Se
     task = SelectionTask(settings, pool, pool_tokens, tokens_entry.key, targets, scorer, store, ledger)
 
     scores = selector.score(task)
+    store.dismiss_helpers()
 
     started = time.perf_counter()
     order = scores.order if scores.order is not None else rank_by_score(scores.score)
@@ -167,17 +173,27 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Se
     return Selection(directory, scores, order, chosen, manifest, summary)
 
 
+def open_store(settings: SelectSettings) -> Store:
+    """The stage store, shared with the other processes of this command if a launcher started several."""
+    directory = writable_directory(settings.paths.store_dir, "paths.store_dir")
+    return Store(directory, settings.paths.store_lock, find_team())
+
+
+def for_helper(settings: Settings) -> Settings:
+    """In a process that helps another one: the same settings, but results and reports go nowhere."""
+    if find_team().leads:
+        return settings
+    nowhere = tempfile.mkdtemp(prefix="trim-helper-")
+    atexit.register(shutil.rmtree, nowhere, ignore_errors=True)
+    return replace(settings, logger=LoggerSettings(name="none"), paths=replace(settings.paths, output_dir=nowhere))
+
+
 def check_trainer(trainer: Mapping[str, Any]) -> None:
     """Let Lightning itself judge unusual trainer arguments before anything is read; plain ones need no import of it.
 
     Raises:
         UserError: for an argument that Trainer does not have, a device that is absent, or several of them.
     """
-    for name in ("devices", "num_nodes"):
-        value = trainer.get(name, 1)
-        one_of_a_list = isinstance(value, list | tuple) and len(value) == 1
-        if value not in (1, "1") and not one_of_a_list:
-            raise UserError(f"trainer.{name}={value}: a run uses one device so far; set trainer.{name}=1")
     plain = set(trainer) <= {"accelerator", "devices", "num_nodes"} and trainer.get("accelerator") in ("auto", "cpu")
     if not plain or not all(type(trainer.get(name, 1)) is int for name in ("devices", "num_nodes")):
         from trim_lightning.engine.trainer import make_trainer

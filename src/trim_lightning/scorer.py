@@ -15,6 +15,9 @@ from trim_lightning.tokens.tokenized import TokenizedRecords
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from trim_lightning.engine.sharded_pass import Resources
+    from trim_lightning.models.load import ModelRecipe
+
 
 class Scorer(ModelHandle):
     """The model that scores; `ModelHandle` gives it tokens and weights, warm-up is its own."""
@@ -64,11 +67,23 @@ class Scorer(ModelHandle):
     def model(self) -> PreTrainedModel:
         """The scorer's model, its warm-up adapter merged."""
         if self._model is None:
-            model = self.base_model()
-            if self._adapter is not None:
-                from trim_lightning.models.adapter import apply_adapter
-                from trim_lightning.tuning.run import ADAPTER
-
-                model = apply_adapter(model, self._adapter.path / ADAPTER, merge=True)
-            self._model = model
+            self._model = self.recipe().load()
         return self._model
+
+    def recipe(self) -> ModelRecipe:
+        """How to load the same model in another process."""
+        from trim_lightning.models.load import ModelRecipe
+        from trim_lightning.tuning.run import ADAPTER
+
+        return ModelRecipe(self.source, self.dtype, None if self._adapter is None else self._adapter.path / ADAPTER)
+
+    def resources(self, tokens_per_batch: int | None, num_workers: int | None = None) -> Resources:
+        """What a pass over the pool runs on.
+
+        Args:
+            tokens_per_batch: Padded tokens of a batch; None fits the device.
+            num_workers: Processes that make batches; None fits the device.
+        """
+        from trim_lightning.engine.sharded_pass import Resources
+
+        return Resources(self.trainer, tokens_per_batch or self.tokens_per_batch, num_workers, self.store.team)

@@ -16,7 +16,7 @@ from trim_lightning.ledger import Ledger
 from trim_lightning.manifest import write_manifest
 from trim_lightning.models.source import ModelSource, find_model
 from trim_lightning.outputs import clear, writable_directory, write_text
-from trim_lightning.pipeline import Selection, check_trainer, run_selection
+from trim_lightning.pipeline import Selection, check_trainer, for_helper, open_store, run_selection
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
 from trim_lightning.records.sources import open_records
@@ -60,8 +60,9 @@ def train(settings: TrainSettings) -> Training:
         UserError: for anything that the user can mend.
     """
     check_training(settings)
+    settings = for_helper(settings)
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
-    store = Store(writable_directory(settings.paths.store_dir, "paths.store_dir"), settings.paths.store_lock)
+    store = open_store(settings)
     ledger = Ledger()
     name = "/".join(directory.absolute().parts[-2:])
     tracker = open_tracker(settings.logger, directory, job_type="train", name=name, config=asdict(settings))
@@ -85,6 +86,7 @@ def _train(settings: TrainSettings, directory: Path, store: Store, ledger: Ledge
         selection = run_selection(settings, directory / "selection", store)
         coreset = open_coreset(settings, directory / "selection" / "coreset.jsonl", store)
     else:
+        store.dismiss_helpers()
         coreset = open_coreset(settings, Path(settings.coreset.path), store)
     clear_training(directory, settings.coreset.path)
 

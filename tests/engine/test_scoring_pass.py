@@ -16,8 +16,9 @@ import torch
 from transformers import PreTrainedModel
 
 from running import run_select
-from trim_lightning.engine import clock, scoring_pass, writer
+from trim_lightning.engine import clock, scoring_pass, sharded_pass, writer
 from trim_lightning.engine.batches import plan_shards
+from trim_lightning.engine.sharded_pass import Resources
 from trim_lightning.engine.shards import read_in_order, shard_path
 from trim_lightning.store import StageKey, Store
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -50,8 +51,7 @@ class Work:
             directory,
             nearest="embedding",
             scope="all",
-            trainer={"accelerator": "cpu", "devices": 1},
-            tokens_per_batch=40,
+            resources=Resources({"accelerator": "cpu", "devices": 1}, tokens_per_batch=40),
         )
 
 
@@ -164,7 +164,7 @@ def test_nothing_is_run_when_all_shards_are_there(work: Work, tmp_path: Path, mo
     def fail(*arguments: Any, **keywords: Any) -> None:
         raise AssertionError("a trainer was made")
 
-    monkeypatch.setattr(scoring_pass, "make_trainer", fail)
+    monkeypatch.setattr(sharded_pass, "make_trainer", fail)
     again = work(tmp_path)
     assert {**again, "seconds": 0} == {**facts, "seconds": 0}
 

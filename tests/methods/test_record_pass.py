@@ -80,14 +80,14 @@ def test_only_whole_shards_count_as_finished(tmp_path: Path) -> None:
     rows = [[0, 1], [2], [3, 4], [5]]
     for index, places in enumerate(rows[:3]):
         write_values(tmp_path, index, np.array(places), np.ones((len(places), 2)))
-    assert finished_values(tmp_path, rows) == {0, 1, 2}
+    assert finished_values(tmp_path, dict(enumerate(rows))) == {0, 1, 2}
     # one flipped bit of a number; rows of another plan; a file cut short; a leftover of a kill
     data = bytearray(values_path(tmp_path, 0).read_bytes())
     data[-1] ^= 1
     values_path(tmp_path, 0).write_bytes(data)
     values_path(tmp_path, 2).write_bytes(values_path(tmp_path, 2).read_bytes()[:-9])
     (tmp_path / ".values-000003.safetensors.abc").write_bytes(b"half")
-    assert finished_values(tmp_path, [[0, 1], [7], [3, 4], [5]]) == set()
+    assert finished_values(tmp_path, dict(enumerate([[0, 1], [7], [3, 4], [5]]))) == set()
     assert list(tmp_path.iterdir()) == []
 
 

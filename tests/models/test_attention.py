@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from tiny_models import ARCHITECTURES, build_tiny_tokenizer
-from trim_lightning.engine.modules import TargetPass, last_hidden_states
+from trim_lightning.engine.modules import TargetPass
 from trim_lightning.errors import UserError
 from trim_lightning.models.attention import (
     NAME,
@@ -33,6 +33,7 @@ from trim_lightning.models.attention import (
     register,
     visible_keys,
 )
+from trim_lightning.models.hidden import last_hidden_states
 from trim_lightning.models.load import load_model
 from trim_lightning.models.source import find_model
 from trim_lightning.settings import ModelSettings

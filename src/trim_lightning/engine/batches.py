@@ -93,7 +93,7 @@ class ShardBatches(Dataset[dict[str, Any]]):
 
     Each item is a dict: ``input_ids [batch, seq]`` int64, padded on the right; ``lengths [batch]`` int64;
     ``roles [batch, seq]`` uint8, 0 at padding; ``scope [batch, seq]`` bool; ``rows [batch]`` int64;
-    ``shard`` and ``last`` (the shard's last batch).
+    ``shard``, ``last`` (the shard's last batch) and ``repeated`` (computed for company only, not to be kept).
     """
 
     def __init__(
@@ -107,17 +107,21 @@ class ShardBatches(Dataset[dict[str, Any]]):
         self.scope = scope
         self.pad_token_id = pad_token_id
         self._items = [
-            (shard.index, rows, place == len(shard.batches) - 1)
+            (shard.index, rows, place == len(shard.batches) - 1, False)
             for shard in shards
             for place, rows in enumerate(shard.batches)
         ]
         self.tokens = sum(shard.tokens for shard in shards)
 
+    def fill(self, length: int, rows: tuple[int, ...]) -> None:
+        """Have at least ``length`` batches, by adding ``rows`` again and again, marked as ``repeated``."""
+        self._items += [(-1, rows, False, True)] * (length - len(self._items))
+
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        shard, rows, last = self._items[item]
+        shard, rows, last, repeated = self._items[item]
         sequences = [self.records[row] for row in rows]
         lengths = np.array([len(sequence.token_ids) for sequence in sequences])
         width = int(lengths.max())
@@ -134,4 +138,5 @@ class ShardBatches(Dataset[dict[str, Any]]):
             "rows": torch.tensor(rows, dtype=torch.int64),
             "shard": shard,
             "last": last,
+            "repeated": repeated,
         }

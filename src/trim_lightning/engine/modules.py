@@ -7,31 +7,61 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trim_lightning.errors import UserError
 from trim_lightning.models.attention import SaliencyRecorder, recording
-from trim_lightning.trim.fingerprints import FingerprintBank
+from trim_lightning.models.hidden import last_hidden_states
+from trim_lightning.models.load import ModelRecipe
+from trim_lightning.trim.fingerprints import FingerprintBank, unit
 from trim_lightning.trim.matching import Matcher
 
 
-def last_hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Last hidden states ``[batch, seq, hidden]`` after the final norm, for ``[batch, seq]`` ids.
+class ForwardPass(LightningModule):
+    """A pass of one model over records.
 
-    Runs the base model without the LM head. There is no attention mask: with causal attention and padding
-    on the right a real token never sees padding, and SDPA can take its fastest path.
-
-    Raises:
-        UserError: if the architecture has no base model beneath its LM head.
+    Args:
+        model: The model, or the recipe by which each process of a spread pass loads its own.
     """
+
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel | ModelRecipe) -> None:
+        super().__init__()
+        self._recipe: ModelRecipe | None = None
+        if isinstance(model, ModelRecipe):
+            self._recipe = model
+        else:
+            self.model = model
+
+    def configure_model(self) -> None:
+        """Load the model in the process that runs it, and divide its weights if the strategy does that."""
+        if self._recipe is None:
+            return
+        self.model, self._recipe = self._recipe.load(), None
+        if in_step(self.trainer.strategy):
+            assert self.device_mesh is not None
+            shard_weights(self.model, self.device_mesh["data_parallel"])
+
+
+def in_step(strategy: Strategy) -> bool:
+    """True if the processes hold parts of one model's weights, so that all must call it equally often."""
+    return isinstance(strategy, ModelParallelStrategy | FSDPStrategy)
+
+
+def shard_weights(model: PreTrainedModel, mesh: Any) -> None:
+    """Divide the weights of the base model's layers and embeddings among the mesh's processes (FSDP2).
+
+    The LM head stays whole in each process: some statistics call it by itself.
+    """
+    from torch.distributed.fsdp import fully_shard
+
     base: Any = model.base_model
-    states: Tensor | None = getattr(base(input_ids=input_ids, use_cache=False), "last_hidden_state", None)
-    if states is None:
-        raise UserError(
-            f"model.path: {type(model).__name__} gives no last hidden state to compare; use another architecture"
-        )
-    return states
+    base = getattr(base, "decoder", base)  # OPT has one more level
+    for layer in base.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(base, mesh=mesh)
 
 
 class TargetPass(LightningModule):
@@ -67,7 +97,7 @@ class TargetPass(LightningModule):
         return results
 
 
-class ScoringPass(LightningModule):
+class ScoringPass(ForwardPass):
     """One forward over the pool that matches every token with every bank; attention is not read.
 
     ``predict_step`` returns flat tensors over the batch's real tokens: ``rows [batch]``, ``lengths [batch]``,
@@ -75,9 +105,10 @@ class ScoringPass(LightningModule):
     and ``match [banks, tokens]`` (id of the matched class).
     """
 
-    def __init__(self, model: PreTrainedModel, banks: Mapping[str, FingerprintBank], nearest: str) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(
+        self, model: PreTrainedModel | ModelRecipe, banks: Mapping[str, FingerprintBank], nearest: str
+    ) -> None:
+        super().__init__(model)
         self.banks = dict(banks)
         self.nearest = nearest
         self._matchers: list[Matcher] = []
@@ -86,14 +117,16 @@ class ScoringPass(LightningModule):
         """Prepare the banks on the model's device: the fallback table is computed once per vocabulary."""
         layer: Any = self.model.get_input_embeddings()
         embeddings = layer.weight.detach()
+        if hasattr(embeddings, "full_tensor"):  # divided among processes
+            embeddings = embeddings.full_tensor()
         self._matchers = [Matcher.prepare(bank, embeddings, self.nearest) for bank in self.banks.values()]
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         input_ids, lengths = batch["input_ids"], batch["lengths"]
         hidden = last_hidden_states(self.model, input_ids)
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
-        token_ids, states = input_ids[real], hidden[real]
-        matched = [matcher.match(token_ids, states) for matcher in self._matchers]
+        token_ids, states = input_ids[real], unit(hidden[real])
+        matched = [matcher.match_unit(token_ids, states) for matcher in self._matchers]
         return {
             "rows": batch["rows"],
             "lengths": lengths,

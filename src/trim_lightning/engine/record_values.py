@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,12 @@ def checksum(tensors: dict[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def finished_values(directory: Path, rows: Sequence[Sequence[int]]) -> set[int]:
+def finished_values(directory: Path, rows: Mapping[int, Sequence[int]]) -> set[int]:
     """Indexes of shards that an earlier attempt finished.
 
     Args:
         directory: Where shards are.
-        rows: The rows that each shard of the plan must hold, in order.
+        rows: Index of each shard of the plan to the rows that it must hold, in order.
 
     Returns:
         Those that are whole; damaged ones are removed, to be computed again.
@@ -58,7 +58,7 @@ def finished_values(directory: Path, rows: Sequence[Sequence[int]]) -> set[int]:
     done = set()
     for leftover in directory.glob(".values-*"):
         leftover.unlink(missing_ok=True)
-    for index, expected in enumerate(rows):
+    for index, expected in rows.items():
         path = values_path(directory, index)
         if not path.exists():
             continue

@@ -7,66 +7,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.batches import ShardBatches, padding_share, plan_shards
-from trim_lightning.engine.clock import WorkClock
+from trim_lightning.engine.batches import padding_share, plan_shards
 from trim_lightning.engine.modules import ScoringPass
-from trim_lightning.engine.shards import finished_shards, shard_path
-from trim_lightning.engine.trainer import interruptible, make_trainer
-from trim_lightning.engine.writer import ShardWriter, TokenProgress
+from trim_lightning.engine.sharded_pass import Resources, run_sharded_pass
+from trim_lightning.engine.writer import TokenShards
+from trim_lightning.models.load import ModelRecipe
 from trim_lightning.store.store import write_atomically
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.trim.fingerprints import FingerprintBank
 
 
 def run_scoring_pass(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelRecipe,
     records: TokenizedRecords,
     banks: Mapping[str, FingerprintBank],
     directory: Path,
     *,
     nearest: str,
     scope: str,
-    trainer: Mapping[str, Any],
-    tokens_per_batch: int,
+    resources: Resources,
 ) -> dict[str, Any]:
     """One forward over the pool; every token meets its fingerprint in every bank.
 
-    Shards that an earlier attempt left in ``directory`` are kept. Each process of a distributed run takes
-    every n-th missing shard.
-
     Args:
-        model: The scorer.
+        model: The scorer; a recipe where several processes run it.
         records: The tokenised pool.
         banks: Group name to bank.
-        directory: Where the shards go.
+        directory: Where the shards go; those of an earlier attempt are kept.
         nearest: ``fallback.nearest``.
         scope: Content tokens that count.
-        trainer: Arguments of the Lightning Trainer.
-        tokens_per_batch: Padded tokens of a batch.
+        resources: Devices, batch size, workers.
 
     Returns:
         ``seconds`` over all attempts, ``tokens`` of the whole pool, ``shards``, and the ``padding`` share.
     """
-    clock = WorkClock(directory)
-    plan = plan_shards(records.lengths, tokens_per_batch)
-    done = finished_shards(directory, [sum(map(len, shard.batches)) for shard in plan])
-    missing = [shard for shard in plan if shard.index not in done]
-    if missing:
-        runner = make_trainer(trainer, [])
-        mine = missing[runner.global_rank :: runner.world_size]
-        batches = ShardBatches(records, mine, scope)
-        runner.callbacks.extend(  # type: ignore[attr-defined]
-            [ShardWriter(directory, list(banks), clock), TokenProgress("score", batches.tokens)]
-        )
-        with interruptible(runner):
-            runner.predict(
-                ScoringPass(model, banks, nearest), DataLoader(batches, batch_size=None), return_predictions=False
-            )
-    if not all(shard_path(directory, shard.index).exists() for shard in plan):
-        raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
+    plan = plan_shards(records.lengths, resources.tokens_per_batch)
+    module, form = ScoringPass(model, banks, nearest), TokenShards(list(banks))
+    seconds = run_sharded_pass(module, records, plan, form, directory, scope=scope, resources=resources, title="score")
     facts = {
         "tokens": records.total_tokens,
         "shards": len(plan),
@@ -74,5 +53,6 @@ def run_scoring_pass(
         "groups": list(banks),
         "padding": padding_share(records.lengths, plan),
     }
-    write_atomically(directory / "shards.json", json.dumps(facts))
-    return {"seconds": clock.finish(), **{name: facts[name] for name in ("tokens", "shards", "padding")}}
+    if resources.team.leads:
+        write_atomically(directory / "shards.json", json.dumps(facts))
+    return {"seconds": seconds, **{name: facts[name] for name in ("tokens", "shards", "padding")}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +52,12 @@ def content_checksum(table: pa.Table) -> bytes:
     return checksum.hexdigest().encode()
 
 
-def finished_shards(directory: Path, rows: Sequence[int]) -> set[int]:
+def finished_shards(directory: Path, rows: Mapping[int, int]) -> set[int]:
     """Indexes of shards that an earlier attempt finished.
 
     Args:
         directory: Where shards are.
-        rows: Number of records that each shard of the plan must hold.
+        rows: Index of each shard of the plan to the number of records that it must hold.
 
     Returns:
         Those that can be read whole; damaged ones are removed, to be computed again.
@@ -65,7 +65,7 @@ def finished_shards(directory: Path, rows: Sequence[int]) -> set[int]:
     done = set()
     for leftover in directory.glob(".shard-*"):
         leftover.unlink(missing_ok=True)
-    for index, expected in enumerate(rows):
+    for index, expected in rows.items():
         path = shard_path(directory, index)
         if not path.exists():
             continue

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import re
+import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +14,10 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from trim_lightning.errors import UserError
+from trim_lightning.store.team import launched_size
 
 OURS = {"callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_progress_bar"}
 TUNED = "the keys of warmup and train (epochs, batch_size, gradient_clip ...)"
@@ -64,16 +68,75 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
         "use_distributed_sampler": False,
     }
     hush_lightning()
+    arguments = with_strategy(arguments)
     try:
         return Trainer(**{**quiet, **arguments, **extra}, callbacks=list(callbacks))
     except Exception as error:
         refused = isinstance(error, ValueError | TypeError | ImportError)
         if not refused and type(error).__name__ != "MisconfigurationException":
             raise
-        unusual = {name: value for name, value in arguments.items() if value not in (1, "auto")}
+        unusual = {name: value for name, value in settings.items() if value not in (1, "auto", None)}
         given = ", ".join(f"trainer.{name}={value}" for name, value in unusual.items()) or "trainer"
         reason = str(error).strip().splitlines()[0].rstrip(".!")
         raise UserError(f"{given}: {reason}; choose what this machine has, or trainer=auto") from None
+
+
+def with_strategy(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with the Lightning strategy that suits how the processes are started.
+
+    ``ddp`` starts its processes itself, for the length of a pass, unless a launcher (torchrun, srun) has started
+    them: Lightning's own way of running the command again does not go with a store whose lock this process holds.
+    ``fsdp`` is Lightning's strategy for FSDP2.
+
+    Raises:
+        UserError: if the number of processes is another than asked for, or a strategy needs a launcher.
+    """
+    launched, strategy = launched_size(), arguments.get("strategy", "auto")
+    if not is_spread(arguments):
+        return dict(arguments)
+    devices, nodes = arguments.get("devices", "auto"), int(arguments.get("num_nodes", 1))
+    asked = number_of_devices(arguments) * nodes
+    if launched > 1 and asked != launched:
+        raise UserError(
+            f"trainer.devices={devices} trainer.num_nodes={nodes}: {asked} processes, but the launcher started "
+            f"{launched}; make the two agree"
+        )
+    if launched == 1 and (nodes > 1 or strategy == "fsdp"):
+        what = f"trainer.num_nodes={nodes}" if nodes > 1 else "trainer.strategy=fsdp"
+        raise UserError(f"{what}: needs one process for each device; start the command with torchrun or srun")
+    if strategy == "fsdp":
+        from lightning.pytorch.strategies import ModelParallelStrategy
+
+        return {**arguments, "strategy": ModelParallelStrategy(data_parallel_size=asked, tensor_parallel_size=1)}
+    if strategy in ("auto", "ddp"):
+        return {**arguments, "strategy": "ddp" if launched > 1 else "ddp_spawn"}
+    return dict(arguments)
+
+
+def is_spread(settings: Mapping[str, Any]) -> bool:
+    """True if these Trainer arguments spread a pass over several devices."""
+    return number_of_devices(settings) * int(settings.get("num_nodes") or 1) > 1
+
+
+def number_of_devices(settings: Mapping[str, Any]) -> int:
+    """Devices of one node that these Trainer arguments name.
+
+    Raises:
+        UserError: for a value that names none.
+    """
+    devices = settings.get("devices", 1)
+    if devices in ("auto", -1, "-1"):
+        import torch
+
+        return torch.cuda.device_count() if settings.get("accelerator") != "cpu" else 1
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    try:
+        return len(devices.split(",")) if isinstance(devices, str) and "," in devices else int(devices)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"trainer.devices={devices}: neither a number of devices nor a list of them; give such as 2"
+        ) from None
 
 
 def one_device(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,15 +146,35 @@ def one_device(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def interruptible(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM reach the entry point as `KeyboardInterrupt`: Lightning turns them into ``exit(1)``."""
+    """Let Ctrl-C and SIGTERM reach the entry point as `KeyboardInterrupt`: Lightning turns them into ``exit(1)``.
+
+    Processes that the pass started are ended with it, and a user's mistake found in one of them is told as such.
+    """
     try:
         yield
     except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
+        if not trainer.interrupted:
+            raise
+        stop_processes(trainer)
+        raise KeyboardInterrupt from None
+    except KeyboardInterrupt:
+        stop_processes(trainer)
+        raise
+    except ProcessRaisedException as error:
+        stop_processes(trainer)
+        found = re.findall(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)$", str(error), re.MULTILINE)
+        if found:
+            raise UserError(found[-1]) from None
         raise
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+def stop_processes(trainer: Trainer) -> None:
+    """End the processes that a pass started; what they had finished is on disk."""
+    launcher = trainer.strategy.launcher
+    if launcher is not None:
+        launcher.kill(signal.SIGKILL)
 
 
 def hush_lightning() -> None:

@@ -1,4 +1,4 @@
-"""Lightning callbacks of the predict loops: write each shard as it is complete, show tokens/s and time left."""
+"""What the predict loops write and show: token shards, the small target pass, tokens/s and time left."""
 
 from __future__ import annotations
 
@@ -12,49 +12,37 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
-from trim_lightning.engine.clock import WorkClock
-from trim_lightning.engine.shards import ragged, write_shard
+from trim_lightning.engine.batches import Shard
+from trim_lightning.engine.shards import finished_shards, ragged, write_shard
 from trim_lightning.progress import progress_bar
 
 
-class ShardWriter(BasePredictionWriter):
-    """Collects the results of a shard's batches and writes them as one Parquet file, keyed by row.
+class TokenShards:
+    """Token similarities of a shard as one Parquet file, keyed by row.
 
     Columns: ``row``, ``token_ids``, ``scope`` and for each bank ``similarity/<group>``, ``match/<group>``
     (without groups plain ``similarity`` and ``match``); lists over the record's tokens.
+
+    Args:
+        groups: Names of the banks, in the order of the predictions' first axis.
     """
 
-    def __init__(self, directory: Path, groups: Sequence[str], clock: WorkClock | None = None) -> None:
-        super().__init__(write_interval="batch")
-        self.directory = directory
-        self.clock = clock
+    def __init__(self, groups: Sequence[str]) -> None:
         self.groups = list(groups)
-        self._open: dict[int, list[Mapping[str, torch.Tensor]]] = {}
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Mapping[str, torch.Tensor],
-        batch_indices: Sequence[int] | None,
-        batch: Mapping[str, Any],
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Keep one batch's result; with the last batch of its shard, write the shard."""
-        shard = int(batch["shard"])
-        parts = self._open.setdefault(shard, [])
-        parts.append({name: value.cpu() for name, value in prediction.items()})
-        if batch["last"]:
-            write_shard(self._table(self._open.pop(shard)), self.directory, shard)
-            if self.clock is not None:
-                self.clock.tick()
+    def finished(self, directory: Path, plan: Sequence[Shard]) -> set[int]:
+        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
+        return finished_shards(directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
+
+    def write(self, directory: Path, index: int, parts: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
+        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
+        write_shard(self._table([prediction for _, prediction in parts]), directory, index)
 
     def _table(self, parts: Sequence[Mapping[str, torch.Tensor]]) -> pa.Table:
-        lengths = torch.cat([part["lengths"] for part in parts]).numpy()
+        lengths = torch.cat([part["lengths"] for part in parts]).cpu().numpy()
 
         def flat(name: str) -> np.ndarray:
-            return torch.cat([part[name] for part in parts], dim=-1).numpy()
+            return torch.cat([part[name] for part in parts], dim=-1).cpu().numpy()
 
         columns: dict[str, Any] = {
             "row": flat("rows").astype(np.int64),
@@ -112,8 +100,10 @@ class TokenProgress(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Advance by the batch's real tokens."""
-        if self._bar is not None:
-            self._bar.update(int(batch["lengths"].sum()))
+        if self._bar is not None and not batch["repeated"]:
+            # the other processes are as fast as this one
+            tokens = int(batch["lengths"].sum()) * trainer.world_size
+            self._bar.update(min(tokens, self.total - self._bar.n))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""

@@ -78,30 +78,32 @@ def record_values(
         booked: Stage of the manifest that the cost belongs to: ``fingerprint`` (targets) or ``score`` (pool).
     """
     settings = task.settings
-    budget = settings.scoring.tokens_per_batch or task.scorer.tokens_per_batch
+    resources = task.scorer.resources(settings.scoring.tokens_per_batch, settings.scoring.num_workers)
+    alone = booked == "fingerprint"  # a handful of records: other devices would only wait
+    if alone:
+        resources = resources.alone()
     key = StageKey(
         statistic.stage,
         1,
-        {**statistic.settings, "tokens_per_batch": budget},
+        {**statistic.settings, "tokens_per_batch": resources.tokens_per_batch},
         {**inputs, "scorer": task.scorer.identity},
     )
 
     def build(directory: Path) -> dict[str, Any]:
         from trim_lightning.engine.record_pass import run_record_pass
+        from trim_lightning.engine.sharded_pass import model_for
 
         return run_record_pass(
-            task.scorer.model(),
+            model_for(resources, task.scorer.model, task.scorer.recipe),
             records,
             statistic,
             directory,
             scope=settings.scope,
-            trainer=task.scorer.trainer,
-            tokens_per_batch=budget,
+            resources=resources,
             title=booked,
-            alone=booked == "fingerprint",
         )
 
-    entry = task.store.get(key, build, resumable=True)
+    entry = task.store.get(key, build, resumable=True, together=not alone)
     task.ledger.book(booked, entry)
     if booked == "score":
         task.ledger.facts["padding"] = entry.facts["padding"]

@@ -184,7 +184,8 @@ def embed_records(records: RecordFile, scope: str, encoder: Encoder, directory: 
     """
     clock = WorkClock(directory)
     shards = [range(start, min(len(records), start + SHARD)) for start in range(0, len(records), SHARD)]
-    done = finished_values(directory, shards)
+    done = finished_values(directory, dict(enumerate(shards)))
+    clock.start()
     with progress_bar(title, len(records), unit="records") as bar:
         for index, rows in enumerate(shards):
             if index not in done:

@@ -106,8 +106,12 @@ class TrimSelector(Selector):
     def _scoring_pass(self, task: SelectionTask, fingerprints: Entry) -> Entry:
         """Stage `score`: every pool token's similarity to its matched fingerprint, in every bank."""
         settings = task.settings
-        budget = settings.scoring.tokens_per_batch or task.scorer.tokens_per_batch
-        choices = {"scope": settings.scope, "nearest": settings.fallback.nearest, "tokens_per_batch": budget}
+        resources = task.scorer.resources(settings.scoring.tokens_per_batch, settings.scoring.num_workers)
+        choices = {
+            "scope": settings.scope,
+            "nearest": settings.fallback.nearest,
+            "tokens_per_batch": resources.tokens_per_batch,
+        }
         inputs = {
             "pool": task.pool_key.hex,
             "fingerprint": fingerprints.key.hex,
@@ -117,22 +121,20 @@ class TrimSelector(Selector):
 
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.engine.scoring_pass import run_scoring_pass
+            from trim_lightning.engine.sharded_pass import model_for
             from trim_lightning.trim.fingerprints import load_banks
 
-            model = task.scorer.model()
-            facts = run_scoring_pass(
-                model,
+            return run_scoring_pass(
+                model_for(resources, task.scorer.model, task.scorer.recipe),
                 task.pool_tokens,
                 load_banks(fingerprints.path / "fingerprints.safetensors"),
                 directory,
                 nearest=settings.fallback.nearest,
                 scope=settings.scope,
-                trainer=task.scorer.trainer,
-                tokens_per_batch=budget,
+                resources=resources,
             )
-            return facts
 
-        result = task.store.get(key, build, resumable=True)
+        result = task.store.get(key, build, resumable=True, together=True)
         task.ledger.book("score", result)
         task.ledger.facts["padding"] = result.facts["padding"]
         return result

@@ -6,6 +6,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +78,34 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     model.requires_grad_(False)
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """How another process loads the same model; it can be pickled.
+
+    Attributes:
+        source: The model's files.
+        dtype: Its number format.
+        adapter: Folder of an adapter to be merged into its weights.
+    """
+
+    source: ModelSource
+    dtype: torch.dtype
+    adapter: Path | None = None
+
+    def load(self) -> PreTrainedModel:
+        """Load it.
+
+        Raises:
+            UserError: as `load_model` does, or if the adapter does not fit.
+        """
+        model = load_model(self.source, self.dtype)
+        if self.adapter is not None:
+            from trim_lightning.models.adapter import apply_adapter
+
+            model = apply_adapter(model, self.adapter, merge=True)
+        return model
 
 
 def first_line(error: Exception) -> str:

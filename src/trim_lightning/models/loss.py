@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.modules import last_hidden_states
+from trim_lightning.models.hidden import last_hidden_states
 
 IGNORED = -100  # torch's cross entropy leaves such labels out
 AFTER_THE_HEAD = (  # config keys of architectures that do more to logits than their LM head

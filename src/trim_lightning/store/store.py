@@ -18,11 +18,14 @@ from typing import Any
 
 from filelock import FileLock, SoftFileLock
 
+from trim_lightning.errors import UserError
 from trim_lightning.store.keys import StageKey, digest_of
+from trim_lightning.store.team import ALONE, PartDone, Team
 
 log = logging.getLogger(__name__)
 
 RECEIPT = "entry.json"
+DONE = ""  # what the leader tells its team when a result is there
 RACING_ATTEMPTS = 4  # builds of one process without a working lock, before it gives up
 ORPHAN_AGE = 24 * 3600.0  # seconds without a change after which a temporary directory belongs to nobody
 ORPHAN = re.compile(r"damaged-[0-9a-f]{32}|.+-[0-9a-f]{64}-[0-9a-f]{32}")  # resumable work has no last part
@@ -63,10 +66,13 @@ class Store:
     Args:
         root: The store's directory, made when first needed.
         lock: ``file`` (default), ``soft`` or ``none``.
+        team: The processes of this command; all of them ask for the same results in the same order, the leader
+            builds, and the others read what it has built.
     """
 
-    def __init__(self, root: Path | str, lock: str = "file") -> None:
+    def __init__(self, root: Path | str, lock: str = "file", team: Team = ALONE) -> None:
         self.root = Path(root).expanduser().absolute()
+        self.team = team
         self._lock = LOCKS[lock]
         self._verified: set[str] = set()
 
@@ -92,7 +98,12 @@ class Store:
         return Entry(key, path, receipt["facts"], cached=True)
 
     def get(
-        self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None], *, resumable: bool = False
+        self,
+        key: StageKey,
+        build: Callable[[Path], Mapping[str, Any] | None],
+        *,
+        resumable: bool = False,
+        together: bool = False,
     ) -> Entry:
         """The result of ``key``, built at most once.
 
@@ -103,7 +114,49 @@ class Store:
                 files, and the builder decides what to keep; two processes must then write the same bytes
                 and every file by rename.
             resumable: Keep the unfinished directory when the builder fails or is killed.
+            together: All processes of the team build, each its part, in the leader's directory.
+
+        Raises:
+            UserError: in a process that does not see what the leader has built.
         """
+        if not self.team.leads:
+            return self._follow(key, build)
+
+        def build_together(workspace: Path) -> Mapping[str, Any] | None:
+            self.team.agree(lambda: str(workspace.relative_to(self.root)))
+            return build(workspace)
+
+        try:
+            entry = self._get(key, build_together if together else build, resumable)
+        except Exception:
+            self.team.give_up()
+            raise
+        self.team.agree(lambda: DONE)
+        return entry
+
+    def dismiss_helpers(self) -> None:
+        """From here on the leader works alone.
+
+        Raises:
+            PartDone: in the helpers.
+        """
+        if not self.team.leads:
+            raise PartDone
+        self.team = ALONE
+
+    def _follow(self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None]) -> Entry:
+        """Wait for the leader, take part where it says so, and read the result."""
+        while (workspace := self.team.agree(lambda: DONE)) != DONE:
+            build(self.root / workspace)
+        entry = self.find(key)
+        if entry is None:
+            raise UserError(
+                f"paths.store_dir={self.root}: this process does not see what the first one has stored; all nodes "
+                "need one shared directory"
+            )
+        return entry
+
+    def _get(self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None], resumable: bool) -> Entry:
         found = self.find(key)
         if found:
             return found

@@ -81,7 +81,10 @@ class Matcher:
             ``[tokens]`` float32 similarities and ``[tokens]`` int64 ids of the matched classes; the match is
             direct where the matched class is the token's own.
         """
-        states = unit(hidden)
+        return self.match_unit(token_ids, unit(hidden))
+
+    def match_unit(self, token_ids: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """`match` for states that are float32 unit vectors already, made once for many banks."""
         place = self.table[token_ids]
         if self.nearest == "hidden":
             missing = (~self.known[token_ids]).nonzero().squeeze(-1)

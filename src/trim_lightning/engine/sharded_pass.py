@@ -1,0 +1,217 @@
+"""Run a forward pass over some records: shards written as they finish, resumable, on one device or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch.utils.data import DataLoader
+
+from trim_lightning.engine.batches import Shard, ShardBatches
+from trim_lightning.engine.clock import WorkClock
+from trim_lightning.engine.modules import in_step
+from trim_lightning.engine.trainer import interruptible, is_spread, make_trainer, one_device
+from trim_lightning.engine.writer import TokenProgress
+from trim_lightning.store.team import ALONE, Team
+from trim_lightning.tokens.tokenized import TokenizedRecords
+
+PENDING = 2  # shards computed but not yet on disk: a slow disk holds the model up rather than filling memory
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a pass runs on.
+
+    Attributes:
+        trainer: Arguments of the Lightning Trainer.
+        tokens_per_batch: Padded tokens of a batch.
+        num_workers: Processes that make batches ahead of the model; None takes 2 for a GPU and 0 otherwise.
+        team: The processes that a launcher started for this command.
+    """
+
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    tokens_per_batch: int = 2048
+    num_workers: int | None = None
+    team: Team = ALONE
+
+    def alone(self) -> Resources:
+        """One device and this process only."""
+        return replace(self, trainer=one_device(self.trainer), team=ALONE)
+
+
+class ShardForm(Protocol):
+    """How the results of a shard's batches become a file that is whole or absent."""
+
+    def finished(self, directory: Path, plan: Sequence[Shard]) -> set[int]:
+        """Indexes of the plan's shards that are whole; removes damaged ones and what a kill left half written."""
+
+    def write(self, directory: Path, index: int, parts: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
+        """Write one shard by rename from its batches and their predictions."""
+
+
+def run_sharded_pass(
+    module: LightningModule,
+    records: TokenizedRecords,
+    plan: Sequence[Shard],
+    form: ShardForm,
+    directory: Path,
+    *,
+    scope: str,
+    resources: Resources,
+    title: str,
+) -> float:
+    """Compute the plan's shards that are not yet in ``directory``.
+
+    Each process of a spread pass takes every n-th missing shard; the data alone decide what a shard holds.
+
+    Args:
+        module: Its ``predict_step`` is run on every batch.
+        records: The tokens.
+        plan: All shards.
+        form: What their files look like.
+        directory: Where they go; those of an earlier attempt are kept.
+        scope: Content tokens that count.
+        resources: Devices, batch size, workers.
+        title: Name on the progress bar.
+
+    Returns:
+        Seconds over all attempts, from the first batch to the last shard's file.
+    """
+    team = resources.team
+    clock = WorkClock(directory)
+    done = team.agree(lambda: form.finished(directory, plan))
+    missing = [shard for shard in plan if shard.index not in done]
+    if missing:
+        data = ShardData(records, missing, scope, resources.num_workers)
+        writer = ShardWriter(directory, form, clock)
+        runner = make_trainer(resources.trainer, [writer, TokenProgress(title, data.tokens)])
+        with interruptible(runner):
+            runner.predict(module, datamodule=data, return_predictions=False)
+        team.agree(lambda: None)  # all have written their last shard
+        if team.leads and len(form.finished(directory, missing)) < len(missing):
+            raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
+    return clock.finish() if team.leads else 0.0
+
+
+class ShardData(LightningDataModule):
+    """Gives each process its part of the missing shards.
+
+    Args:
+        records: The tokens.
+        shards: Shards to compute.
+        scope: Content tokens that count.
+        num_workers: See `Resources`.
+    """
+
+    def __init__(
+        self, records: TokenizedRecords, shards: Sequence[Shard], scope: str, num_workers: int | None = None
+    ) -> None:
+        super().__init__()
+        self.records, self.shards, self.scope = records, shards, scope
+        self.num_workers = num_workers
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of all shards."""
+        return sum(shard.tokens for shard in self.shards)
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The batches of this process."""
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        mine = self.shards[rank::world]
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        workers = self.num_workers if self.num_workers is not None else 2 * on_gpu
+        batches = ShardBatches(self.records, mine, self.scope)
+        if in_step(self.trainer.strategy):
+            # every process must call the model equally often: the others wait for its part of the weights
+            parts = [self.shards[other::world] for other in range(world)]
+            batches.fill(max(sum(len(shard.batches) for shard in part) for part in parts), self.shards[-1].batches[-1])
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=on_gpu,
+            multiprocessing_context="spawn" if workers else None,  # a fork after torch has threads may hang
+        )
+
+
+class ShardWriter(BasePredictionWriter):
+    """Collects the results of a shard's batches and writes them in a thread of its own while the model goes on."""
+
+    def __init__(self, directory: Path, form: ShardForm, clock: WorkClock | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.directory, self.form, self.clock = directory, form, clock
+        self._open: dict[int, list[tuple[Mapping[str, Any], Any]]] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: list[Future[None]] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start clock and thread."""
+        self._thread = ThreadPoolExecutor(1, "shard-writer")
+        if self.clock is not None and trainer.is_global_zero:
+            self.clock.start()
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keep one batch's result; with the last batch of its shard, hand the shard to the thread."""
+        if batch["repeated"]:
+            return
+        shard = int(batch["shard"])
+        self._open.setdefault(shard, []).append((batch, prediction))
+        if batch["last"]:
+            assert self._thread is not None
+            parts = self._open.pop(shard)
+            self._settle(PENDING - 1)
+            self._pending.append(self._thread.submit(self._write, shard, parts, trainer.is_global_zero))
+
+    def _write(self, shard: int, parts: Sequence[tuple[Mapping[str, Any], Any]], ticks: bool) -> None:
+        self.form.write(self.directory, shard, parts)
+        if self.clock is not None and ticks:
+            self.clock.tick()
+
+    def _settle(self, most: int = 0) -> None:
+        """Wait until at most ``most`` shards are pending; raises what their writing raised."""
+        while len(self._pending) > most:
+            self._pending.pop(0).result()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the last shard."""
+        self._settle()
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the thread finish what is computed: a restart then need not compute it again."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+            self._thread = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_thread": None, "_pending": []}
+
+
+def model_for(resources: Resources, model: Callable[[], Any], recipe: Callable[[], Any]) -> Any:
+    """The loaded model for a pass on one device; for a spread one what each process loads it by.
+
+    Args:
+        resources: What the pass runs on.
+        model: Gives the model of this process.
+        recipe: Gives a `trim_lightning.models.load.ModelRecipe`.
+    """
+    return recipe() if is_spread(resources.trainer) else model()
