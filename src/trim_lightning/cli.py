@@ -164,7 +164,7 @@ def expand_home(argument: str) -> str:
 
 
 def as_helper(arguments: Sequence[str]) -> list[str]:
-    """The command line for a process that helps the first one: Hydra leaves no files, its log holds only warnings."""
+    """The command line for a process that helps the first one: no Hydra files, no warnings twice."""
     folders = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.output_subdir=")
     kept = [argument for argument in arguments if not argument.startswith(folders)]
     nowhere = tempfile.mkdtemp(prefix="trim-helper-")
@@ -174,7 +174,7 @@ def as_helper(arguments: Sequence[str]) -> list[str]:
         f"hydra.run.dir={nowhere}",
         f"hydra.sweep.dir={nowhere}",
         "hydra.output_subdir=null",
-        "hydra.job_logging.loggers.trim_lightning.level=WARNING",
+        "hydra.job_logging.loggers.trim_lightning.level=ERROR",
     ]
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from trim_lightning.engine.batches import Shard, ShardBatches
 from trim_lightning.engine.clock import WorkClock
 from trim_lightning.engine.modules import in_step
-from trim_lightning.engine.trainer import interruptible, is_spread, make_trainer, one_device
+from trim_lightning.engine.trainer import hush_lightning, interruptible, is_spread, make_trainer, one_device
 from trim_lightning.engine.writer import TokenProgress
 from trim_lightning.store.team import ALONE, Team
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -204,6 +204,10 @@ class ShardWriter(BasePredictionWriter):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_thread": None, "_pending": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        hush_lightning()  # a spawned process has none of this one's filters, and unpickles this first
+        self.__dict__.update(state)
 
 
 def model_for(resources: Resources, model: Callable[[], Any], recipe: Callable[[], Any]) -> Any:

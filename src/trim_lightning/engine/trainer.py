@@ -20,6 +20,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.store.team import launched_size
 
 OURS = {"callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_progress_bar"}
+ONE_DEVICE = "one_device"
 TUNED = "the keys of warmup and train (epochs, batch_size, gradient_clip ...)"
 # arguments that change or cut short a stage's result, which the store's keys would not show
 REPLACED = {
@@ -68,7 +69,10 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
         "use_distributed_sampler": False,
     }
     hush_lightning()
-    arguments = with_strategy(arguments)
+    if arguments.get("strategy") != ONE_DEVICE:
+        arguments = with_strategy(arguments)
+    else:
+        arguments["strategy"] = "auto"
     try:
         return Trainer(**{**quiet, **arguments, **extra}, callbacks=list(callbacks))
     except Exception as error:
@@ -92,15 +96,16 @@ def with_strategy(arguments: Mapping[str, Any]) -> dict[str, Any]:
         UserError: if the number of processes is another than asked for, or a strategy needs a launcher.
     """
     launched, strategy = launched_size(), arguments.get("strategy", "auto")
-    if not is_spread(arguments):
-        return dict(arguments)
     devices, nodes = arguments.get("devices", "auto"), int(arguments.get("num_nodes", 1))
     asked = number_of_devices(arguments) * nodes
     if launched > 1 and asked != launched:
+        many = "1 process" if asked == 1 else f"{asked} processes"
         raise UserError(
-            f"trainer.devices={devices} trainer.num_nodes={nodes}: {asked} processes, but the launcher started "
-            f"{launched}; make the two agree"
+            f"trainer.devices={devices} trainer.num_nodes={nodes}: {many}, but the launcher started {launched}; "
+            "make the two agree"
         )
+    if asked <= 1:
+        return {**arguments, "strategy": "auto"} if strategy in ("ddp", "fsdp") else dict(arguments)
     if launched == 1 and (nodes > 1 or strategy == "fsdp"):
         what = f"trainer.num_nodes={nodes}" if nodes > 1 else "trainer.strategy=fsdp"
         raise UserError(f"{what}: needs one process for each device; start the command with torchrun or srun")
@@ -141,7 +146,7 @@ def number_of_devices(settings: Mapping[str, Any]) -> int:
 
 def one_device(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The same Trainer arguments on a single device, for passes too small or too stateful to be spread."""
-    return {**settings, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    return {**settings, "devices": 1, "num_nodes": 1, "strategy": ONE_DEVICE}
 
 
 @contextmanager
@@ -179,7 +184,12 @@ def stop_processes(trainer: Trainer) -> None:
 
 def hush_lightning() -> None:
     """Silence advice that does not apply: our loaders read memory-mapped arrays and need no workers."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.fabric.utilities.distributed",
+        "lightning.pytorch.accelerators.cuda",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

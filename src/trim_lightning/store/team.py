@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from trim_lightning.errors import UserError
 
 Value = TypeVar("Value")
+MEETING = timedelta(minutes=10)  # all processes have started by then, or one of them never will
 PATIENCE = timedelta(days=14)  # helpers wait through a whole training of the leader
 
 
@@ -54,6 +55,7 @@ class LaunchedTeam(Team):
     def __init__(self) -> None:
         import torch
         from torch import distributed
+        from torch.distributed.rendezvous import rendezvous
 
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -66,7 +68,8 @@ class LaunchedTeam(Team):
                 environment = SLURMEnvironment()
                 os.environ["MASTER_ADDR"] = environment.main_address
                 os.environ["MASTER_PORT"] = str(environment.main_port)
-            distributed.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENCE)
+            store, _, _ = next(rendezvous("env://", rank, size, timeout=MEETING))
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def agree(self, value: Callable[[], Value]) -> Value:

@@ -1,0 +1,373 @@
+"""The figures of `make bench`; each is run by ``run.py`` in a process of its own and prints one JSON line."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import materials
+import numpy as np
+import torch
+from materials import WORK, in_turns, median, seconds
+
+from trim_lightning.engine.batches import padding_share, plan_shards
+from trim_lightning.engine.scoring_pass import run_scoring_pass
+from trim_lightning.engine.sharded_pass import Resources
+from trim_lightning.models.hidden import last_hidden_states
+from trim_lightning.tokens.tokenized import TokenizedRecords
+
+CPU = {"accelerator": "auto", "devices": 1}
+BUDGET = 32_768 if torch.cuda.is_available() else 2048
+
+
+def score(model: Any, records: TokenizedRecords, bank: Any, **options: Any) -> dict[str, Any]:
+    """One whole scoring pass as the product runs it, into a directory that is thrown away."""
+    resources = Resources(options.get("trainer", CPU), options.get("tokens_per_batch", BUDGET))
+    directory = Path(tempfile.mkdtemp(dir=WORK))
+    try:
+        return run_scoring_pass(
+            model, records, {"": bank}, directory, nearest="embedding", scope="all", resources=resources
+        )
+    finally:
+        shutil.rmtree(directory)
+
+
+def forward_all(model: Any, batches: list[dict[str, Any]]) -> None:
+    """The bare forward pass: the base model on ready batches, and nothing else."""
+    with torch.inference_mode():
+        for batch in batches:
+            last_hidden_states(model, batch["input_ids"].to(model.device))
+
+
+def engine() -> dict[str, Any]:
+    """(a) The whole scoring pass against the bare forward pass on the same batches, same number format."""
+    source = materials.smollm2()
+    records = materials.tokens_of(source, 120, "engine")
+    model = materials.model_of(source, materials.best_dtype())
+    bank, batches = materials.bank_for(model), materials.batches_of(records, BUDGET)
+    forward_all(model, batches[:3])
+    bare, ours = in_turns(5, lambda: forward_all(model, batches), lambda: score(model, records, bank))
+    ratios = [one / two for one, two in zip(bare, ours, strict=True)]
+    return {
+        "ratio": median(ratios), "wanted": ">= 0.92", "rounds": ratios, "tokens": records.total_tokens,
+        "engine_tokens_per_second": records.total_tokens / median(ours),
+        "forward_tokens_per_second": records.total_tokens / median(bare),
+    }  # fmt: skip
+
+
+def padding() -> dict[str, Any]:
+    """(b) Share of the model's input that is padding, on the whole pool."""
+    source = materials.smollm2()
+    number = len(materials.pool_lines())
+    records = materials.tokens_of(source, number, "padding")
+    plan = plan_shards(records.lengths, BUDGET)
+    return {"ratio": padding_share(records.lengths, plan), "wanted": "<= 0.03", "records": number}
+
+
+def one_by_one(model: Any, records: TokenizedRecords, rows: list[int]) -> None:
+    """The common way: one record at a time, all attention matrices, all logits."""
+    with torch.inference_mode():
+        for row in rows:
+            input_ids = torch.from_numpy(records[row].token_ids.astype(np.int64))[None].to(model.device)
+            model(input_ids=input_ids, output_attentions=True, output_hidden_states=True)
+
+
+def eager(dtype: torch.dtype) -> Any:
+    """SmolLM2 as Hugging Face loads it for ``output_attentions=True``."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        str(materials.smollm2().directory), dtype=dtype, attn_implementation="eager"
+    )
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def against_common_way(records: TokenizedRecords, dtype: torch.dtype, rounds: int) -> list[float]:
+    """Ratios of the common way's time to the engine's, on the same records."""
+    source = materials.smollm2()
+    ours, theirs = materials.model_of(source, materials.best_dtype()), eager(dtype)
+    bank, rows = materials.bank_for(ours), list(range(len(records)))
+    one_by_one(theirs, records, rows[:3])
+    score(ours, records, bank)
+    common, engine_times = in_turns(
+        rounds, lambda: one_by_one(theirs, records, rows), lambda: score(ours, records, bank)
+    )
+    return [one / two for one, two in zip(common, engine_times, strict=True)]
+
+
+def common() -> dict[str, Any]:
+    """(c) Against eager attention with all attention matrices and logits, one record at a time, same format."""
+    records = materials.tokens_of(materials.smollm2(), 120, "common")
+    ratios = against_common_way(records, materials.best_dtype(), 5)
+    return {"ratio": median(ratios), "wanted": ">= 1.2", "rounds": ratios, "tokens": records.total_tokens}
+
+
+def common_long() -> dict[str, Any]:
+    """(c) The same at 1,024 tokens a record."""
+    short = materials.tokens_of(materials.smollm2(), 120, "common_long")
+    records = materials.long_tokens(short, 12, 1024, WORK / "tokens-1024")
+    ratios = against_common_way(records, materials.best_dtype(), 3)
+    return {"ratio": median(ratios), "wanted": "reported", "rounds": ratios, "tokens": records.total_tokens}
+
+
+def common_float32() -> dict[str, Any]:
+    """(c) The engine in its own format against the common way in float32."""
+    records = materials.tokens_of(materials.smollm2(), 80, "common32")
+    ratios = against_common_way(records, torch.float32, 3)
+    return {"ratio": median(ratios), "wanted": ">= 4", "rounds": ratios, "tokens": records.total_tokens}
+
+
+class GradientFeatures:
+    """Per-example LoRA gradients projected to 8,192 numbers, batch size 1, as LESS computes them (arXiv 2402.04333).
+
+    The projection is a seeded count sketch, far cheaper than LESS's dense one: what is measured is the gradient.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        config = LoraConfig(r=128, lora_alpha=512, target_modules=modules, task_type="CAUSAL_LM")
+        torch.manual_seed(0)
+        self.model: Any = get_peft_model(materials.model_of(materials.smollm2(), dtype), config)
+        self.trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        size = sum(weight.numel() for weight in self.trained)
+        self.places = torch.randint(8192, (size,), device=self.model.device)
+        self.signs = torch.randint(2, (size,), device=self.model.device) * 2.0 - 1
+
+    def __call__(self, records: TokenizedRecords, rows: list[int]) -> None:
+        """The features of some records."""
+        for row in rows:
+            input_ids = torch.from_numpy(records[row].token_ids.astype(np.int64))[None].to(self.model.device)
+            labels = torch.where(torch.from_numpy(records[row].roles)[None].to(input_ids.device) == 2, input_ids, -100)
+            loss = self.model(input_ids=input_ids, labels=labels).loss
+            gradients = torch.autograd.grad(loss, self.trained)
+            flat = torch.cat([gradient.flatten().float() for gradient in gradients])
+            torch.zeros(8192, device=flat.device).index_add_(0, self.places, flat * self.signs)
+
+
+def gradients(checkpoints: int, number: int, rounds: int, wanted: str) -> dict[str, Any]:
+    """(d) Against projected per-example LoRA gradients for a number of checkpoints."""
+    source = materials.smollm2()
+    records = materials.tokens_of(source, number, f"gradients{checkpoints}")
+    dtype = materials.best_dtype()
+    model, features = materials.model_of(source, dtype), GradientFeatures(dtype)
+    bank, rows = materials.bank_for(model), list(range(len(records)))
+    features(records, rows[:2])
+    score(model, records, bank)
+
+    def less() -> None:
+        for _ in range(checkpoints):
+            features(records, rows)
+
+    theirs, ours = in_turns(rounds, less, lambda: score(model, records, bank))
+    ratios = [one / two for one, two in zip(theirs, ours, strict=True)]
+    return {"ratio": median(ratios), "wanted": wanted, "rounds": ratios, "tokens": records.total_tokens}
+
+
+def less_one() -> dict[str, Any]:
+    """(d) One checkpoint."""
+    return gradients(1, 60, 3, ">= 5")
+
+
+def less_four() -> dict[str, Any]:
+    """(d) LESS's four checkpoints."""
+    return gradients(4, 30, 3, ">= 20")
+
+
+def reset_peak() -> None:
+    """Forget the memory that loading the model took."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process since `reset_peak`, or peak memory of the GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    (line,) = [line for line in materials.read("/proc/self/status").splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+def long_forward(length: int, saliency: bool) -> dict[str, Any]:
+    """Time and peak memory of one forward pass over one long sequence, in this process."""
+    from trim_lightning.engine.modules import TargetPass
+
+    model = materials.model_of(materials.smollm2(), materials.best_dtype())
+    input_ids = torch.randint(10, 40_000, (1, length), generator=torch.Generator().manual_seed(0)).to(model.device)
+    batch = {
+        "input_ids": input_ids, "lengths": torch.tensor([length], device=model.device),
+        "roles": torch.ones_like(input_ids, dtype=torch.uint8), "rows": torch.tensor([0]),
+    }  # fmt: skip
+    run = TargetPass(model, model.config.num_hidden_layers)
+    reset_peak()
+    with torch.inference_mode():
+        taken = seconds(
+            (lambda: run.predict_step(batch, 0)) if saliency else (lambda: last_hidden_states(model, input_ids))
+        )
+    return {"seconds": taken, "peak_mib": peak_mib()}
+
+
+def saliency() -> dict[str, Any]:
+    """(e) Peak memory and time of a forward with saliency in every layer, over those of a plain one."""
+    rows = []
+    for length in (512, 1024, 2048, 4096, 8192):
+        plain, with_saliency = (child(["long_forward", str(length), flag]) for flag in ("", "1"))
+        rows.append(
+            {
+                "tokens": length,
+                "memory_ratio": with_saliency["peak_mib"] / plain["peak_mib"],
+                "time_ratio": with_saliency["seconds"] / plain["seconds"],
+                "plain_mib": plain["peak_mib"],
+            }
+        )
+    return {"ratio": rows[-1]["memory_ratio"], "wanted": "<= 1.25 at 8,192 tokens", "lengths": rows}
+
+
+def growth() -> dict[str, Any]:
+    """(f) Growth of the scoring stage's time with the pool, 1k to 100k records on the tiny model."""
+    source = materials.tiny()
+    model = materials.model_of(source, torch.float32)
+    bank = materials.bank_for(model)
+    sizes, times = (1_000, 3_162, 10_000, 31_623, 100_000), []
+    records = [materials.tokens_of(source, size, f"growth{size}") for size in sizes]
+    score(model, records[0], bank)
+    for part in records:
+        rounds = 5 if len(part) <= 3_162 else 3 if len(part) <= 10_000 else 1
+        times.append(min(seconds(lambda part=part: score(model, part, bank)) for _ in range(rounds)))
+    exponent = float(np.polyfit(np.log([part.total_tokens for part in records]), np.log(times), 1)[0])
+    return {"ratio": exponent, "wanted": "1 +- 0.05", "records": sizes, "seconds": times}
+
+
+def processes() -> dict[str, Any]:
+    """(g) Seconds of one process with all cores over seconds of two with half of them each."""
+    source = materials.smollm2()
+    records = materials.tokens_of(source, 200, "processes")
+    from trim_lightning.models.load import ModelRecipe
+
+    model = materials.model_of(source, materials.best_dtype())
+    recipe, bank = ModelRecipe(source, materials.best_dtype()), materials.bank_for(model)
+    score(model, records, bank)
+    one, two = [], []
+    for _ in range(3):
+        one.append(score(model, records, bank)["seconds"])
+        spread = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+        two.append(score(recipe, records, bank, trainer=spread)["seconds"])
+    return {"ratio": median(one) / median(two), "wanted": "reported", "one": one, "two": two}
+
+
+def million() -> dict[str, Any]:
+    """A million short records with the tiny model, end to end by the command: peak resident memory."""
+    number = int(os.environ.get("TRIM_BENCH_RECORDS", "1000000"))
+    directory = WORK / "million"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"pool{number}.jsonl"
+    if not path.exists():
+        generator = np.random.default_rng(0)
+        words = [word for line in materials.pool_lines()[:2000] for word in json.loads(line)["prompt"].split()]
+        with path.open("w", encoding="utf-8") as file:
+            for row in range(number):
+                picked = [words[place] for place in generator.integers(len(words), size=14)]
+                record = {"id": f"r{row}", "prompt": " ".join(picked[:10]), "response": " ".join(picked[10:])}
+                file.write(json.dumps(record) + "\n")
+    target = directory / "target.jsonl"
+    with path.open(encoding="utf-8") as file:
+        target.write_text("".join(next(file) for _ in range(10)), encoding="utf-8")
+    model = materials.tiny().directory
+    output = directory / "output"
+    shutil.rmtree(directory / "store", ignore_errors=True)
+    command = [
+        sys.executable, "select.py", "model=hf", f"model.path={model}", "model.dtype=float32", "pool=jsonl",
+        f"pool.path={path}", "target=jsonl", f"target.path={target}", "warmup=none", "saliency.num_layers=2",
+        "trainer=cpu", "logger=none", "scoring.tokens_per_batch=8192", f"paths.output_dir={output}",
+        f"paths.store_dir={directory / 'store'}", f"hydra.run.dir={output}",
+    ]  # fmt: skip
+    started = time.perf_counter()
+    subprocess.run(command, cwd=materials.ROOT, check=True, stdout=subprocess.DEVNULL)
+    taken = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    stages = json.loads((output / "manifest.json").read_text())["stages"]
+    return {
+        "ratio": peak, "wanted": "< 2 GiB", "records": number, "seconds": taken,
+        "stages": {name: stage["seconds"] for name, stage in stages.items()},
+    }  # fmt: skip
+
+
+def gpu() -> dict[str, Any]:
+    """A LLaMA-2-7B-shaped random model on a GPU: the engine against bare forward and the card's product rate."""
+    if not torch.cuda.is_available():
+        return {"ratio": None, "wanted": ">= 0.95 and >= 55 % of the card's rate", "note": "no GPU here: not run"}
+    from transformers import LlamaConfig
+
+    return on_card(LlamaConfig(vocab_size=49_152, max_position_embeddings=4096), 600)
+
+
+def on_card(config: Any, number: int) -> dict[str, Any]:
+    """The GPU figures for a random model of a shape."""
+    from transformers import AutoModelForCausalLM
+
+    from trim_lightning.models.attention import register
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=register())
+    model.eval().requires_grad_(False)
+    weights = sum(weight.numel() for weight in model.base_model.parameters()) - model.config.vocab_size * (
+        model.config.hidden_size
+    )
+    records = materials.tokens_of(materials.smollm2(), number, "card")
+    bank, batches = materials.bank_for(model), materials.batches_of(records, BUDGET)
+    forward_all(model, batches[:2])
+    bare, ours = in_turns(3, lambda: forward_all(model, batches), lambda: score(model, records, bank))
+    rate = 2 * weights * records.total_tokens / median(ours)
+    best = product_rate(device)
+    ratios = [one / two for one, two in zip(bare, ours, strict=True)]
+    return {
+        "ratio": median(ratios), "wanted": ">= 0.95 and >= 55 % of the card's rate", "share_of_rate": rate / best,
+        "tflops": rate / 1e12, "card_tflops": best / 1e12, "tokens_per_second": records.total_tokens / median(ours),
+    }  # fmt: skip
+
+
+def product_rate(device: str, size: int = 8192) -> float:
+    """Measured floating-point operations a second of large bfloat16 matrix products."""
+    size = size if device == "cuda" else 1024
+    one, two = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        one @ two
+    times = [seconds(lambda: [one @ two for _ in range(10)]) for _ in range(5)]
+    return 10 * 2 * size**3 / min(times)
+
+
+def child(arguments: list[str]) -> dict[str, Any]:
+    """Run a part of this file in a process of its own, for a peak of memory that is its own."""
+    command = [sys.executable, __file__, *arguments]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return result
+
+
+FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
+    function.__name__: function
+    for function in (
+        engine, padding, common, common_long, common_float32, less_one, less_four, saliency, growth, processes, gpu,
+        million,
+    )
+}  # fmt: skip
+
+if __name__ == "__main__":
+    WORK.mkdir(parents=True, exist_ok=True)
+    name, *rest = sys.argv[1:]
+    outcome = long_forward(int(rest[0]), bool(rest[1])) if name == "long_forward" else FIGURES[name]()
+    print(json.dumps(outcome))
