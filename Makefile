@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-trainers lint format build clean
+.PHONY: help setup demo test test-slow test-trainers bench lint format build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "PYTHON=python3.12 picks the Python of .venv; ARGS='-k name' goes to pytest, ARGS='seed=1' to the demo"
+	@echo "PYTHON=python3.12 picks the Python of .venv; ARGS='-k name' goes to pytest, ARGS='seed=1' to the demo, ARGS=engine to bench"
 
 setup: $(INSTALLED) ## create .venv with the pinned dependencies (once)
 
@@ -44,6 +44,10 @@ test-trainers: $(INSTALLED) ## load exported coresets with TRL and LLaMA-Factory
 	$(BIN)/python tests/export/check_trainers.py make build/trainers/data
 	build/trainers/trl/bin/python tests/export/check_trainers.py trl build/trainers/data
 	build/trainers/lf/bin/python tests/export/check_trainers.py llamafactory build/trainers/data
+
+# nothing else should run meanwhile; ARGS='engine padding' takes only those, ARGS=million the one that takes long
+bench: $(INSTALLED) ## measure the engine (about half an hour)
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import materials
 import numpy as np
 import torch
-from materials import WORK, in_turns, median, seconds
 
+import materials
+from materials import WORK, in_turns, median, seconds
 from trim_lightning.engine.batches import padding_share, plan_shards
 from trim_lightning.engine.scoring_pass import run_scoring_pass
 from trim_lightning.engine.sharded_pass import Resources

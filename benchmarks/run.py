@@ -11,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+from tabulate import tabulate
+
 import materials
 from figures import FIGURES
-from tabulate import tabulate
 
 SLOW = ("million",)  # only by name: it takes longer than all others together
 

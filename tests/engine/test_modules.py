@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from trim_lightning.engine.modules import ScoringPass, TargetPass
 from trim_lightning.engine.trainer import REPLACED, make_trainer
 from trim_lightning.errors import UserError
 from trim_lightning.models.hidden import last_hidden_states
+from trim_lightning.models.load import load_model
 from trim_lightning.tokens.tokenized import TokenSequence
 from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank, unit
 from trim_lightning.trim.matching import nearest_classes
@@ -138,3 +140,12 @@ def test_an_absent_device_is_refused_in_one_line() -> None:
         make_trainer({"accelerator": "gpu", "devices": 1}, [])
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("trainer")
+
+
+def test_a_model_that_accelerate_has_spread_is_not_moved(tiny_source: Any) -> None:
+    model = load_model(replace(tiny_source("llama"), device_map="auto"), torch.float32)
+    model.hf_device_map = {"": "cpu"}  # accelerate leaves it out where there is one device
+    module = ScoringPass(model, {"": random_bank(1, [9])}, "embedding")
+    assert not list(module.parameters()), "Lightning would move what is registered"
+    module.on_predict_start()
+    assert run(module, batch_of(sequences(), [0]))["similarity"].shape == (1, LENGTHS[0])

@@ -32,6 +32,8 @@ class ForwardPass(LightningModule):
         self._recipe: ModelRecipe | None = None
         if isinstance(model, ModelRecipe):
             self._recipe = model
+        elif getattr(model, "hf_device_map", None) is not None:
+            self.__dict__["model"] = model  # spread over devices by accelerate: Lightning must not move it
         else:
             self.model = model
 
@@ -64,7 +66,7 @@ def shard_weights(model: PreTrainedModel, mesh: Any) -> None:
     fully_shard(base, mesh=mesh)
 
 
-class TargetPass(LightningModule):
+class TargetPass(ForwardPass):
     """One forward over the target set that reads attention in every layer.
 
     ``predict_step`` returns, for each record of the batch, ``row``, ``token_ids [seq]``, ``roles [seq]``,
@@ -73,8 +75,7 @@ class TargetPass(LightningModule):
     """
 
     def __init__(self, model: PreTrainedModel, num_layers: int) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.num_layers = num_layers
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,13 +88,15 @@ class Store:
         """The finished result of ``key``, or None; a damaged one is reported, removed, and counts as None."""
         path = self.path_of(key)
         try:
-            receipt = self._verify(path)
+            receipt = self.verify(path)
         except FileNotFoundError:
             return None
         except StoreError as error:
             log.warning("store entry %s/%s is damaged (%s); computing it again", key.stage, key.hex[:12], error)
             self._discard(path)
             return None
+        with suppress(OSError):
+            os.utime(path / RECEIPT)  # when it was last used, for pruning
         return Entry(key, path, receipt["facts"], cached=True)
 
     def get(
@@ -229,8 +231,13 @@ class Store:
         self._verified.add(key.hex)
         return Entry(key, final, facts, cached=False)
 
-    def _verify(self, path: Path) -> dict[str, Any]:
-        """Read the receipt and compare every file with it, once per process."""
+    def verify(self, path: Path) -> dict[str, Any]:
+        """Read the receipt of an entry and compare every file with it, once per process.
+
+        Raises:
+            FileNotFoundError: if there is no entry.
+            StoreError: if it is damaged.
+        """
         try:
             data = (path / RECEIPT).read_bytes()
         except FileNotFoundError:

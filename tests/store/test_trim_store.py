@@ -1,0 +1,159 @@
+"""``trim-store``: lists, shows, checks and deletes, and never takes what a process is building."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from trim_lightning.store import StageKey, Store
+from trim_lightning.store.inventory import chosen, items
+from trim_lightning.store.main import bytes_of, main, seconds_of, size_text
+from trim_lightning.store.store import RECEIPT
+
+Run = Callable[..., tuple[int, str, str]]
+DAY = 86_400
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A store with three results of 1, 2 and 3 kB, last used 40, 20 and 0 days ago, and work in progress."""
+    store = Store(tmp_path / "store")
+    for place, stage in enumerate(("tokens", "score", "score"), start=1):
+        entry = store.get(StageKey(stage, 1, {"n": place}), writer(place))
+        used = time.time() - (60 - 20 * place) * DAY
+        os.utime(entry.path / RECEIPT, (used, used))
+    workspace = store.workspace_of(StageKey("score", 1, {"n": 9}))
+    workspace.mkdir(parents=True)
+    (workspace / "shard").write_bytes(b"y" * 500)
+    return store.root
+
+
+def writer(size: int) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        (path / "data").write_bytes(b"x" * size * 1000)
+
+    return write
+
+
+@pytest.fixture
+def run(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = main(["--store", str(root), *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def results(root: Path) -> list[str]:
+    return sorted(path.parent.name for path in root.glob("*/*/data"))
+
+
+def test_list(run: Run, root: Path) -> None:
+    code, out, _ = run("list")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()[2:6]]
+    assert [line[0] for line in lines] == ["score", "score", "tokens", "partial"], "largest first"
+    assert [line[2] for line in lines][-1] == "500"
+    assert " ".join(lines[2]).endswith("0 s 40 d")
+    assert "4 entries" in out
+    assert "2 entries" in run("list", "--stage", "score")[1]
+
+
+def test_show(run: Run, root: Path) -> None:
+    (item,) = [item for item in items(root) if item.stage == "tokens"]
+    code, out, _ = run("show", item.name[:10])
+    assert code == 0
+    assert json.loads(out)["key"] == {"stage": "tokens", "version": 1, "settings": {"n": 1}, "inputs": {}}
+    assert run("show", "zz")[2] == "error: zz: no entry with a key that begins so; trim-store list shows them\n"
+    assert "3 entries" in run("show", "")[2]
+
+
+def test_verify_finds_one_flipped_bit(run: Run, root: Path) -> None:
+    assert run("verify")[:2] == (0, "3 of 3 entries are whole\n")
+    victim = next(item for item in items(root) if item.stage == "score")
+    data = bytearray((victim.path / "data").read_bytes())
+    data[7] ^= 1
+    (victim.path / "data").write_bytes(data)
+    code, out, err = run("verify")
+    assert code == 2
+    assert out == f"score/{victim.name[:12]}: data has another checksum\n2 of 3 entries are whole\n"
+    assert err.startswith("error: 1 damaged entries")
+    assert run("verify", victim.name[:20])[0] == 2
+    assert run("verify", "--delete")[0] == 0
+    assert not victim.path.exists()
+    assert run("verify")[:2] == (0, "2 of 2 entries are whole\n")
+
+
+def test_prune_by_last_use(run: Run, root: Path) -> None:
+    code, out, _ = run("prune", "--unused", "30d", "--dry-run")
+    assert code == 0
+    assert "1 entries would be deleted" in out
+    assert len(results(root)) == 3
+    run("prune", "--unused", "30d")
+    assert [item.stage for item in items(root)] == ["score", "score", "partial"]
+
+
+def test_prune_to_a_size_takes_the_longest_unused(run: Run, root: Path) -> None:
+    whole = sum(item.size for item in items(root))
+    code, _, _ = run("prune", "--keep", f"{(whole - 1000) / 1000}k")
+    assert code == 0
+    assert [item.stage for item in items(root) if item.finished] == ["score", "score"], "unused for longest"
+
+
+def test_a_use_makes_an_entry_young(root: Path) -> None:
+    store = Store(root)
+    assert chosen(items(root), unused_seconds=30 * DAY)
+    assert store.find(StageKey("tokens", 1, {"n": 1}))
+    assert not chosen(items(root), unused_seconds=30 * DAY)
+
+
+def test_what_is_being_built_stays(run: Run, root: Path) -> None:
+    (work,) = [item for item in items(root) if not item.finished]
+    with FileLock(str(root / "locks" / f"{work.name}.lock")):
+        code, out, _ = run("prune", "--stage", "partial")
+    assert code == 0
+    assert "1 left: a running process is building them" in out
+    assert work.path.exists()
+    run("prune", "--stage", "partial")
+    assert not work.path.exists()
+
+
+def test_prune_all(run: Run, root: Path) -> None:
+    assert run("prune", "--all")[0] == 0
+    assert items(root) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("prune",), "say what may go"),
+        (("prune", "--unused", "soon"), "--unused=soon"),
+        (("prune", "--keep", "much"), "--keep=much"),
+        (("tidy",), "invalid choice: 'tidy'"),
+        ((), "list|show|verify|prune"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments: tuple[str, ...], told: str, run: Run) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert told in err
+
+
+def test_no_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--store", str(tmp_path / "none"), "list"]) == 2
+    assert "no such directory" in capsys.readouterr().err
+
+
+def test_sizes_and_ages() -> None:
+    assert [bytes_of(text) for text in ("10", "2k", "1.5M", "3GB")] == [10, 2000, 1_500_000, 3_000_000_000]
+    assert [seconds_of(text) for text in ("90s", "12h", "2w")] == [90, 43_200, 14 * DAY]
+    assert [size_text(size) for size in (999, 1500, 2_000_000)] == ["999 B", "1.5 kB", "2.0 MB"]

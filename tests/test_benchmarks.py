@@ -1,0 +1,37 @@
+"""The benchmark script runs; what it measures is for a quiet machine, not for a test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_an_unknown_figure_is_refused_and_the_known_ones_named() -> None:
+    done = run(str(BENCHMARKS / "run.py"), "engines")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: engines: no such figure; there are engine, padding")
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_the_gpu_figure_runs_on_a_small_shape() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import json, figures; figures.WORK.mkdir(parents=True, "
+        "exist_ok=True); from transformers import LlamaConfig; print(json.dumps(figures.on_card(LlamaConfig("
+        "vocab_size=49152, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4), 40)))"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    figure = json.loads(done.stdout.splitlines()[-1])
+    assert figure["ratio"] > 0
+    assert 0 < figure["share_of_rate"] < 1
