@@ -20,7 +20,7 @@ import torch
 import materials
 from materials import WORK, in_turns, median, seconds
 from trim_lightning.engine.batches import padding_share, plan_shards
-from trim_lightning.engine.scoring_pass import run_scoring_pass
+from trim_lightning.engine.scoring_pass import ScoringRequest, run_scoring_pass
 from trim_lightning.engine.sharded_pass import Resources
 from trim_lightning.models.hidden import last_hidden_states
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -34,9 +34,8 @@ def score(model: Any, records: TokenizedRecords, bank: Any, **options: Any) -> d
     resources = Resources(options.get("trainer", CPU), options.get("tokens_per_batch", BUDGET))
     directory = Path(tempfile.mkdtemp(dir=WORK))
     try:
-        return run_scoring_pass(
-            model, records, {"": bank}, directory, nearest="embedding", scope="all", resources=resources
-        )
+        request = ScoringRequest({"": bank}, "embedding", "all")
+        return run_scoring_pass(model, records, {directory: request}, resources=resources)
     finally:
         shutil.rmtree(directory)
 

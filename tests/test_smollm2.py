@@ -47,7 +47,7 @@ def test_demo_picks_the_target_family(store: Path, tmp_path: Path) -> None:
     selection("experiment=demo", "logger=none", output_dir=tmp_path, store_dir=store)
     families = picked(tmp_path, "family")
     assert len(families) == 24
-    assert families.count("family_relationships") > 12
+    assert families.count("syllogism") > 12
 
 
 @pytest.mark.slow

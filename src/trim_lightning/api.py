@@ -38,7 +38,7 @@ from trim_lightning.records.record import Turn
 from trim_lightning.settings import FallbackSettings, ModelSettings, PoolerSettings, SaliencySettings
 from trim_lightning.store import Store
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
-from trim_lightning.tokens.tokenized import TokenSequence
+from trim_lightning.tokens.tokenized import TokenSequence, scope_mask
 from trim_lightning.trim.fingerprints import FingerprintBank
 
 CHUNK = 1024  # records of an iterable that are held at once
@@ -142,7 +142,7 @@ class TrimScorer:
     ) -> Scores:
         """Score an iterable of records; only a thousand of them are held at a time."""
         pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
-        forward = ScoringPass(self.model, {"": bank}, fallback.nearest)
+        forward = ScoringPass(self.model, [(bank, fallback.nearest)])
         forward.on_predict_start()
         idf = scaled_idf(bank.token_ids.numpy(), bank.idf.double().numpy())
         chunks = []
@@ -150,7 +150,7 @@ class TrimScorer:
             pooled = np.full((4, len(sequences)), np.nan)
             for batch in self._batches(sequences):
                 result = {name: value.cpu() for name, value in forward.predict_step(batch, 0).items()}
-                scope = result["scope"]
+                scope = torch.from_numpy(scope_mask(result["roles"].numpy(), self.scope))
                 match = result["match"][0][scope].numpy()
                 tokens = ScopedTokens(
                     similarity=result["similarity"][0][scope].double().numpy(),

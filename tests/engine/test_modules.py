@@ -85,7 +85,7 @@ def test_target_pass_does_not_depend_on_padding_or_company(architecture: str, ti
 def test_scoring_pass_gives_the_cosine_of_every_token_in_every_bank(nearest: str, tiny_model: Load) -> None:
     model, records = tiny_model("llama"), sequences()
     banks = {"a": random_bank(1, range(0, 300, 7)), "b": random_bank(2, [5, 6])}
-    module = ScoringPass(model, banks, nearest)
+    module = ScoringPass(model, [(bank, nearest) for bank in banks.values()])
     module.on_predict_start()
     rows = [3, 0, 4]
     result = run(module, batch_of(records, rows, pad_token_id=2))
@@ -93,7 +93,7 @@ def test_scoring_pass_gives_the_cosine_of_every_token_in_every_bank(nearest: str
     assert result["lengths"].tolist() == [LENGTHS[row] for row in rows]
     ids = np.concatenate([records[row].token_ids for row in rows])
     assert result["token_ids"].tolist() == ids.tolist()
-    assert result["scope"].tolist() == [role > 0 for row in rows for role in records[row].roles]
+    assert result["roles"].tolist() == [role for row in rows for role in records[row].roles]
     inputs = [torch.from_numpy(records[row].token_ids.astype(np.int64))[None] for row in rows]
     with torch.inference_mode():
         states = torch.cat([last_hidden_states(model, input_ids)[0] for input_ids in inputs])
@@ -111,7 +111,7 @@ def test_scoring_pass_gives_the_cosine_of_every_token_in_every_bank(nearest: str
 
 
 def test_a_bank_of_one_class_matches_every_token_with_it(tiny_model: Load) -> None:
-    module = ScoringPass(tiny_model("llama"), {"": random_bank(1, [9])}, "embedding")
+    module = ScoringPass(tiny_model("llama"), [(random_bank(1, [9]), "embedding")])
     module.on_predict_start()
     result = run(module, batch_of(sequences(), [0, 1]))
     assert set(result["match"].flatten().tolist()) == {9}
@@ -145,7 +145,7 @@ def test_an_absent_device_is_refused_in_one_line() -> None:
 def test_a_model_that_accelerate_has_spread_is_not_moved(tiny_source: Any) -> None:
     model = load_model(replace(tiny_source("llama"), device_map="auto"), torch.float32)
     model.hf_device_map = {"": "cpu"}  # accelerate leaves it out where there is one device
-    module = ScoringPass(model, {"": random_bank(1, [9])}, "embedding")
+    module = ScoringPass(model, [(random_bank(1, [9]), "embedding")])
     assert not list(module.parameters()), "Lightning would move what is registered"
     module.on_predict_start()
     assert run(module, batch_of(sequences(), [0]))["similarity"].shape == (1, LENGTHS[0])

@@ -47,10 +47,7 @@ class Work:
         return scoring_pass.run_scoring_pass(
             self.model,
             self.records,
-            self.banks,
-            directory,
-            nearest="embedding",
-            scope="all",
+            {directory: scoring_pass.ScoringRequest(self.banks, "embedding", "all")},
             resources=Resources({"accelerator": "cpu", "devices": 1}, tokens_per_batch=40),
         )
 
@@ -241,3 +238,25 @@ def test_a_record_has_the_same_score_in_a_pool_of_its_own(
         single = tmp_path / f"{row}.jsonl"
         single.write_bytes(pool_file.read_bytes().splitlines(keepends=True)[row])
         assert_same(scores(pool=single), {f"r{row}": whole[f"r{row}"]})
+
+
+def test_a_shared_pass_gives_every_reader_the_bytes_of_a_pass_of_its_own(work: Work, tmp_path: Path) -> None:
+    first, second = work.banks.values()
+    requests = {
+        "one": scoring_pass.ScoringRequest({"": first}, "embedding", "all"),
+        "two": scoring_pass.ScoringRequest({"": second}, "hidden", "response"),
+        "three": scoring_pass.ScoringRequest({"b": first, "a": second}, "embedding", "prompt"),
+    }
+
+    def score(wanted: Mapping[Path, scoring_pass.ScoringRequest]) -> None:
+        for directory in wanted:
+            directory.mkdir(parents=True)
+        resources = Resources({"accelerator": "cpu", "devices": 1}, tokens_per_batch=40)
+        scoring_pass.run_scoring_pass(work.model, work.records, wanted, resources=resources)
+
+    score({tmp_path / "shared" / name: request for name, request in requests.items()})
+    for name, request in requests.items():
+        score({tmp_path / "own" / name: request})
+        assert files_of(tmp_path / "shared" / name) == files_of(tmp_path / "own" / name)
+        shards = [tmp_path / way / name / "shards.json" for way in ("shared", "own")]
+        assert shards[0].read_bytes() == shards[1].read_bytes()

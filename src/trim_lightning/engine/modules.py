@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,16 +102,17 @@ class ScoringPass(ForwardPass):
     """One forward over the pool that matches every token with every bank; attention is not read.
 
     ``predict_step`` returns flat tensors over the batch's real tokens: ``rows [batch]``, ``lengths [batch]``,
-    ``token_ids [tokens]``, ``scope [tokens]`` and for each bank ``similarity [banks, tokens]`` (raw cosines)
-    and ``match [banks, tokens]`` (id of the matched class).
+    ``token_ids [tokens]``, ``roles [tokens]``, ``similarity [banks, tokens]`` (raw cosines) and
+    ``match [banks, tokens]`` (ids of the matched classes).
+
+    Args:
+        model: See `ForwardPass`.
+        banks: Each bank with its ``fallback.nearest``.
     """
 
-    def __init__(
-        self, model: PreTrainedModel | ModelRecipe, banks: Mapping[str, FingerprintBank], nearest: str
-    ) -> None:
+    def __init__(self, model: PreTrainedModel | ModelRecipe, banks: Sequence[tuple[FingerprintBank, str]]) -> None:
         super().__init__(model)
-        self.banks = dict(banks)
-        self.nearest = nearest
+        self.banks = list(banks)
         self._matchers: list[Matcher] = []
 
     def on_predict_start(self) -> None:
@@ -120,7 +121,7 @@ class ScoringPass(ForwardPass):
         embeddings = layer.weight.detach()
         if hasattr(embeddings, "full_tensor"):  # divided among processes
             embeddings = embeddings.full_tensor()
-        self._matchers = [Matcher.prepare(bank, embeddings, self.nearest) for bank in self.banks.values()]
+        self._matchers = [Matcher.prepare(bank, embeddings, nearest) for bank, nearest in self.banks]
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         input_ids, lengths = batch["input_ids"], batch["lengths"]
@@ -132,7 +133,7 @@ class ScoringPass(ForwardPass):
             "rows": batch["rows"],
             "lengths": lengths,
             "token_ids": token_ids,
-            "scope": batch["scope"][real],
+            "roles": batch["roles"][real],
             "similarity": torch.stack([similarity for similarity, _ in matched]),
             "match": torch.stack([classes for _, classes in matched]),
         }

@@ -33,17 +33,20 @@ class RecordPass(ForwardPass):
 class ValueShards:
     """The values of a shard's records as one file, keyed by row."""
 
-    def finished(self, directory: Path, plan: Sequence[Shard]) -> set[int]:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
         return finished_values(
-            directory, {shard.index: [row for rows in shard.batches for row in rows] for shard in plan}
+            self.directory, {shard.index: [row for rows in shard.batches for row in rows] for shard in plan}
         )
 
-    def write(self, directory: Path, index: int, parts: Sequence[tuple[Mapping[str, Any], torch.Tensor]]) -> None:
+    def write(self, index: int, parts: Sequence[tuple[Mapping[str, Any], torch.Tensor]]) -> None:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
         rows = torch.cat([batch["rows"] for batch, _ in parts]).cpu().numpy()
         values = np.concatenate([prediction.cpu().numpy() for _, prediction in parts])
-        write_values(directory, index, rows, values)
+        write_values(self.directory, index, rows, values)
 
 
 def run_record_pass(
@@ -72,7 +75,7 @@ def run_record_pass(
     """
     plan = plan_shards(records.lengths, resources.tokens_per_batch)
     seconds = run_sharded_pass(
-        RecordPass(model, statistic), records, plan, ValueShards(), directory,
+        RecordPass(model, statistic), records, plan, ValueShards(directory), directory,
         scope=scope, resources=resources, title=title,
     )  # fmt: skip
     facts = {"tokens": records.total_tokens, "shards": len(plan), "padding": padding_share(records.lengths, plan)}

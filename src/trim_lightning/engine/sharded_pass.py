@@ -47,10 +47,10 @@ class Resources:
 class ShardForm(Protocol):
     """How the results of a shard's batches become a file that is whole or absent."""
 
-    def finished(self, directory: Path, plan: Sequence[Shard]) -> set[int]:
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
         """Indexes of the plan's shards that are whole; removes damaged ones and what a kill left half written."""
 
-    def write(self, directory: Path, index: int, parts: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
+    def write(self, index: int, parts: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
         """Write one shard by rename from its batches and their predictions."""
 
 
@@ -61,11 +61,11 @@ def run_sharded_pass(
     form: ShardForm,
     directory: Path,
     *,
-    scope: str,
+    scope: str = "all",
     resources: Resources,
     title: str,
 ) -> float:
-    """Compute the plan's shards that are not yet in ``directory``.
+    """Compute those of the plan's shards that are not there yet.
 
     Each process of a spread pass takes every n-th missing shard; the data alone decide what a shard holds.
 
@@ -73,9 +73,9 @@ def run_sharded_pass(
         module: Its ``predict_step`` is run on every batch.
         records: The tokens.
         plan: All shards.
-        form: What their files look like.
-        directory: Where they go; those of an earlier attempt are kept.
-        scope: Content tokens that count.
+        form: Where they go and what they look like; those of an earlier attempt are kept.
+        directory: Where the time spent is noted.
+        scope: Content tokens that are in the batches' ``scope``.
         resources: Devices, batch size, workers.
         title: Name on the progress bar.
 
@@ -84,16 +84,16 @@ def run_sharded_pass(
     """
     team = resources.team
     clock = WorkClock(directory)
-    done = team.agree(lambda: form.finished(directory, plan))
+    done = team.agree(lambda: form.finished(plan))
     missing = [shard for shard in plan if shard.index not in done]
     if missing:
         data = ShardData(records, missing, scope, resources.num_workers)
-        writer = ShardWriter(directory, form, clock)
+        writer = ShardWriter(form, clock)
         runner = make_trainer(resources.trainer, [writer, TokenProgress(title, data.tokens)])
         with interruptible(runner):
             runner.predict(module, datamodule=data, return_predictions=False)
         team.agree(lambda: None)  # all have written their last shard
-        if team.leads and len(form.finished(directory, missing)) < len(missing):
+        if team.leads and len(form.finished(missing)) < len(missing):
             raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
     return clock.finish() if team.leads else 0.0
 
@@ -144,9 +144,9 @@ class ShardData(LightningDataModule):
 class ShardWriter(BasePredictionWriter):
     """Collects the results of a shard's batches and writes them in a thread of its own while the model goes on."""
 
-    def __init__(self, directory: Path, form: ShardForm, clock: WorkClock | None = None) -> None:
+    def __init__(self, form: ShardForm, clock: WorkClock | None = None) -> None:
         super().__init__(write_interval="batch")
-        self.directory, self.form, self.clock = directory, form, clock
+        self.form, self.clock = form, clock
         self._open: dict[int, list[tuple[Mapping[str, Any], Any]]] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._pending: list[Future[None]] = []
@@ -179,7 +179,7 @@ class ShardWriter(BasePredictionWriter):
             self._pending.append(self._thread.submit(self._write, shard, parts, trainer.is_global_zero))
 
     def _write(self, shard: int, parts: Sequence[tuple[Mapping[str, Any], Any]], ticks: bool) -> None:
-        self.form.write(self.directory, shard, parts)
+        self.form.write(shard, parts)
         if self.clock is not None and ticks:
             self.clock.tick()
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from trim_lightning.engine.batches import Shard
 from trim_lightning.engine.shards import finished_shards, ragged, write_shard
 from trim_lightning.progress import progress_bar
+from trim_lightning.tokens.tokenized import scope_mask
 
 
 class TokenShards:
@@ -24,19 +25,22 @@ class TokenShards:
     (without groups plain ``similarity`` and ``match``); lists over the record's tokens.
 
     Args:
-        groups: Names of the banks, in the order of the predictions' first axis.
+        directory: Where the files go.
+        groups: Names of the banks.
+        scope: Content tokens that count.
+        first: Place of the first bank on the predictions' first axis.
     """
 
-    def __init__(self, groups: Sequence[str]) -> None:
-        self.groups = list(groups)
+    def __init__(self, directory: Path, groups: Sequence[str], scope: str, first: int = 0) -> None:
+        self.directory, self.groups, self.scope, self.first = directory, list(groups), scope, first
 
-    def finished(self, directory: Path, plan: Sequence[Shard]) -> set[int]:
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        return finished_shards(directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
+        return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
 
-    def write(self, directory: Path, index: int, parts: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
+    def write(self, index: int, parts: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        write_shard(self._table([prediction for _, prediction in parts]), directory, index)
+        write_shard(self._table([prediction for _, prediction in parts]), self.directory, index)
 
     def _table(self, parts: Sequence[Mapping[str, torch.Tensor]]) -> pa.Table:
         lengths = torch.cat([part["lengths"] for part in parts]).cpu().numpy()
@@ -47,13 +51,30 @@ class TokenShards:
         columns: dict[str, Any] = {
             "row": flat("rows").astype(np.int64),
             "token_ids": ragged(flat("token_ids").astype(np.int32), lengths),
-            "scope": ragged(flat("scope"), lengths),
+            "scope": ragged(scope_mask(flat("roles"), self.scope), lengths),
         }
         similarity, match = flat("similarity").astype(np.float32), flat("match").astype(np.int32)
-        for place, group in enumerate(self.groups):
+        for place, group in enumerate(self.groups, start=self.first):
             columns[column_name("similarity", group)] = ragged(similarity[place], lengths)
             columns[column_name("match", group)] = ragged(match[place], lengths)
         return pa.table(columns)
+
+
+class SharedShards:
+    """One pass that serves several readers: each gets the files that a pass of its own would have written."""
+
+    def __init__(self, readers: Sequence[TokenShards]) -> None:
+        self.readers = list(readers)
+
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
+        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
+        return set.intersection(*(reader.finished(plan) for reader in self.readers))
+
+    def write(self, index: int, parts: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
+        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
+        parts = [(batch, {name: value.cpu() for name, value in prediction.items()}) for batch, prediction in parts]
+        for reader in self.readers:
+            reader.write(index, parts)
 
 
 class Collector(BasePredictionWriter):

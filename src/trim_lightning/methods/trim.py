@@ -24,7 +24,11 @@ from trim_lightning.store import Entry, StageKey
 from trim_lightning.trim.pooling import Pooled, aggregate_groups, penalise, pool
 
 if TYPE_CHECKING:
+    from trim_lightning.engine.scoring_pass import ScoringRequest
+    from trim_lightning.engine.sharded_pass import Resources
     from trim_lightning.engine.target_pass import SalientTarget
+
+BANKS = "fingerprints.safetensors"
 
 
 @dataclass
@@ -35,14 +39,29 @@ class TrimSelector(Selector):
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score the pool against the target set's fingerprints."""
+        work = self.prepare(task)
+        self._scoring = self._scoring_pass(task, work)
+        self._bank_idf = read_idf(self._fingerprint_entry.path)
+        return self._pool(task)
+
+    def prepare(self, task: SelectionTask) -> ScoringWork:
+        """Everything before the pass over the pool, and what is wanted of that pass."""
         settings = task.settings
         if settings.warmup.enabled:
             task.scorer.warm_up(settings.warmup, task.pool_tokens, task.pool_key)
-        signals = self._target_pass(task)
-        fingerprints = self._fingerprints(task, signals)
-        self._scoring = self._scoring_pass(task, fingerprints)
-        self._bank_idf = read_idf(fingerprints.path)
-        return self._pool(task)
+        fingerprints = self._fingerprints(task, self._target_pass(task))
+        resources = task.scorer.resources(settings.scoring.tokens_per_batch, settings.scoring.num_workers)
+        choices = {
+            "scope": settings.scope,
+            "nearest": settings.fallback.nearest,
+            "tokens_per_batch": resources.tokens_per_batch,
+        }
+        inputs = {
+            "pool": task.pool_key.hex,
+            "fingerprint": fingerprints.key.hex,
+            "scorer": task.scorer.identity,
+        }
+        return ScoringWork(StageKey("score", 1, choices, inputs), fingerprints.path / BANKS, resources)
 
     def _target_pass(self, task: SelectionTask) -> Entry:
         """Stage `signals`: per-layer signals and hidden states of the targets."""
@@ -94,7 +113,7 @@ class TrimSelector(Selector):
                         f"target: no token of {where} is in scope={task.settings.scope}; "
                         "give targets with text there, or another scope"
                     )
-            save_banks(banks, directory / "fingerprints.safetensors", choices)
+            save_banks(banks, directory / BANKS, choices)
             write_target_tokens(salient, directory / "target_tokens.parquet")
             return {"seconds": time.perf_counter() - started, "classes": sum(map(len, banks.values()))}
 
@@ -103,38 +122,21 @@ class TrimSelector(Selector):
         self._fingerprint_entry = result
         return result
 
-    def _scoring_pass(self, task: SelectionTask, fingerprints: Entry) -> Entry:
+    def _scoring_pass(self, task: SelectionTask, work: ScoringWork) -> Entry:
         """Stage `score`: every pool token's similarity to its matched fingerprint, in every bank."""
-        settings = task.settings
-        resources = task.scorer.resources(settings.scoring.tokens_per_batch, settings.scoring.num_workers)
-        choices = {
-            "scope": settings.scope,
-            "nearest": settings.fallback.nearest,
-            "tokens_per_batch": resources.tokens_per_batch,
-        }
-        inputs = {
-            "pool": task.pool_key.hex,
-            "fingerprint": fingerprints.key.hex,
-            "scorer": task.scorer.identity,
-        }
-        key = StageKey("score", 1, choices, inputs)
 
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.engine.scoring_pass import run_scoring_pass
             from trim_lightning.engine.sharded_pass import model_for
-            from trim_lightning.trim.fingerprints import load_banks
 
             return run_scoring_pass(
-                model_for(resources, task.scorer.model, task.scorer.recipe),
+                model_for(work.resources, task.scorer.model, task.scorer.recipe),
                 task.pool_tokens,
-                load_banks(fingerprints.path / "fingerprints.safetensors"),
-                directory,
-                nearest=settings.fallback.nearest,
-                scope=settings.scope,
-                resources=resources,
+                {directory: work.request()},
+                resources=work.resources,
             )
 
-        result = task.store.get(key, build, resumable=True, together=True)
+        result = task.store.get(work.key, build, resumable=True, together=True)
         task.ledger.book("score", result)
         task.ledger.facts["padding"] = result.facts["padding"]
         return result
@@ -175,7 +177,7 @@ class TrimSelector(Selector):
         """Write ``fingerprints.safetensors``, ``target_tokens.parquet`` and, when asked, ``token_scores.parquet``."""
         from trim_lightning.outputs import copy_atomically
 
-        for name in ("fingerprints.safetensors", "target_tokens.parquet"):
+        for name in (BANKS, "target_tokens.parquet"):
             if name == "target_tokens.parquet":
                 assert task.targets is not None
                 name_targets(self._fingerprint_entry.path / name, task.targets.records, directory / name)
@@ -183,6 +185,38 @@ class TrimSelector(Selector):
                 copy_atomically(self._fingerprint_entry.path / name, directory / name)
         if task.settings.scoring.save_token_scores:
             write_token_scores(task, self._scoring, directory / "token_scores.parquet")
+
+
+@dataclass(frozen=True)
+class ScoringWork:
+    """A pass over the pool that a selection wants.
+
+    Attributes:
+        key: Key of its result.
+        banks: File of the fingerprint banks.
+        resources: What it runs on.
+    """
+
+    key: StageKey
+    banks: Path
+    resources: Resources
+
+    def request(self) -> ScoringRequest:
+        """What the pass computes; reads the banks."""
+        from trim_lightning.engine.scoring_pass import ScoringRequest
+        from trim_lightning.trim.fingerprints import load_banks
+
+        settings = self.key.settings
+        return ScoringRequest(load_banks(self.banks), settings["nearest"], settings["scope"])
+
+    def shares_pass_with(self, other: ScoringWork) -> bool:
+        """True if one forward pass serves both: same pool, same scorer, same batches."""
+        one, two = self.key, other.key
+        return (one.inputs["pool"], one.inputs["scorer"], one.settings["tokens_per_batch"]) == (
+            two.inputs["pool"],
+            two.inputs["scorer"],
+            two.settings["tokens_per_batch"],
+        )
 
 
 @dataclass(frozen=True)
@@ -250,7 +284,7 @@ def read_idf(directory: Path) -> dict[str, NDArray[np.float64]]:
     """Scaled idf by token id for every bank; read with numpy alone."""
     from safetensors.numpy import load_file
 
-    tensors = load_file(directory / "fingerprints.safetensors")
+    tensors = load_file(directory / BANKS)
     result = {}
     for name in tensors:
         if not name.endswith("token_ids"):

@@ -57,6 +57,9 @@ class StageKey:
         """sha256 (hex) of everything above."""
         return digest_of(self.description)
 
+    def __hash__(self) -> int:
+        return hash(self.hex)
+
     @property
     def description(self) -> dict[str, Any]:
         """JSON-able form, kept beside the result."""

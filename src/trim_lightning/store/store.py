@@ -10,9 +10,9 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,43 @@ class Store:
             raise
         self.team.agree(lambda: DONE)
         return entry
+
+    def get_many(
+        self, keys: Sequence[StageKey], build: Callable[[Mapping[StageKey, Path]], Mapping[str, Any]]
+    ) -> list[Entry]:
+        """The results of several keys; those that are missing are built by one piece of work.
+
+        Args:
+            keys: What is wanted.
+            build: Writes the missing results into the directories that it is given, which may hold an earlier
+                attempt's files, and returns facts that hold for each of them.
+        """
+        with ExitStack() as locks:
+            missing = []
+            for key in sorted({key.hex: key for key in keys if not self.find(key)}.values(), key=lambda key: key.hex):
+                # one order for all processes, so that no two wait for each other
+                (self.root / "locks").mkdir(parents=True, exist_ok=True)
+                locks.enter_context(self._lock(str(self.root / "locks" / f"{key.stage}-{key.hex}.lock")))
+                if not self.find(key):
+                    missing.append(key)
+            if missing:
+                workspaces = {key: self.workspace_of(key) for key in missing}
+                for workspace in workspaces.values():
+                    workspace.mkdir(parents=True, exist_ok=True)
+                facts = build(workspaces)
+                for key, workspace in workspaces.items():
+                    seal(workspace, key, facts)
+                    self.path_of(key).parent.mkdir(parents=True, exist_ok=True)
+                    with suppress(OSError):  # a process without our lock was faster
+                        workspace.rename(self.path_of(key))
+        built = {key.hex for key in missing}
+        entries = []
+        for key in keys:
+            entry = self.find(key)
+            if entry is None:
+                raise StoreError(f"{key.stage}/{key.hex[:12]} is not there after it was built")
+            entries.append(replace(entry, cached=key.hex not in built))
+        return entries
 
     def dismiss_helpers(self) -> None:
         """From here on the leader works alone.
