@@ -67,7 +67,8 @@ def pool_lines() -> list[str]:
 
 def pool_name() -> str:
     """What `pool_lines` gives, for the table."""
-    return "shared pool" if os.environ.get("TRIM_DATA_DIR") else "generated pool"
+    folder = os.environ.get("TRIM_DATA_DIR")
+    return "shared pool" if folder and (Path(folder) / "pool.jsonl.gz").exists() else "generated pool"
 
 
 def tokens_of(source: ModelSource, number: int, name: str, max_length: int = 2048) -> TokenizedRecords:
@@ -127,11 +128,20 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def in_turns(rounds: int, *works: Callable[[], Any]) -> list[list[float]]:
-    """Times of several works, taken in turns so that a slow minute of the machine hits all of them."""
+def in_turns(rounds: int, models: Sequence[Any], *works: Callable[[], Any]) -> list[list[float]]:
+    """Times of several works, taken in turns so that a slow minute of the machine hits all of them.
+
+    Args:
+        rounds: Times that each work is done.
+        models: Are put on the GPU before each work, untimed: a Lightning loop leaves its model on the CPU.
+        *works: What is timed.
+    """
     times: list[list[float]] = [[] for _ in works]
     for _ in range(rounds):
         for place, work in enumerate(works):
+            if torch.cuda.is_available():
+                for model in models:
+                    model.to("cuda")
             times[place].append(seconds(work))
     return times
 

@@ -33,18 +33,19 @@ def main(names: list[str]) -> int:
         if run.returncode:
             failed.append(name)
             continue
-        results[name] = {**json.loads(run.stdout.splitlines()[-1]), "took": round(time.perf_counter() - started, 1)}
+        took = round(time.perf_counter() - started, 1)
+        results[name] = {**json.loads(run.stdout.splitlines()[-1]), "took": took, "machine": materials.machine()}
         print(f"{name}: {results[name]['ratio']} (wanted {results[name]['wanted']})", file=sys.stderr, flush=True)
     file = materials.WORK / "results.json"
     earlier = json.loads(file.read_text())["figures"] if file.exists() else {}
-    content = {"machine": materials.machine(), "figures": {**earlier, **results}}
+    content = {"figures": {**earlier, **results}}
     file.write_text(json.dumps(content, indent=1) + "\n")
     rows = [
         [name, (FIGURES[name].__doc__ or "").strip(), result["ratio"], result["wanted"]]
         for name, result in results.items()
     ]
     print(tabulate(rows, headers=["figure", "what", "value", "wanted"], floatfmt=".3f", maxcolwidths=[None, 60]))
-    print(f"\nmachine: {json.dumps(content['machine'])}\nfile: {file.relative_to(materials.ROOT)}")
+    print(f"\nmachine: {json.dumps(materials.machine())}\nfile: {file.relative_to(materials.ROOT)}")
     for name in failed:
         print(f"error: figure {name} failed; its traceback is above", file=sys.stderr)
     return 1 if failed else 0

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trim_lightning.engine.ranking import ScoreTable, rank_by_score
 from trim_lightning.ledger import Ledger, StageRecord
 from trim_lightning.manifest import write_manifest
-from trim_lightning.methods.base import SelectionTask, load_selector
+from trim_lightning.methods.base import SelectionTask, Selector, load_selector
 from trim_lightning.models.source import find_model
 from trim_lightning.outputs import clear, writable_directory, write_coreset, write_scores
 from trim_lightning.records.record_file import RecordFile
@@ -87,8 +87,72 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Se
     Raises:
         UserError: for anything that the user can mend.
     """
-    ledger = Ledger()
     selector = load_selector(settings.method)
+    task = open_task(settings, selector, store)
+    pool, targets, ledger = task.pool, task.targets, task.ledger
+
+    scores = selector.score(task)
+    store.dismiss_helpers()
+
+    started = time.perf_counter()
+    order = scores.order if scores.order is not None else rank_by_score(scores.score)
+    chosen = select_rows(settings.selection, pool, scores, order, ledger, everything=selector.takes_all)
+    clear(directory)
+    write_scores(pool, scores, order, chosen, directory / "scores.parquet")
+    write_coreset(pool, chosen, directory / "coreset.jsonl")
+    selector.write_extras(task, directory)
+    ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, cached=False))
+
+    unscored = int(np.isnan(scores.score).sum())
+    names = first_ids(pool, np.flatnonzero(np.isnan(scores.score)))
+    if unscored:
+        ledger.warn(f"{unscored} of the pool's records could not be scored and are left out: {names}")
+    for problem in task.pool_tokens.problems[:5]:
+        ledger.warn(f"pool {problem}")
+    manifest = write_manifest(
+        directory / "manifest.json",
+        config=asdict(settings),
+        inputs={
+            "pool": {
+                "name": pool.name,
+                "sha256": pool.sha256,
+                "rows": len(pool),
+                "source_rows": pool.source_rows,
+            },
+            **({} if targets is None else {"target": targets.describe()}),
+            "model": {"name": task.scorer.source.name, "sha256": task.scorer.source.digest},
+        },
+        counts={
+            "pool": len(pool),
+            "scored": len(pool) - unscored,
+            "unscored": unscored,
+            "truncated": task.pool_tokens.truncated,
+            "selected": len(chosen),
+            "selected_tokens": int(scores.num_tokens[chosen].sum()),
+            "mean_tokens_pool": mean(scores.num_tokens),
+            "mean_tokens_selected": mean(scores.num_tokens[chosen]),
+            "fallback_share": ledger.facts.get("fallback_share"),
+            "padding_share": ledger.facts.get("padding"),
+        },
+        ledger=ledger,
+    )
+    summary = selection_summary(manifest, pool, targets, order, chosen, directory, names)
+    return Selection(directory, scores, order, chosen, manifest, summary)
+
+
+def open_task(settings: SelectSettings, selector: Selector, store: Store, announce: bool = True) -> SelectionTask:
+    """Read pool and targets, find the model, tokenise the pool: all that a selector starts from.
+
+    Args:
+        settings: All keys.
+        selector: Says what it needs.
+        store: Stage results.
+        announce: Log what was found.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    ledger = Ledger()
     if selector.uses_model:
         check_trainer(settings.trainer)
     pool = open_records(
@@ -107,10 +171,11 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Se
     source = find_model(settings.model, store)
     if selector.reads_attention:
         source.check_layers(settings.saliency.num_layers)
-    log.info("pool %s: %s records", pool.name, f"{len(pool):,}")
-    if targets is not None:
-        log.info("targets %s: %s examples", targets.records.name, f"{len(targets.records):,}")
-    log.info("scorer %s", source.name)
+    if announce:
+        log.info("pool %s: %s records", pool.name, f"{len(pool):,}")
+        if targets is not None:
+            log.info("targets %s: %s examples", targets.records.name, f"{len(targets.records):,}")
+        log.info("scorer %s", source.name)
     scorer = Scorer(
         source,
         settings.model.dtype,
@@ -122,55 +187,7 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Se
     )
     pool_tokens, tokens_entry = scorer.tokenize(pool)
     ledger.book("tokenize", tokens_entry)
-    task = SelectionTask(settings, pool, pool_tokens, tokens_entry.key, targets, scorer, store, ledger)
-
-    scores = selector.score(task)
-    store.dismiss_helpers()
-
-    started = time.perf_counter()
-    order = scores.order if scores.order is not None else rank_by_score(scores.score)
-    chosen = select_rows(settings.selection, pool, scores, order, ledger, everything=selector.takes_all)
-    clear(directory)
-    write_scores(pool, scores, order, chosen, directory / "scores.parquet")
-    write_coreset(pool, chosen, directory / "coreset.jsonl")
-    selector.write_extras(task, directory)
-    ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, cached=False))
-
-    unscored = int(np.isnan(scores.score).sum())
-    names = first_ids(pool, np.flatnonzero(np.isnan(scores.score)))
-    if unscored:
-        ledger.warn(f"{unscored} of the pool's records could not be scored and are left out: {names}")
-    for problem in pool_tokens.problems[:5]:
-        ledger.warn(f"pool {problem}")
-    manifest = write_manifest(
-        directory / "manifest.json",
-        config=asdict(settings),
-        inputs={
-            "pool": {
-                "name": pool.name,
-                "sha256": pool.sha256,
-                "rows": len(pool),
-                "source_rows": pool.source_rows,
-            },
-            **({} if targets is None else {"target": targets.describe()}),
-            "model": {"name": source.name, "sha256": source.digest},
-        },
-        counts={
-            "pool": len(pool),
-            "scored": len(pool) - unscored,
-            "unscored": unscored,
-            "truncated": pool_tokens.truncated,
-            "selected": len(chosen),
-            "selected_tokens": int(scores.num_tokens[chosen].sum()),
-            "mean_tokens_pool": mean(scores.num_tokens),
-            "mean_tokens_selected": mean(scores.num_tokens[chosen]),
-            "fallback_share": ledger.facts.get("fallback_share"),
-            "padding_share": ledger.facts.get("padding"),
-        },
-        ledger=ledger,
-    )
-    summary = selection_summary(manifest, pool, targets, order, chosen, directory, names)
-    return Selection(directory, scores, order, chosen, manifest, summary)
+    return SelectionTask(settings, pool, pool_tokens, tokens_entry.key, targets, scorer, store, ledger)
 
 
 def open_store(settings: SelectSettings) -> Store:

@@ -70,6 +70,15 @@ class Scorer(ModelHandle):
             self._model = self.recipe().load()
         return self._model
 
+    @property
+    def holds_model(self) -> bool:
+        """True while the weights are in memory."""
+        return self._model is not None
+
+    def release(self) -> None:
+        """Give the weights' memory back; they are loaded again when they are needed."""
+        self._model = None
+
     def recipe(self) -> ModelRecipe:
         """How to load the same model in another process."""
         from trim_lightning.models.load import ModelRecipe

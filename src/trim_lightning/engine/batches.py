@@ -93,7 +93,8 @@ class ShardBatches(Dataset[dict[str, Any]]):
 
     Each item is a dict: ``input_ids [batch, seq]`` int64, padded on the right; ``lengths [batch]`` int64;
     ``roles [batch, seq]`` uint8, 0 at padding; ``scope [batch, seq]`` bool; ``rows [batch]`` int64;
-    ``shard``, ``last`` (the shard's last batch) and ``repeated`` (computed for company only, not to be kept).
+    ``tokens``, the number of real ones; ``shard``, ``last`` (the shard's last batch) and ``repeated`` (computed
+    for company only, not to be kept).
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class ShardBatches(Dataset[dict[str, Any]]):
             "roles": torch.from_numpy(roles),
             "scope": torch.from_numpy(scope_mask(roles, self.scope)),
             "rows": torch.tensor(rows, dtype=torch.int64),
+            "tokens": int(lengths.sum()),
             "shard": shard,
             "last": last,
             "repeated": repeated,

@@ -125,15 +125,16 @@ class ScoringPass(ForwardPass):
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         input_ids, lengths = batch["input_ids"], batch["lengths"]
-        hidden = last_hidden_states(self.model, input_ids)
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
-        token_ids, states = input_ids[real], unit(hidden[real])
+        places = real.flatten().nonzero().squeeze(1)  # before the forward pass: a GPU would be waited for after it
+        hidden = last_hidden_states(self.model, input_ids)
+        token_ids, states = input_ids.flatten()[places], unit(hidden.flatten(0, 1)[places])
         matched = [matcher.match_unit(token_ids, states) for matcher in self._matchers]
         return {
             "rows": batch["rows"],
             "lengths": lengths,
             "token_ids": token_ids,
-            "roles": batch["roles"][real],
+            "roles": batch["roles"].flatten()[places],
             "similarity": torch.stack([similarity for similarity, _ in matched]),
             "match": torch.stack([classes for _, classes in matched]),
         }

@@ -42,11 +42,11 @@ class ValueShards:
             self.directory, {shard.index: [row for rows in shard.batches for row in rows] for shard in plan}
         )
 
-    def write(self, index: int, parts: Sequence[tuple[Mapping[str, Any], torch.Tensor]]) -> None:
+    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        rows = torch.cat([batch["rows"] for batch, _ in parts]).cpu().numpy()
+        places = torch.cat([rows for rows, _ in parts]).cpu().numpy()
         values = np.concatenate([prediction.cpu().numpy() for _, prediction in parts])
-        write_values(self.directory, index, rows, values)
+        write_values(self.directory, index, places, values)
 
 
 def run_record_pass(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader
@@ -50,8 +51,8 @@ class ShardForm(Protocol):
     def finished(self, plan: Sequence[Shard]) -> set[int]:
         """Indexes of the plan's shards that are whole; removes damaged ones and what a kill left half written."""
 
-    def write(self, index: int, parts: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
-        """Write one shard by rename from its batches and their predictions."""
+    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
+        """Write one shard by rename from its batches' rows and predictions."""
 
 
 def run_sharded_pass(
@@ -112,6 +113,7 @@ class ShardData(LightningDataModule):
         self, records: TokenizedRecords, shards: Sequence[Shard], scope: str, num_workers: int | None = None
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer shards than processes
         self.records, self.shards, self.scope = records, shards, scope
         self.num_workers = num_workers
 
@@ -147,7 +149,7 @@ class ShardWriter(BasePredictionWriter):
     def __init__(self, form: ShardForm, clock: WorkClock | None = None) -> None:
         super().__init__(write_interval="batch")
         self.form, self.clock = form, clock
-        self._open: dict[int, list[tuple[Mapping[str, Any], Any]]] = {}
+        self._open: dict[int, list[tuple[torch.Tensor, Any]]] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._pending: list[Future[None]] = []
 
@@ -171,14 +173,14 @@ class ShardWriter(BasePredictionWriter):
         if batch["repeated"]:
             return
         shard = int(batch["shard"])
-        self._open.setdefault(shard, []).append((batch, prediction))
+        self._open.setdefault(shard, []).append((batch["rows"], prediction))
         if batch["last"]:
             assert self._thread is not None
             parts = self._open.pop(shard)
             self._settle(PENDING - 1)
             self._pending.append(self._thread.submit(self._write, shard, parts, trainer.is_global_zero))
 
-    def _write(self, shard: int, parts: Sequence[tuple[Mapping[str, Any], Any]], ticks: bool) -> None:
+    def _write(self, shard: int, parts: Sequence[tuple[torch.Tensor, Any]], ticks: bool) -> None:
         self.form.write(shard, parts)
         if self.clock is not None and ticks:
             self.clock.tick()

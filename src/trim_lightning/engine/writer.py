@@ -38,7 +38,7 @@ class TokenShards:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
         return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
 
-    def write(self, index: int, parts: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
+    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
         write_shard(self._table([prediction for _, prediction in parts]), self.directory, index)
 
@@ -70,9 +70,9 @@ class SharedShards:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
         return set.intersection(*(reader.finished(plan) for reader in self.readers))
 
-    def write(self, index: int, parts: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
+    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        parts = [(batch, {name: value.cpu() for name, value in prediction.items()}) for batch, prediction in parts]
+        parts = [(rows, {name: value.cpu() for name, value in prediction.items()}) for rows, prediction in parts]
         for reader in self.readers:
             reader.write(index, parts)
 
@@ -123,7 +123,7 @@ class TokenProgress(Callback):
         """Advance by the batch's real tokens."""
         if self._bar is not None and not batch["repeated"]:
             # the other processes are as fast as this one
-            tokens = int(batch["lengths"].sum()) * trainer.world_size
+            tokens = batch["tokens"] * trainer.world_size
             self._bar.update(min(tokens, self.total - self._bar.n))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

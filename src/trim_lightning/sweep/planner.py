@@ -1,0 +1,99 @@
+"""Before the jobs of a sweep run: every pass over the pool that several of them want, once for all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trim_lightning.errors import UserError
+from trim_lightning.methods.base import SelectionTask, load_selector
+from trim_lightning.methods.trim import ScoringWork, TrimSelector
+from trim_lightning.pipeline import open_store, open_task
+from trim_lightning.selection import check_settings
+from trim_lightning.settings import SelectSettings
+from trim_lightning.store import StageKey
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job of a sweep, ready for its pass over the pool."""
+
+    task: SelectionTask
+    work: ScoringWork
+
+
+def share_passes(jobs: Sequence[SelectSettings]) -> int:
+    """Run the passes over the pool that several jobs share, with the banks of all of them.
+
+    Warm-up and target passes that jobs share are run once on the way. A job that cannot be prepared is left out: it
+    will say itself what is wrong with it. Passes of a single job are left to it.
+
+    Args:
+        jobs: Settings of all jobs of the sweep.
+
+    Returns:
+        Number of passes that were run.
+    """
+    groups: list[list[Cell]] = []
+    for settings in jobs:
+        cell = prepare(settings)
+        if cell is None:
+            continue
+        for group in groups:
+            if group[0].work.shares_pass_with(cell.work) and group[0].task.store.root == cell.task.store.root:
+                if group[0].task.scorer.holds_model:
+                    cell.task.scorer.release()  # one copy is enough
+                group.append(cell)
+                break
+        else:
+            groups.append([cell])
+    return sum(share_pass(group) for group in groups)
+
+
+def prepare(settings: SelectSettings) -> Cell | None:
+    """A job up to its pass over the pool; None if it has none to share, or a mistake in it."""
+    try:
+        check_settings(settings)
+        selector = load_selector(settings.method)
+        if not isinstance(selector, TrimSelector):
+            return None
+        store = open_store(settings)
+        if store.team.size > 1:
+            return None  # processes of a launcher share passes in their own way
+        task = open_task(settings, selector, store, announce=False)
+        return Cell(task, selector.prepare(task))
+    except UserError:
+        return None
+
+
+def share_pass(group: Sequence[Cell]) -> bool:
+    """Run one pass for a group of jobs; False if there is nothing to share."""
+    works = {cell.work.key: cell for cell in group}
+    first = next((cell for cell in group if cell.task.scorer.holds_model), group[0])
+    missing = [key for key in works if first.task.store.find(key) is None]
+    if len(missing) < 2:
+        first.task.scorer.release()
+        return False
+    log.info("one pass over the pool for %d jobs with %d banks", len(group), len(missing))
+
+    def build(workspaces: Mapping[StageKey, Path]) -> dict[str, Any]:
+        from trim_lightning.engine.scoring_pass import run_scoring_pass
+        from trim_lightning.engine.sharded_pass import model_for
+
+        resources = first.work.resources
+        return run_scoring_pass(
+            model_for(resources, first.task.scorer.model, first.task.scorer.recipe),
+            first.task.pool_tokens,
+            {workspace: works[key].work.request() for key, workspace in workspaces.items()},
+            resources=resources,
+        )
+
+    entries = first.task.store.get_many(missing, build)
+    first.task.ledger.book("score", entries[0])
+    first.task.scorer.release()
+    return True
