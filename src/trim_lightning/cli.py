@@ -169,12 +169,15 @@ def as_helper(arguments: Sequence[str]) -> list[str]:
     kept = [argument for argument in arguments if not argument.startswith(folders)]
     nowhere = tempfile.mkdtemp(prefix="trim-helper-")
     atexit.register(shutil.rmtree, nowhere, ignore_errors=True)
+    # among the other overrides: argparse takes none after a flag that follows them
+    place = next((place for place, argument in enumerate(kept) if "=" in argument and argument[0] != "-"), len(kept))
     return [
-        *kept,
+        *kept[:place],
         f"hydra.run.dir={nowhere}",
         f"hydra.sweep.dir={nowhere}",
         "hydra.output_subdir=null",
         "hydra.job_logging.loggers.trim_lightning.level=ERROR",
+        *kept[place:],
     ]
 
 

@@ -42,16 +42,24 @@ class StageRecord:
 
 @dataclass
 class Ledger:
-    """Collects stage records and warnings during a run."""
+    """Collects stage records and warnings during a run.
+
+    Attributes:
+        stages: Stage name to what was booked.
+        warnings: What the user should know.
+        facts: Other figures of the run.
+        quiet: Keep to itself what another run will say again: warnings, and what came from the store.
+    """
 
     stages: dict[str, StageRecord] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    quiet: bool = False
 
     def book(self, stage: str, entry: Entry) -> None:
         """Add a stored result to a stage; several results of one stage add up."""
         facts: Mapping[str, Any] = entry.facts
-        if entry.cached and stage not in self.stages:
+        if entry.cached and stage not in self.stages and not self.quiet:
             log.info("%s: from the store", stage)
         record = StageRecord(entry.key.hex, float(facts.get("seconds", 0.0)), int(facts.get("tokens", 0)), entry.cached)
         if record.tokens and not entry.cached:
@@ -72,5 +80,6 @@ class Ledger:
 
     def warn(self, message: str) -> None:
         """Tell the user now and note it in the manifest."""
-        log.warning(message)
+        if not self.quiet:
+            log.warning(message)
         self.warnings.append(message)

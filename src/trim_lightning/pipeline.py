@@ -27,7 +27,7 @@ from trim_lightning.scorer import Scorer
 from trim_lightning.selection import check_budget, check_settings, select_rows
 from trim_lightning.settings import LoggerSettings, SelectSettings
 from trim_lightning.store import Store
-from trim_lightning.store.team import find_team
+from trim_lightning.store.team import find_team, launched_size
 from trim_lightning.summary import selection_metrics, selection_summary
 from trim_lightning.targets import check_target, choose_targets
 from trim_lightning.tracking import open_tracker
@@ -147,12 +147,12 @@ def open_task(settings: SelectSettings, selector: Selector, store: Store, announ
         settings: All keys.
         selector: Says what it needs.
         store: Stage results.
-        announce: Log what was found.
+        announce: Log what was found; False for a look ahead.
 
     Raises:
         UserError: for anything that the user can mend.
     """
-    ledger = Ledger()
+    ledger = Ledger(quiet=not announce)
     if selector.uses_model:
         check_trainer(settings.trainer)
     pool = open_records(
@@ -211,8 +211,9 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     Raises:
         UserError: for an argument that Trainer does not have, a device that is absent, or several of them.
     """
-    plain = set(trainer) <= {"accelerator", "devices", "num_nodes"} and trainer.get("accelerator") in ("auto", "cpu")
-    if not plain or not all(type(trainer.get(name, 1)) is int for name in ("devices", "num_nodes")):
+    usual = set(trainer) <= {"accelerator", "devices", "num_nodes"} and trainer.get("accelerator") in ("auto", "cpu")
+    single = all(type(trainer.get(name, 1)) is int and trainer.get(name, 1) == 1 for name in ("devices", "num_nodes"))
+    if not (usual and single and launched_size() == 1):
         from trim_lightning.engine.trainer import make_trainer
 
         make_trainer(trainer, [])

@@ -18,12 +18,14 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from running import run_select
 from tiny_models import write_records
-from trim_lightning.engine.trainer import is_spread, with_strategy
+from trim_lightning.engine.trainer import is_spread, one_device, with_strategy
 from trim_lightning.errors import UserError
 from trim_lightning.store import StageKey, Store
+from trim_lightning.store import store as store_module
 from trim_lightning.store.team import LeaderFailed, PartDone, Team
 
 CHECKOUT = Path(__file__).parents[2]
@@ -119,6 +121,12 @@ def test_two_processes_score_as_one(
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.parts and path.is_file()]
 
 
+def test_more_processes_than_shards(select: Select, pool_file: Path, tmp_path: Path) -> None:
+    overrides = (f"pool.path={pool_file}", "trainer=ddp_cpu")
+    run([sys.executable, *select("two", *overrides)], tmp_path)
+    assert np.isfinite(scores(tmp_path / "two")["score"]).sum() > 30
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_passes_of_other_methods(select: Select, tmp_path: Path) -> None:
     run([sys.executable, *select("one", "trainer=cpu", "method=rds")], tmp_path)
@@ -206,7 +214,13 @@ def test_strategies() -> None:
     assert is_spread({"devices": 2})
     assert is_spread({"devices": "0,1"})
     assert is_spread({"devices": 1, "num_nodes": 2})
-    assert with_strategy({"devices": 2, "strategy": "ddp"})["strategy"] == "ddp_spawn"
+    spawned = with_strategy({"devices": 2, "strategy": "ddp"})
+    assert spawned["strategy"] == "ddp_spawn"
+    assert isinstance(spawned["plugins"][0], LightningEnvironment), "Slurm would give every process rank 0"
+    assert one_device({"devices": [2, 3]})["devices"] == [2]
+    assert one_device({"devices": "2,3"})["devices"] == [2]
+    assert one_device({"devices": 4})["devices"] == 1
+    assert not is_spread({"devices": "0,"})
     assert with_strategy({"devices": 2, "strategy": "ddp_fork"})["strategy"] == "ddp_fork"
     assert with_strategy({"devices": 1, "strategy": "ddp"})["strategy"] == "auto"
 
@@ -235,14 +249,14 @@ class Scripted(Team):
     def __init__(self, rank: int, said: list[Any]) -> None:
         self.rank, self.said = rank, said
 
-    def agree(self, value: Callable[[], Any]) -> Any:
+    def agree(self, topic: str, value: Callable[[], Any]) -> Any:
         if self.leads:
-            self.said.append(value())
-            return self.said[-1]
+            self.said.append((topic, value()))
+            return self.said[-1][1]
         message = self.said.pop(0)
-        if message is LeaderFailed:
+        if message is LeaderFailed or message[0] != topic:
             raise LeaderFailed
-        return message
+        return message[1]
 
     def give_up(self) -> None:
         self.said.append(LeaderFailed)
@@ -293,7 +307,29 @@ def test_helpers_learn_that_the_leader_failed(tmp_path: Path) -> None:
         Store(tmp_path, team=Scripted(1, said)).get(KEY, fail)
 
 
-def test_helpers_need_the_same_store(tmp_path: Path) -> None:
+def test_a_leader_that_fails_amid_a_pass_ends_its_process(tmp_path: Path) -> None:
+    said: list[Any] = []
+
+    def fail(directory: Path) -> None:
+        raise UserError("out of memory")
+
+    with pytest.raises(SystemExit):
+        Store(tmp_path, team=Scripted(0, said)).get(KEY, fail, resumable=True, together=True)
+    assert LeaderFailed not in said, "helpers inside a pass would not hear it"
+
+
+def test_a_helper_that_is_out_of_step_builds_nothing(tmp_path: Path) -> None:
+    said: list[Any] = [("another stage", "partial/elsewhere")]
+
+    def build(directory: Path) -> None:
+        raise AssertionError("built into another stage's directory")
+
+    with pytest.raises(LeaderFailed):
+        Store(tmp_path, team=Scripted(1, said)).get(KEY, build, together=True)
+
+
+def test_helpers_need_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "SIGHT_SECONDS", 0)
     said: list[Any] = []
     Store(tmp_path / "here", team=Scripted(0, said)).get(KEY, lambda directory: None)
     with pytest.raises(UserError, match="shared directory"):

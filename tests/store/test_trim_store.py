@@ -117,16 +117,56 @@ def test_a_use_makes_an_entry_young(root: Path) -> None:
 def test_what_is_being_built_stays(run: Run, root: Path) -> None:
     (work,) = [item for item in items(root) if not item.finished]
     with FileLock(str(root / "locks" / f"{work.name}.lock")):
-        code, out, _ = run("prune", "--stage", "partial")
+        code, out, _ = run("prune", "--stage", "partial", "--force")
     assert code == 0
     assert "1 left: a running process is building them" in out
     assert work.path.exists()
-    run("prune", "--stage", "partial")
+    run("prune", "--stage", "partial", "--force")
     assert not work.path.exists()
 
 
+def test_what_was_used_today_stays_unless_forced(run: Run, root: Path) -> None:
+    code, out, _ = run("prune", "--all")
+    assert code == 0
+    assert "2 left: used within the last day" in out
+    assert len(items(root)) == 2
+
+
+def test_only_what_a_store_makes_is_touched(run: Run, root: Path, tmp_path: Path) -> None:
+    mine = root / "notes" / "important"
+    mine.mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / ("a" * 64)).mkdir(parents=True)
+    (root / "linked").symlink_to(elsewhere)
+    assert run("prune", "--all", "--force")[0] == 0
+    assert mine.is_dir()
+    assert (elsewhere / ("a" * 64)).is_dir()
+
+
+def test_a_folder_that_is_no_store_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "home" / "documents").mkdir(parents=True)
+    assert main(["--store", str(tmp_path / "home"), "prune", "--all", "--force"]) == 2
+    assert "is no stage store" in capsys.readouterr().err
+
+
+def test_an_empty_store_and_an_unknown_stage(capsys: pytest.CaptureFixture[str], run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["--store", str(tmp_path / "empty"), "list"]) == 0
+    assert capsys.readouterr().out == "\n0 entries, 0 B\n"
+    assert run("list", "--stage", "none")[:2] == (0, "\n0 entries, 0 B\n")
+
+
+def test_a_damaged_entry_that_is_being_built_again_is_told(run: Run, root: Path) -> None:
+    victim = next(item for item in items(root) if item.stage == "score")
+    (victim.path / "data").write_bytes(b"")
+    with FileLock(str(root / "locks" / f"score-{victim.name}.lock")):
+        assert run("verify", "--delete")[0] == 2
+    assert run("verify", f"score/{victim.name[:9]}", "--delete")[0] == 0
+    assert "no entry" in run("show", f"tokens/{victim.name[:9]}")[2]
+
+
 def test_prune_all(run: Run, root: Path) -> None:
-    assert run("prune", "--all")[0] == 0
+    assert run("prune", "--all", "--force")[0] == 0
     assert items(root) == []
 
 

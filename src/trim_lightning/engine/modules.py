@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trim_lightning.errors import UserError
 from trim_lightning.models.attention import SaliencyRecorder, recording
 from trim_lightning.models.hidden import last_hidden_states
 from trim_lightning.models.load import ModelRecipe
@@ -56,11 +57,16 @@ def shard_weights(model: PreTrainedModel, mesh: Any) -> None:
     """Divide the weights of the base model's layers and embeddings among the mesh's processes (FSDP2).
 
     The LM head stays whole in each process: some statistics call it by itself.
+
+    Raises:
+        UserError: for an architecture that names its layers otherwise.
     """
     from torch.distributed.fsdp import fully_shard
 
     base: Any = model.base_model
     base = getattr(base, "decoder", base)  # OPT has one more level
+    if not hasattr(base, "layers"):
+        raise UserError(f"trainer=fsdp: the layers of {type(model).__name__} are not known; use trainer=ddp")
     for layer in base.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(base, mesh=mesh)

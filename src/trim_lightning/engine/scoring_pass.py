@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import padding_share, plan_shards
+from trim_lightning.engine.clock import WorkClock
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.sharded_pass import Resources, run_sharded_pass
 from trim_lightning.engine.writer import SharedShards, TokenShards
@@ -70,6 +71,8 @@ def run_scoring_pass(
         resources=resources,
         title="score",
     )
+    for directory in list(requests)[1:]:
+        WorkClock(directory).finish()  # of an attempt that nobody shared
     facts = {"tokens": records.total_tokens, "shards": len(plan), "padding": padding_share(records.lengths, plan)}
     for directory, request in requests.items():
         noted = {

@@ -18,6 +18,7 @@ from trim_lightning.engine.clock import WorkClock
 from trim_lightning.engine.modules import in_step
 from trim_lightning.engine.trainer import hush_lightning, interruptible, is_spread, make_trainer, one_device
 from trim_lightning.engine.writer import TokenProgress
+from trim_lightning.errors import UserError
 from trim_lightning.store.team import ALONE, Team
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
@@ -85,7 +86,7 @@ def run_sharded_pass(
     """
     team = resources.team
     clock = WorkClock(directory)
-    done = team.agree(lambda: form.finished(plan))
+    done = team.agree(title, lambda: form.finished(plan))
     missing = [shard for shard in plan if shard.index not in done]
     if missing:
         data = ShardData(records, missing, scope, resources.num_workers)
@@ -93,7 +94,7 @@ def run_sharded_pass(
         runner = make_trainer(resources.trainer, [writer, TokenProgress(title, data.tokens)])
         with interruptible(runner):
             runner.predict(module, datamodule=data, return_predictions=False)
-        team.agree(lambda: None)  # all have written their last shard
+        team.meet()  # all have written their last shard, and nobody's temporary files are about
         if team.leads and len(form.finished(missing)) < len(missing):
             raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
     return clock.finish() if team.leads else 0.0
@@ -219,5 +220,16 @@ def model_for(resources: Resources, model: Callable[[], Any], recipe: Callable[[
         resources: What the pass runs on.
         model: Gives the model of this process.
         recipe: Gives a `trim_lightning.models.load.ModelRecipe`.
+
+    Raises:
+        UserError: for a model that is itself spread over devices.
     """
-    return recipe() if is_spread(resources.trainer) else model()
+    if not is_spread(resources.trainer):
+        return model()
+    loader = recipe()
+    if loader.source.device_map is not None:
+        raise UserError(
+            f"model.device_map={loader.source.device_map}: one process spreads the model over all devices; use "
+            "trainer.devices=1 with it, or trainer=fsdp without it"
+        )
+    return loader

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import os
 import re
 import signal
 import warnings
@@ -14,9 +15,11 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
-from torch.multiprocessing.spawn import ProcessRaisedException
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from trim_lightning.errors import UserError
+from trim_lightning.models.handle import first_device
 from trim_lightning.store.team import launched_size
 
 OURS = {"callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_progress_bar"}
@@ -112,9 +115,13 @@ def with_strategy(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if strategy == "fsdp":
         from lightning.pytorch.strategies import ModelParallelStrategy
 
-        return {**arguments, "strategy": ModelParallelStrategy(data_parallel_size=asked, tensor_parallel_size=1)}
-    if strategy in ("auto", "ddp"):
-        return {**arguments, "strategy": "ddp" if launched > 1 else "ddp_spawn"}
+        divided = ModelParallelStrategy(data_parallel_size=asked, tensor_parallel_size=1)
+        return {**arguments, "strategy": divided, "inference_mode": False}  # FSDP2 changes parameters in place
+    if launched > 1 and strategy == "auto":
+        return {**arguments, "strategy": "ddp"}
+    if launched == 1 and strategy in ("auto", "ddp"):
+        # not what Slurm or torchrun say of this one process: it starts its own
+        return {**arguments, "strategy": "ddp_spawn", "plugins": [LightningEnvironment()]}
     return dict(arguments)
 
 
@@ -137,7 +144,9 @@ def number_of_devices(settings: Mapping[str, Any]) -> int:
     if isinstance(devices, list | tuple):
         return len(devices)
     try:
-        return len(devices.split(",")) if isinstance(devices, str) and "," in devices else int(devices)
+        if isinstance(devices, str) and "," in devices:
+            return len([name for name in devices.split(",") if name.strip()])
+        return int(devices)
     except (TypeError, ValueError):
         raise UserError(
             f"trainer.devices={devices}: neither a number of devices nor a list of them; give such as 2"
@@ -145,8 +154,10 @@ def number_of_devices(settings: Mapping[str, Any]) -> int:
 
 
 def one_device(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same Trainer arguments on a single device, for passes too small or too stateful to be spread."""
-    return {**settings, "devices": 1, "num_nodes": 1, "strategy": ONE_DEVICE}
+    """The same Trainer arguments on a single device, the first of those that are named, for what is not spread."""
+    named = first_device(settings)
+    first = 1 if named is None else [named]
+    return {**settings, "devices": first, "num_nodes": 1, "strategy": ONE_DEVICE}
 
 
 @contextmanager
@@ -170,7 +181,16 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
         found = re.findall(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)$", str(error), re.MULTILINE)
         if found:
             raise UserError(found[-1]) from None
+        full = re.findall(r"^OSError: \[Errno (\d+)\]", str(error), re.MULTILINE)
+        if full:
+            raise OSError(int(full[-1]), os.strerror(int(full[-1]))) from None
         raise
+    except ProcessExitedException as error:
+        stop_processes(trainer)
+        raise UserError(
+            f"trainer.devices: one of the pass's processes was ended from outside (exit code {error.exit_code}), "
+            "perhaps for lack of memory: each holds a model of its own; use fewer devices or trainer=fsdp"
+        ) from None
     if trainer.interrupted:
         raise KeyboardInterrupt
 

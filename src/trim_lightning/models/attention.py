@@ -46,7 +46,8 @@ class SaliencyRecorder:
         """
         if layer in self._signals:
             raise refusal("more than one attention in a layer")
-        self._signals[layer] = (row, column)
+        # layers may be on different devices
+        self._signals[layer] = (row.to(self.lengths.device), column.to(self.lengths.device))
 
     def signals(self) -> tuple[Tensor, Tensor]:
         """Row and column signals, each ``[layers, batch, seq]`` float32.
@@ -115,7 +116,8 @@ def hooked_attention(
             raise refusal("attention that is not causal")
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         visible = None if attention_mask is None else visible_keys(attention_mask)
-        recorder.record(layer, *attention_statistics(query, key, factor, recorder.lengths, visible))
+        lengths = recorder.lengths.to(query.device)
+        recorder.record(layer, *attention_statistics(query, key, factor, lengths, visible))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return output, None
 

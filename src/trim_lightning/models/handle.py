@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32_768}
 
 
+def first_device(trainer: Mapping[str, Any]) -> int | None:
+    """Number of the first device that ``trainer.devices`` names; None if it only says how many."""
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(name) for name in devices.split(",") if name.strip()]
+    return int(devices[0]) if isinstance(devices, list | tuple) and devices else None
+
+
 class ModelHandle:
     """Gives stages a model, its tokenizer and its tokenised records, through the store.
 
@@ -71,7 +79,7 @@ class ModelHandle:
 
         wanted = self.trainer.get("accelerator") or "auto"
         if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", first_device(self.trainer) or 0)
         if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")

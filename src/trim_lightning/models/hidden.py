@@ -25,4 +25,4 @@ def last_hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
         raise UserError(
             f"model.path: {type(model).__name__} gives no last hidden state to compare; use another architecture"
         )
-    return states
+    return states.to(input_ids.device)  # accelerate leaves it on the last layer's device

@@ -60,7 +60,7 @@ def record_losses(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> 
     else:
         states = last_hidden_states(model, input_ids)[wanted]
         parts = [
-            cross_entropy(head(piece).float(), answer, reduction="none")
+            cross_entropy(head(piece).float().to(answer.device), answer, reduction="none")
             for piece, answer in zip(states.split(CHUNK), following.split(CHUNK), strict=True)
         ]
     losses = torch.zeros(len(input_ids), dtype=torch.float64)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
-from trim_lightning.store.store import RECEIPT, Store, StoreError, last_change
+from trim_lightning.store.store import ORPHAN_AGE, RECEIPT, Store, StoreError, last_change
 
 PARTIAL = "partial"
-NO_STAGES = (PARTIAL, "locks", "digests")
+KEY = re.compile(r"[0-9a-f]{64}")
+WORK = re.compile(r".+-[0-9a-f]{64}(-[0-9a-f]{32})?|damaged-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,33 @@ class Item:
 
 
 def items(root: Path) -> list[Item]:
-    """Everything in a store, largest first."""
+    """Everything in a store, largest first; what no store makes is passed over."""
     return sorted(_items(root), key=lambda item: (-item.size, item.stage, item.name))
 
 
 def _items(root: Path) -> Iterator[Item]:
-    for stage in sorted(path for path in root.iterdir() if path.is_dir()):
-        if stage.name in NO_STAGES[1:]:
-            continue
-        for path in sorted(entry for entry in stage.iterdir() if entry.is_dir()):
-            files = [file for file in path.rglob("*") if file.is_file()]
-            size, changed = sum(file.stat().st_size for file in files), last_change(path)
-            receipt = path / RECEIPT
-            used = receipt.stat().st_mtime if receipt.exists() else changed
-            yield Item(stage.name, path.name, path, size, made_at(receipt, changed), used)
+    for stage in real_folders(root):
+        for path in real_folders(stage):
+            if not (WORK if stage.name == PARTIAL else KEY).fullmatch(path.name):
+                continue
+            states = [state for file in path.rglob("*") if (state := state_of(file)) is not None]
+            size = sum(state.st_size for state in states if S_ISREG(state.st_mode))
+            changed, receipt = last_change(path), state_of(path / RECEIPT)
+            used = receipt.st_mtime if receipt is not None else changed
+            yield Item(stage.name, path.name, path, size, made_at(path / RECEIPT, changed), used)
+
+
+def real_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, symbolic links passed over."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def state_of(path: Path) -> os.stat_result | None:
+    """Size and times of a file; None if it has gone meanwhile."""
+    try:
+        return path.stat(follow_symlinks=False)
+    except OSError:
+        return None
 
 
 def made_at(receipt: Path, otherwise: float) -> float:
@@ -90,26 +106,32 @@ def damage(root: Path, item: Item) -> str | None:
     except StoreError as error:
         return str(error)
     except FileNotFoundError:
-        return "vanished meanwhile"
+        pass  # deleted meanwhile: nothing is damaged
     return None
 
 
-def delete(root: Path, item: Item) -> bool:
-    """Delete an entry or unfinished work; False if a running process is building it."""
+def delete(root: Path, item: Item, lock: str = "file") -> bool:
+    """Delete an entry or unfinished work; False if a running process is building it.
+
+    Args:
+        root: The store.
+        item: What goes.
+        lock: ``paths.store_lock`` of those who use the store. With ``none`` nobody can tell who is building, so
+            that unfinished work of the last day stays.
+    """
     name = item.name if item.stage == PARTIAL else f"{item.stage}-{item.name}"
     name = re.sub(r"(-[0-9a-f]{64})-[0-9a-f]{32}$", r"\1", name)  # unfinished work that cannot be resumed
+    if lock == "none" and not item.finished and time.time() - item.used < ORPHAN_AGE:
+        return False
     locks = root / "locks"
     locks.mkdir(parents=True, exist_ok=True)
+    path = str(locks / f"{name}.lock")
+    kinds = {"file": FileLock, "soft": SoftFileLock}
     try:
-        with FileLock(str(locks / f"{name}.lock"), timeout=0):
-            grave = item.path.with_name(f".{item.path.name}.deleted")
-            shutil.rmtree(grave, ignore_errors=True)
-            item.path.rename(grave)  # at once for everybody else
-            shutil.rmtree(grave, ignore_errors=True)
+        with kinds[lock](path, timeout=0) if lock in kinds else nullcontext():
+            Store(root).discard(item.path)
     except Timeout:
         return False
-    except FileNotFoundError:
-        pass  # another process was faster
     return True
 
 

@@ -15,9 +15,10 @@ from tabulate import tabulate
 from trim_lightning.command import Parser, run_command
 from trim_lightning.errors import UserError
 from trim_lightning.store.inventory import Item, chosen, damage, delete, items, receipt_of
-from trim_lightning.store.store import StoreError
+from trim_lightning.store.store import LOCKS, StoreError
 
 DEFAULT = ".trim_store"
+DAY = 86_400.0
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 AGES = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -37,6 +38,8 @@ def run(arguments: Sequence[str]) -> None:
     root = Path(options.store or os.environ.get("TRIM_STORE_DIR") or DEFAULT).expanduser()
     if not root.is_dir():
         raise UserError(f"--store={root}: no such directory; name a store, or set TRIM_STORE_DIR")
+    if not (root / "locks").is_dir() and any(root.iterdir()):
+        raise UserError(f"--store={root}: is no stage store (it has no locks folder); name one, or set TRIM_STORE_DIR")
     options.task(root, options)
 
 
@@ -48,7 +51,9 @@ def list_entries(root: Path, options: argparse.Namespace) -> None:
          age(item.used)]
         for item in found
     ]  # fmt: skip
-    print(tabulate(rows, headers=["stage", "key", "size", "made", "used"], colalign=("left", "left", *["right"] * 3)))
+    if rows:
+        alignment = ("left", "left", *["right"] * 3)
+        print(tabulate(rows, headers=["stage", "key", "size", "made", "used"], colalign=alignment))
     print(f"\n{len(found)} entries, {size_text(sum(item.size for item in found))}")
 
 
@@ -73,13 +78,15 @@ def verify(root: Path, options: argparse.Namespace) -> None:
     """
     found = [by_key(root, key) for key in options.key] or [item for item in items(root) if item.finished]
     bad = {item: problem for item in found if (problem := damage(root, item)) is not None}
+    left = 0
     for item, problem in bad.items():
-        gone = options.delete and delete(root, item)
+        gone = options.delete and delete(root, item, options.lock)
+        left += not gone
         print(f"{item.stage}/{item.name[:12]}: {problem}{', deleted' if gone else ''}")
     print(f"{len(found) - len(bad)} of {len(found)} entries are whole")
-    if bad and not options.delete:
+    if left:
         raise UserError(
-            f"{len(bad)} damaged entries; a run that needs one computes it again, trim-store verify --delete removes it"
+            f"{left} damaged entries; a run that needs one computes it again, trim-store verify --delete removes it"
         )
 
 
@@ -97,14 +104,21 @@ def prune(root: Path, options: argparse.Namespace) -> None:
         unused_seconds=None if options.unused is None else seconds_of(options.unused),
         keep_bytes=None if options.keep is None else bytes_of(options.keep),
     )
-    busy = 0
+    # what a run asked for a moment ago it may still be reading
+    young = [item for item in taken if time.time() - item.used < DAY and not options.force]
+    gone, busy = [], 0
     for item in taken:
-        if not options.dry_run and not delete(root, item):
+        if item in young:
+            continue
+        if not options.dry_run and not delete(root, item, options.lock):
             busy += 1
             continue
+        gone.append(item)
         print(f"{item.stage}/{item.name[:12]} {size_text(item.size)}, unused for {age(item.used)}")
     verb = "would be deleted" if options.dry_run else "deleted"
-    print(f"{len(taken) - busy} entries {verb}, {size_text(sum(item.size for item in taken))}")
+    print(f"{len(gone)} entries {verb}, {size_text(sum(item.size for item in gone))}")
+    if young:
+        print(f"{len(young)} left: used within the last day; --force takes them, if no run is using the store")
     if busy:
         print(f"{busy} left: a running process is building them")
 
@@ -115,7 +129,10 @@ def by_key(root: Path, key: str) -> Item:
     Raises:
         UserError: if there is none, or more than one.
     """
-    found = [item for item in items(root) if item.finished and item.name.startswith(key.rpartition("/")[2])]
+    stage, _, beginning = key.rpartition("/")
+    found = [
+        item for item in items(root) if item.finished and item.name.startswith(beginning) and stage in ("", item.stage)
+    ]
     if len(found) != 1:
         what = "no entry" if not found else f"{len(found)} entries"
         raise UserError(f"{key}: {what} with a key that begins so; trim-store list shows them")
@@ -172,6 +189,7 @@ def parser() -> argparse.ArgumentParser:
         description="Look after the stage store: results of expensive stages, shared by runs (docs/store.md).",
     )
     made.add_argument("--store", metavar="DIR", help=f"the store (default: TRIM_STORE_DIR, else {DEFAULT})")
+    made.add_argument("--lock", choices=LOCKS, default="file", help="paths.store_lock of the runs that use it")
     tasks = made.add_subparsers(dest="command", required=True, metavar="list|show|verify|prune")
     listing = tasks.add_parser("list", help="every entry with size, age and last use, largest first")
     listing.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (may be repeated)")
@@ -188,6 +206,7 @@ def parser() -> argparse.ArgumentParser:
     pruning.add_argument("--keep", metavar="SIZE", help="the longest unused, until the store is this small: 100G")
     pruning.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (may be repeated)")
     pruning.add_argument("--all", action="store_true", help="everything")
+    pruning.add_argument("--force", action="store_true", help="also what was used within the last day")
     pruning.add_argument("--dry-run", action="store_true", help="only say what would go")
     pruning.set_defaults(task=prune)
     return made

@@ -25,6 +25,7 @@ from trim_lightning.store.team import ALONE, PartDone, Team
 log = logging.getLogger(__name__)
 
 RECEIPT = "entry.json"
+SIGHT_ATTEMPTS, SIGHT_SECONDS = 20, 0.5
 DONE = ""  # what the leader tells its team when a result is there
 RACING_ATTEMPTS = 4  # builds of one process without a working lock, before it gives up
 ORPHAN_AGE = 24 * 3600.0  # seconds without a change after which a temporary directory belongs to nobody
@@ -93,7 +94,7 @@ class Store:
             return None
         except StoreError as error:
             log.warning("store entry %s/%s is damaged (%s); computing it again", key.stage, key.hex[:12], error)
-            self._discard(path)
+            self.discard(path)
             return None
         with suppress(OSError):
             os.utime(path / RECEIPT)  # when it was last used, for pruning
@@ -124,17 +125,29 @@ class Store:
         if not self.team.leads:
             return self._follow(key, build)
 
+        helped = together and self.team.size > 1
+
         def build_together(workspace: Path) -> Mapping[str, Any] | None:
-            self.team.agree(lambda: str(workspace.relative_to(self.root)))
-            return build(workspace)
+            self.team.agree(key.hex, lambda: str(workspace.relative_to(self.root)))
+            return self._take_part(build, workspace)
 
         try:
-            entry = self._get(key, build_together if together else build, resumable)
+            entry = self._get(key, build_together if helped else build, resumable)
         except Exception:
             self.team.give_up()
             raise
-        self.team.agree(lambda: DONE)
+        self.team.agree(key.hex, lambda: DONE)
         return entry
+
+    def _take_part(
+        self, build: Callable[[Path], Mapping[str, Any] | None], workspace: Path
+    ) -> Mapping[str, Any] | None:
+        """Build with the others; a failure ends this process, for they are amid a pass and hear nothing else."""
+        try:
+            return build(workspace)
+        except Exception as error:
+            log.error("%s", error)
+            raise SystemExit(1) from error
 
     def get_many(
         self, keys: Sequence[StageKey], build: Callable[[Mapping[StageKey, Path]], Mapping[str, Any]]
@@ -146,6 +159,7 @@ class Store:
             build: Writes the missing results into the directories that it is given, which may hold an earlier
                 attempt's files, and returns facts that hold for each of them.
         """
+        assert self.team.size == 1, "helpers do not know of this"
         with ExitStack() as locks:
             missing = []
             for key in sorted({key.hex: key for key in keys if not self.find(key)}.values(), key=lambda key: key.hex):
@@ -162,8 +176,11 @@ class Store:
                 for key, workspace in workspaces.items():
                     seal(workspace, key, facts)
                     self.path_of(key).parent.mkdir(parents=True, exist_ok=True)
-                    with suppress(OSError):  # a process without our lock was faster
+                    try:
                         workspace.rename(self.path_of(key))
+                    except OSError:
+                        if self.find(key) is None:  # no process without our lock was faster
+                            raise
         built = {key.hex for key in missing}
         entries = []
         for key in keys:
@@ -184,16 +201,19 @@ class Store:
         self.team = ALONE
 
     def _follow(self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None]) -> Entry:
-        """Wait for the leader, take part where it says so, and read the result."""
-        while (workspace := self.team.agree(lambda: DONE)) != DONE:
-            build(self.root / workspace)
-        entry = self.find(key)
-        if entry is None:
-            raise UserError(
-                f"paths.store_dir={self.root}: this process does not see what the first one has stored; all nodes "
-                "need one shared directory"
-            )
-        return entry
+        """Wait for the leader, take part where it says so, and read the result; never remove anything."""
+        while (workspace := self.team.agree(key.hex, lambda: DONE)) != DONE:
+            self._take_part(build, self.root / workspace)
+        path = self.path_of(key)
+        for _ in range(SIGHT_ATTEMPTS):
+            try:
+                return Entry(key, path, self.verify(path)["facts"], cached=True)
+            except (StoreError, FileNotFoundError):
+                time.sleep(SIGHT_SECONDS)  # network file systems show new files late
+        raise UserError(
+            f"paths.store_dir={self.root}: this process does not see what the first one has stored; all nodes "
+            "need one shared directory"
+        )
 
     def _get(self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None], resumable: bool) -> Entry:
         found = self.find(key)
@@ -300,8 +320,8 @@ class Store:
         self._verified.add(path.name)
         return receipt
 
-    def _discard(self, path: Path) -> None:
-        """Move a damaged entry out of the way first, so that nobody sees it half removed."""
+    def discard(self, path: Path) -> None:
+        """Delete an entry, moved out of the way first, so that nobody sees it half removed."""
         self._verified.discard(path.name)
         grave = self.root / "partial" / f"damaged-{uuid.uuid4().hex}"
         grave.parent.mkdir(parents=True, exist_ok=True)

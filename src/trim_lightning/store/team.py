@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from trim_lightning.errors import UserError
 
 Value = TypeVar("Value")
 MEETING = timedelta(minutes=10)  # all processes have started by then, or one of them never will
+LOST = timedelta(minutes=30)  # after which a process that does not answer in a pass is given up
+ENDED = "another process of this command has ended; its own message says why"
 PATIENCE = timedelta(days=14)  # helpers wait through a whole training of the leader
 
 
@@ -37,20 +40,35 @@ class Team:
         """True in the process that writes results."""
         return self.rank == 0
 
-    def agree(self, value: Callable[[], Value]) -> Value:
+    def agree(self, topic: str, value: Callable[[], Value]) -> Value:
         """The leader's value, computed there alone, in every process. All processes must call it in step.
 
+        Args:
+            topic: What it is about: a process that is out of step finds out instead of taking another's value.
+            value: Gives it.
+
         Raises:
-            LeaderFailed: in the others, if the leader said `give_up` or has ended.
+            LeaderFailed: in the others, if the leader said `give_up`, has ended, or speaks of another topic.
         """
         return value()
 
+    def meet(self) -> None:
+        """Wait until all processes are here.
+
+        Raises:
+            LeaderFailed: if one of them has ended.
+        """
+
     def give_up(self) -> None:
-        """Tell the others that the leader cannot go on with what they wait for."""
+        """Tell the others, who wait in `agree`, that the leader cannot go on with what they wait for."""
 
 
 class LaunchedTeam(Team):
-    """Processes that speak through a torch process group, which Lightning's strategies use as well."""
+    """Processes that speak through a torch process group of their own.
+
+    The default group, which Lightning's strategies use, keeps the usual time limit: a lost process must not leave
+    the others waiting for long. Only the team's own messages may take as long as the leader's longest stage.
+    """
 
     def __init__(self) -> None:
         import torch
@@ -60,38 +78,55 @@ class LaunchedTeam(Team):
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             rank, size = launched_rank(), launched_size()
-            for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
-                os.environ.setdefault(name, str(value))
-            if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-                from lightning.pytorch.plugins.environments import SLURMEnvironment
+            for name, number in (("RANK", rank), ("WORLD_SIZE", size)):
+                os.environ.setdefault(name, str(number))
+            try:
+                if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+                    from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-                environment = SLURMEnvironment()
-                os.environ["MASTER_ADDR"] = environment.main_address
-                os.environ["MASTER_PORT"] = str(environment.main_port)
-            store, _, _ = next(rendezvous("env://", rank, size, timeout=MEETING))
-            distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+                    environment = SLURMEnvironment()
+                    os.environ["MASTER_ADDR"] = environment.main_address
+                    os.environ["MASTER_PORT"] = str(environment.main_port)
+                store, _, _ = next(rendezvous("env://", rank, size, timeout=MEETING))
+                distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LOST)
+            except (RuntimeError, ValueError, OSError) as error:  # torch's own errors are RuntimeErrors
+                reason = (str(error).splitlines() or [""])[0]
+                raise UserError(f"the {size} processes that the launcher started do not meet: {reason}") from None
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)
 
-    def agree(self, value: Callable[[], Value]) -> Value:
+    def agree(self, topic: str, value: Callable[[], Value]) -> Value:
         """See `Team.agree`."""
-        went_well, found = self._broadcast((True, value()) if self.leads else None)
-        if not went_well:
+        message = self._broadcast((topic, value()) if self.leads else None)
+        if message is None:
             raise LeaderFailed("the first process cannot go on; its own message says why")
-        return found
+        if message[0] != topic:
+            raise LeaderFailed(f"this process is at {topic}, the first one at {message[0]}: they are out of step")
+        return message[1]
+
+    def meet(self) -> None:
+        """See `Team.meet`."""
+        from torch import distributed
+
+        try:
+            distributed.barrier(group=self._group)
+        except RuntimeError:
+            raise LeaderFailed(ENDED) from None
 
     def give_up(self) -> None:
         """See `Team.give_up`."""
-        self._broadcast((False, None))
+        with suppress(LeaderFailed):  # they have ended already
+            self._broadcast(None)
 
-    def _broadcast(self, message: tuple[bool, Any] | None) -> tuple[bool, Any]:
+    def _broadcast(self, message: tuple[str, Any] | None) -> tuple[str, Any] | None:
         import torch
         from torch import distributed
 
         box: list[Any] = [message]
         try:
-            distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+            distributed.broadcast_object_list(box, src=0, group=self._group, device=torch.device("cpu"))
         except RuntimeError:
-            raise LeaderFailed("another process of this command has ended; its own message says why") from None
+            raise LeaderFailed(ENDED) from None
         return box[0]
 
 
@@ -108,9 +143,7 @@ def launched_size() -> int:
     """Processes that torchrun or srun started for this command; 1 if neither did."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    if in_slurm_step():
-        return int(os.environ["SLURM_NTASKS"])
-    return 1
+    return int(os.environ["SLURM_STEP_NUM_TASKS"]) if in_slurm_step() else 1
 
 
 def launched_rank() -> int:
@@ -121,5 +154,6 @@ def launched_rank() -> int:
 
 
 def in_slurm_step() -> bool:
-    """True in a task that srun started; a batch script itself, or an interactive shell, is none."""
-    return "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ and "SLURM_NTASKS" in os.environ
+    """True in a task that srun started for this command; a batch script itself, or an interactive shell, is none."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return not interactive and "SLURM_PROCID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ
