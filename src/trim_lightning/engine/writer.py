@@ -121,9 +121,9 @@ class TokenProgress(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Advance by the batch's real tokens."""
-        if self._bar is not None and not batch["repeated"]:
-            # the other processes are as fast as this one
-            tokens = batch["tokens"] * trainer.world_size
+        if self._bar is not None and not batch.get("repeated", False):
+            tokens = batch["tokens"] if "tokens" in batch else int(batch["lengths"].sum())
+            tokens *= trainer.world_size  # the other processes are as fast as this one
             self._bar.update(min(tokens, self.total - self._bar.n))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

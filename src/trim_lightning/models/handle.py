@@ -79,7 +79,8 @@ class ModelHandle:
 
         wanted = self.trainer.get("accelerator") or "auto"
         if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-            return torch.device("cuda", first_device(self.trainer) or 0)
+            named = first_device(self.trainer)
+            return torch.device("cuda") if named is None else torch.device("cuda", named)
         if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
