@@ -200,7 +200,7 @@ def less_one() -> dict[str, Any]:
 
 def less_four() -> dict[str, Any]:
     """(d) LESS's four checkpoints."""
-    return gradients(4, 60, 2, ">= 20")
+    return gradients(4, 30, 3, ">= 20")
 
 
 def resident_mib() -> float:

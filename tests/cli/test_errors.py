@@ -278,7 +278,11 @@ def test_interrupt(
         raise AssertionError("the signal did not end the run")
 
     monkeypatch.setattr(trim_lightning.pipeline, "select", interrupt)
-    outcome = run(*prefix, *inputs.arguments)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        outcome = run(*prefix, *inputs.arguments)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert outcome.code == 130
     assert outcome.last == "interrupted: finished work is kept; the same command goes on from there"
     assert "Traceback" not in outcome.err
