@@ -59,7 +59,6 @@ def test_sharing_can_be_switched_off(inputs: Inputs, tmp_path: Path) -> None:
     assert len(re.findall(r"INFO +score: [\d,]+ tokens", told)) == 2
 
 
-@pytest.mark.slow
 def test_another_launcher_runs_the_jobs_after_the_shared_pass(inputs: Inputs, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     told = sweep(inputs, tmp_path, "saliency.num_layers=1,2", "hydra/launcher@hydra.launcher.inner=joblib")

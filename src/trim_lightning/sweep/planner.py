@@ -26,6 +26,11 @@ class Cell:
     task: SelectionTask
     work: ScoringWork
 
+    def shares_with(self, other: Cell) -> bool:
+        """True if one pass serves both: same pool, scorer, batches, devices and store."""
+        same_devices = self.work.resources.trainer == other.work.resources.trainer
+        return same_devices and self.work.shares_pass_with(other.work) and self.task.store.root == other.task.store.root
+
 
 def share_passes(jobs: Sequence[SelectSettings]) -> int:
     """Run the passes over the pool that several jobs share, with the banks of all of them.
@@ -45,14 +50,22 @@ def share_passes(jobs: Sequence[SelectSettings]) -> int:
         if cell is None:
             continue
         for group in groups:
-            if group[0].work.shares_pass_with(cell.work) and group[0].task.store.root == cell.task.store.root:
+            if group[0].shares_with(cell):
                 if group[0].task.scorer.holds_model:
                     cell.task.scorer.release()  # one copy is enough
                 group.append(cell)
                 break
         else:
             groups.append([cell])
-    return sum(share_pass(group) for group in groups)
+    passes = 0
+    for group in groups:
+        try:
+            passes += share_pass(group)
+        except Exception as error:  # each job then runs its own pass, and says itself what is wrong with it
+            log.warning("the shared pass failed (%s); each job runs its own", (str(error).splitlines() or [""])[0])
+            for cell in group:
+                cell.task.scorer.release()
+    return passes
 
 
 def prepare(settings: SelectSettings) -> Cell | None:
