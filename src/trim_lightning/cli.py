@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import functools
@@ -10,10 +9,8 @@ import io
 import logging
 import os
 import re
-import shutil
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trim_lightning.config import SCHEMAS, config_directory, explain, first_line, register_schemas, to_settings
 from trim_lightning.errors import UserError
 from trim_lightning.settings import SelectSettings, TrainSettings
-from trim_lightning.store.team import PartDone, launched_rank
+from trim_lightning.store.team import PartDone, helper_folder, launched_rank
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +164,7 @@ def as_helper(arguments: Sequence[str]) -> list[str]:
     """The command line for a process that helps the first one: no Hydra files, no warnings twice."""
     folders = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.output_subdir=")
     kept = [argument for argument in arguments if not argument.startswith(folders)]
-    nowhere = tempfile.mkdtemp(prefix="trim-helper-")
-    atexit.register(shutil.rmtree, nowhere, ignore_errors=True)
+    nowhere = helper_folder()
     # among the other overrides: argparse takes none after a flag that follows them
     place = next((place for place, argument in enumerate(kept) if "=" in argument and argument[0] != "-"), len(kept))
     return [

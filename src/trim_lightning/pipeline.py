@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +24,7 @@ from trim_lightning.scorer import Scorer
 from trim_lightning.selection import check_budget, check_settings, select_rows
 from trim_lightning.settings import LoggerSettings, SelectSettings
 from trim_lightning.store import Store
-from trim_lightning.store.team import find_team, launched_size
+from trim_lightning.store.team import find_team, helper_folder, launched_size
 from trim_lightning.summary import selection_metrics, selection_summary
 from trim_lightning.targets import check_target, choose_targets
 from trim_lightning.tracking import open_tracker
@@ -200,8 +197,7 @@ def for_helper(settings: Settings) -> Settings:
     """In a process that helps another one: the same settings, but results and reports go nowhere."""
     if find_team().leads:
         return settings
-    nowhere = tempfile.mkdtemp(prefix="trim-helper-")
-    atexit.register(shutil.rmtree, nowhere, ignore_errors=True)
+    nowhere = helper_folder()
     return replace(settings, logger=LoggerSettings(name="none"), paths=replace(settings.paths, output_dir=nowhere))
 
 

@@ -29,7 +29,7 @@ class SharingLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Make the inner launcher from a config in which it is the only one: Hydra permits no nested target."""
-        self._context, self._task, self._config = hydra_context, task_function, config
+        self._context, self._config = hydra_context, config
         alone = copy.deepcopy(config)
         with open_dict(alone):
             alone.hydra.launcher = copy.deepcopy(self._inner_config)
@@ -85,9 +85,7 @@ class SharingLauncher(Launcher):
 def reason_of(result: JobReturn) -> str:
     """Why a job failed, in one line."""
     from trim_lightning.cli import mistake
+    from trim_lightning.config import first_line
 
     error: Any = result._return_value
-    return (
-        mistake(error)
-        or f"internal failure ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-    )
+    return mistake(error) or f"internal failure ({type(error).__name__}: {first_line(error)})"

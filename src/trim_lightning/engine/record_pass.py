@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import Shard, padding_share, plan_shards
 from trim_lightning.engine.modules import ForwardPass
-from trim_lightning.engine.record_values import finished_values, write_facts, write_values
+from trim_lightning.engine.record_values import finished_values, values_path, write_facts, write_values
 from trim_lightning.engine.sharded_pass import Resources, run_sharded_pass
 from trim_lightning.engine.statistics import RecordStatistic
 from trim_lightning.models.load import ModelRecipe
@@ -41,6 +41,10 @@ class ValueShards:
         return finished_values(
             self.directory, {shard.index: [row for rows in shard.batches for row in rows] for shard in plan}
         )
+
+    def is_there(self, index: int) -> bool:
+        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
+        return values_path(self.directory, index).exists()
 
     def write(self, index: int, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""

@@ -52,6 +52,9 @@ class ShardForm(Protocol):
     def finished(self, plan: Sequence[Shard]) -> set[int]:
         """Indexes of the plan's shards that are whole; removes damaged ones and what a kill left half written."""
 
+    def is_there(self, index: int) -> bool:
+        """True if the shard's file exists; it was written by rename, so it need not be read again."""
+
     def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
         """Write one shard by rename from its batches' rows and predictions."""
 
@@ -95,7 +98,7 @@ def run_sharded_pass(
         with interruptible(runner):
             runner.predict(module, datamodule=data, return_predictions=False)
         team.meet()  # all have written their last shard, and nobody's temporary files are about
-        if team.leads and len(form.finished(missing)) < len(missing):
+        if team.leads and not all(form.is_there(shard.index) for shard in missing):
             raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
     return clock.finish() if team.leads else 0.0
 

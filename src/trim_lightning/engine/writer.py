@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
 from trim_lightning.engine.batches import Shard
-from trim_lightning.engine.shards import finished_shards, ragged, write_shard
+from trim_lightning.engine.shards import finished_shards, ragged, shard_path, write_shard
 from trim_lightning.progress import progress_bar
 from trim_lightning.tokens.tokenized import scope_mask
 
@@ -37,6 +37,10 @@ class TokenShards:
     def finished(self, plan: Sequence[Shard]) -> set[int]:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
         return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
+
+    def is_there(self, index: int) -> bool:
+        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
+        return shard_path(self.directory, index).exists()
 
     def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
@@ -69,6 +73,10 @@ class SharedShards:
     def finished(self, plan: Sequence[Shard]) -> set[int]:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""
         return set.intersection(*(reader.finished(plan) for reader in self.readers))
+
+    def is_there(self, index: int) -> bool:
+        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
+        return all(reader.is_there(index) for reader in self.readers)
 
     def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
         """See `trim_lightning.engine.sharded_pass.ShardForm`."""

@@ -6,7 +6,10 @@ writing); the others wait for it at the store, take their part in the passes tha
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -137,6 +140,14 @@ ALONE = Team()
 def find_team() -> Team:
     """The team that this process belongs to; joins its process group when first called."""
     return LaunchedTeam() if launched_size() > 1 else ALONE
+
+
+@cache
+def helper_folder() -> str:
+    """Where a helper's own output goes; removed when it ends."""
+    folder = tempfile.mkdtemp(prefix="trim-helper-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def launched_size() -> int:

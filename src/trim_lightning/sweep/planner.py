@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trim_lightning.config import first_line
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import SelectionTask, load_selector
 from trim_lightning.methods.trim import ScoringWork, TrimSelector
@@ -62,7 +63,7 @@ def share_passes(jobs: Sequence[SelectSettings]) -> int:
         try:
             passes += share_pass(group)
         except Exception as error:  # each job then runs its own pass, and says itself what is wrong with it
-            log.warning("the shared pass failed (%s); each job runs its own", (str(error).splitlines() or [""])[0])
+            log.warning("the shared pass failed (%s); each job runs its own", first_line(error))
             for cell in group:
                 cell.task.scorer.release()
     return passes
