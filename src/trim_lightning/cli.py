@@ -41,6 +41,9 @@ NOT_OURS = {
 def select_task(config: DictConfig) -> float | None:
     """One selection job; returns the coreset's mean score, which a Hydra sweeper may maximise."""
     settings = to_settings(config, SelectSettings)
+    if settings.dry_run:
+        plan_alone(settings)
+        return None
     name_group(settings)
     from trim_lightning.pipeline import select
 
@@ -52,6 +55,9 @@ def select_task(config: DictConfig) -> float | None:
 def train_task(config: DictConfig) -> float | None:
     """One training job; returns the held-out loss if there is one, which a Hydra sweeper may minimise."""
     settings = to_settings(config, TrainSettings)
+    if settings.dry_run:
+        plan_alone(settings)
+        return None
     name_group(settings)
     from trim_lightning.training import train
 
@@ -60,6 +66,19 @@ def train_task(config: DictConfig) -> float | None:
         print(f"\n{training.selection.summary}", flush=True)
     print(f"\n{training.summary}", flush=True)
     return training.metrics.get("eval/nll")
+
+
+def plan_alone(settings: SelectSettings) -> None:
+    """Print the plan of a single job.
+
+    Raises:
+        UserError: if it cannot run.
+    """
+    from trim_lightning.sweep.dry_run import dry_run
+
+    plan = dry_run([settings])
+    if plan.problems:
+        raise UserError(plan.problems[0])
 
 
 def name_group(settings: SelectSettings) -> None:

@@ -78,14 +78,20 @@ def select(settings: SelectSettings) -> Selection:
         tracker.finish(succeeded)
 
 
-def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Selection:
+def run_selection(settings: SelectSettings, directory: Path, store: Store, announce: bool = True) -> Selection:
     """Select and write the files, reporting to no tracker.
+
+    Args:
+        settings: All keys.
+        directory: Where the files go.
+        store: Stage results.
+        announce: Say what is found and done.
 
     Raises:
         UserError: for anything that the user can mend.
     """
     selector = load_selector(settings.method)
-    task = open_task(settings, selector, store)
+    task = open_task(settings, selector, store, announce)
     pool, targets, ledger = task.pool, task.targets, task.ledger
 
     scores = selector.score(task)

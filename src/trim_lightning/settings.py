@@ -233,6 +233,7 @@ class SelectSettings:
     max_length: int = key(2048, "tokens of a record that are kept", low=1)
     seed: int = key(0, "seed of every draw", low=0, high=2**32 - 1)
     scope: str = key("all", "content tokens that count", choices=("all", "prompt", "response"))
+    dry_run: bool = key(False, "print what would be done and what it takes, and do nothing")
 
 
 @dataclass

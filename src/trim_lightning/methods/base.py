@@ -92,6 +92,14 @@ class Selector(ABC):
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score every record of the pool; NaN for records that cannot be scored."""
 
+    def request(self, task: SelectionTask) -> None:
+        """Ask the store for every costly result that ``score`` needs, for a plan; the values are not used.
+
+        The store may answer with results that are not there and cannot be read. The default is ``score`` itself, up
+        to where it reads the first of them.
+        """
+        self.score(task)
+
     def write_extras(self, task: SelectionTask, directory: Path) -> None:  # noqa: B027 (most have none)
         """Write files of this method's own into the output directory."""
 

@@ -20,7 +20,8 @@ from trim_lightning.engine.shards import shard_path
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import SelectionTask, Selector
 from trim_lightning.settings import FallbackSettings, PoolerSettings
-from trim_lightning.store import Entry, StageKey
+from trim_lightning.store import Entry, Measured, StageKey
+from trim_lightning.store.keys import digest_of
 from trim_lightning.trim.pooling import Pooled, aggregate_groups, penalise, pool
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class TrimSelector(Selector):
         self._bank_idf = read_idf(self._fingerprint_entry.path)
         return self._pool(task)
 
+    def request(self, task: SelectionTask) -> None:
+        """Everything but pooling, which is no work to plan."""
+        self._scoring_pass(task, self.prepare(task))
+
     def prepare(self, task: SelectionTask) -> ScoringWork:
         """Everything before the pass over the pool, and what is wanted of that pass."""
         settings = task.settings
@@ -61,7 +66,7 @@ class TrimSelector(Selector):
             "fingerprint": fingerprints.key.hex,
             "scorer": task.scorer.identity,
         }
-        return ScoringWork(StageKey("score", 1, choices, inputs), fingerprints.path / BANKS, resources)
+        return ScoringWork(StageKey("score", 1, choices, inputs), fingerprints, resources)
 
     def _target_pass(self, task: SelectionTask) -> Entry:
         """Stage `signals`: per-layer signals and hidden states of the targets."""
@@ -88,7 +93,19 @@ class TrimSelector(Selector):
             )
             return {**facts, "seconds": time.perf_counter() - started}
 
-        result = task.store.get(key, build)
+        def measure(model: Any) -> Measured:
+            from trim_lightning.engine.target_pass import sample_target_pass
+
+            return sample_target_pass(
+                model,
+                targets,
+                task.scorer.source.num_layers,
+                trainer=task.scorer.trainer,
+                tokens_per_batch=task.scorer.tokens_per_batch,
+            )
+
+        cost = task.scorer.cost("fingerprint", targets.total_tokens, "target pass", measure)
+        result = task.store.get(key, build, cost=cost)
         task.ledger.book("fingerprint", result)
         return result
 
@@ -136,7 +153,20 @@ class TrimSelector(Selector):
                 resources=work.resources,
             )
 
-        result = task.store.get(work.key, build, resumable=True, together=True)
+        def measure(model: Any) -> Measured:
+            from trim_lightning.engine.scoring_pass import sample_scoring_pass
+
+            return sample_scoring_pass(model, task.pool_tokens, resources=work.resources)
+
+        cost = task.scorer.cost(
+            "score",
+            task.pool_tokens.total_tokens,
+            "scoring pass",
+            measure,
+            resources=work.resources,
+            shared=digest_of([work.pass_identity, str(task.store.root)]),
+        )
+        result = task.store.get(work.key, build, resumable=True, together=True, cost=cost)
         task.ledger.book("score", result)
         task.ledger.facts["padding"] = result.facts["padding"]
         return result
@@ -193,12 +223,12 @@ class ScoringWork:
 
     Attributes:
         key: Key of its result.
-        banks: File of the fingerprint banks.
+        banks: The fingerprint banks.
         resources: What it runs on.
     """
 
     key: StageKey
-    banks: Path
+    banks: Entry
     resources: Resources
 
     def request(self) -> ScoringRequest:
@@ -207,16 +237,16 @@ class ScoringWork:
         from trim_lightning.trim.fingerprints import load_banks
 
         settings = self.key.settings
-        return ScoringRequest(load_banks(self.banks), settings["nearest"], settings["scope"])
+        return ScoringRequest(load_banks(self.banks.path / BANKS), settings["nearest"], settings["scope"])
 
     def shares_pass_with(self, other: ScoringWork) -> bool:
         """True if one forward pass serves both: same pool, same scorer, same batches."""
-        one, two = self.key, other.key
-        return (one.inputs["pool"], one.inputs["scorer"], one.settings["tokens_per_batch"]) == (
-            two.inputs["pool"],
-            two.inputs["scorer"],
-            two.settings["tokens_per_batch"],
-        )
+        return self.pass_identity == other.pass_identity
+
+    @property
+    def pass_identity(self) -> list[Any]:
+        """What a forward pass depends on, whatever is read from it."""
+        return [self.key.inputs["pool"], self.key.inputs["scorer"], self.key.settings["tokens_per_batch"]]
 
 
 @dataclass(frozen=True)
