@@ -130,6 +130,10 @@ class QuietReturn(JobReturn):
         """
         raise self._return_value
 
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
 
 def tell_quietly(result: JobReturn) -> JobReturn:
     """The same failed job as one that prints nothing."""
