@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from hydra_plugins.trim_launcher.launcher import sweep_name
 from trim_lightning.config import SCHEMAS, config_directory, explain, first_line, register_schemas, to_settings
 from trim_lightning.errors import UserError
 from trim_lightning.settings import SelectSettings, TrainSettings
@@ -84,7 +85,7 @@ def plan_alone(settings: SelectSettings) -> None:
 def name_group(settings: SelectSettings) -> None:
     """Let the tracker group the jobs of a multirun under the sweep's own name, unless the user named a group."""
     if in_multirun() and settings.logger.group is None:
-        settings.logger.group = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
+        settings.logger.group = sweep_name(Path(HydraConfig.get().sweep.dir))
 
 
 def train_main() -> int:

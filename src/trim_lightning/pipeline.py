@@ -130,6 +130,7 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store, annou
             "scored": len(pool) - unscored,
             "unscored": unscored,
             "truncated": task.pool_tokens.truncated,
+            "max_length": task.scorer.max_length,
             "selected": len(chosen),
             "selected_tokens": int(scores.num_tokens[chosen].sum()),
             "mean_tokens_pool": mean(scores.num_tokens),

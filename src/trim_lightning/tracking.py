@@ -32,6 +32,10 @@ class Tracker(ABC):
         """Attach files as a versioned artifact; ``uses`` names artifacts of this run that it was made from."""
 
     @abstractmethod
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Report a table: one mapping of column to value per row."""
+
+    @abstractmethod
     def training_logger(self) -> Any:
         """A Lightning logger for the curves of a training, or False."""
 
@@ -48,6 +52,9 @@ class NoTracker(Tracker):
 
     def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
         """Attach nothing."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Drop it."""
 
     def training_logger(self) -> Any:
         """No curves."""
@@ -143,6 +150,14 @@ class WandbTracker(Tracker):
                 artifact.add_file(str(file), name=file.name, policy="immutable")
         self.run.log_artifact(artifact)
         self._made[name] = {"name": artifact.name, "type": kind, "digest": artifact.digest}
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log a W&B table; a column that holds values of several types is text."""
+        columns: list[Any] = list(dict.fromkeys(column for row in rows for column in row))
+        table = self._wandb.Table(columns=columns, allow_mixed_types=True)
+        for row in rows:
+            table.add_data(*(row.get(column) for column in columns))
+        self.run.log({name: table})
 
     def training_logger(self) -> Any:
         """Curves in the same run."""

@@ -95,7 +95,7 @@ def _train(settings: TrainSettings, directory: Path, store: Store, ledger: Ledge
     if held_out is not None:
         tokens, entry = trainee.tokenize(held_out)
         watched = (tokens, entry.key)
-        warn_of_held_out(settings, held_out, tokens.truncated, coreset, ledger)
+        warn_of_held_out(trainee.max_length, held_out, tokens.truncated, coreset, ledger)
     before = None if held_out is None else evaluate(trainee, None, held_out, settings.evaluation, title="before")
     tuned = trainee.fine_tune(settings.train, coreset_tokens, coreset_entry.key, watched, tracker.training_logger)
     after = None if held_out is None else evaluate(trainee, tuned, held_out, settings.evaluation, title="after")
@@ -241,12 +241,12 @@ def in_one_order(coreset: RecordFile, store: Store) -> RecordFile:
 
 
 def warn_of_held_out(
-    settings: TrainSettings, held_out: RecordFile, truncated: int, coreset: RecordFile, ledger: Ledger
+    max_length: int, held_out: RecordFile, truncated: int, coreset: RecordFile, ledger: Ledger
 ) -> None:
     """Say what makes a measurement on the held-out records mean less than it seems to."""
     if truncated:
         ledger.warn(
-            f"max_length={settings.max_length}: {truncated} of the {len(held_out)} held-out records are cut, and "
+            f"{truncated} of the {len(held_out)} held-out records are longer than {max_length} tokens: cut, and "
             "measured on what is left"
         )
     learnt = {prompt_turns(coreset, row) for row in range(len(coreset))} - {(), (Turn("user", ""),)}

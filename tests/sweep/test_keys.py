@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,8 @@ class Workshop:
             "model=hf", f"model.path={self.root / 'tiny'}", "model.dtype=float32",
             "pool=jsonl", f"pool.path={self.root / 'pool.jsonl'}",
             "target=jsonl", f"target.path={self.root / 'targets.jsonl'}", "target.num_examples=6",
-            "saliency.num_layers=2", f"paths.store_dir={self.root / 'store'}", f"paths.output_dir={self.root / 'out'}", "warmup.fraction=0.2",
+            "saliency.num_layers=2", "warmup.fraction=0.2",
+            f"paths.store_dir={self.root / 'store'}", f"paths.output_dir={self.root / 'out'}",
         ]  # fmt: skip
 
     def training(self) -> list[str]:
@@ -270,9 +271,9 @@ BYTES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
 
 
 @pytest.fixture
-def copied(workshop: Workshop, tmp_path: Path) -> Iterator[Workshop]:
+def copied(workshop: Workshop, tmp_path: Path) -> Workshop:
     shutil.copytree(workshop.root, tmp_path / "copy", ignore=shutil.ignore_patterns("store"))
-    yield Workshop(tmp_path / "copy")
+    return Workshop(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("name", BYTES)

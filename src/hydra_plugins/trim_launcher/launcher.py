@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.plugins import Plugins
@@ -60,7 +61,18 @@ class SharingLauncher(Launcher):
         for place, result in failed:
             overrides = " ".join(job_overrides[place])
             log.error("\t#%d %s: %s", initial_job_idx + place, overrides, reason_of(result))
+        self._report(jobs or self._compose(job_overrides[:1], initial_job_idx)[0])
         return results
+
+    def _report(self, jobs: Mapping[int, SelectSettings]) -> None:
+        """Tell the tracker of the sweep as a whole."""
+        if not any(job.logger.name == "wandb" for job in jobs.values()):
+            return
+        from trim_lightning.sweep.summary_run import log_summary
+
+        folder = Path(self._config.hydra.sweep.dir)
+        job = next(job for job in jobs.values() if job.logger.name == "wandb")
+        log_summary(folder, job.logger, sweep_name(folder))
 
     def _console_logging(self) -> DictConfig:
         """The jobs' logging without their log files: there is no job yet."""
@@ -146,6 +158,11 @@ def tell_quietly(result: JobReturn) -> JobReturn:
         status=result.status,
         _return_value=result._return_value,
     )
+
+
+def sweep_name(folder: Path) -> str:
+    """The name of a multirun folder by which a tracker groups its jobs."""
+    return "/".join(folder.parts[-2:])
 
 
 def reason_of(result: JobReturn) -> str:

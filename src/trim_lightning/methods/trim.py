@@ -75,7 +75,7 @@ class TrimSelector(Selector):
         for problem in targets.problems:
             task.ledger.warn(f"target {problem}")
         if targets.truncated:
-            task.ledger.warn(f"{targets.truncated} targets are longer than max_length={task.settings.max_length}: cut")
+            task.ledger.warn(f"{targets.truncated} targets are longer than {task.scorer.max_length} tokens: cut")
         key = StageKey("signals", 1, {}, {"targets": entry.key.hex, "scorer": task.scorer.identity})
 
         def build(directory: Path) -> dict[str, Any]:
