@@ -8,7 +8,8 @@ import logging
 import netrc
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,7 +158,8 @@ class WandbTracker(Tracker):
         table = self._wandb.Table(columns=columns, allow_mixed_types=True)
         for row in rows:
             table.add_data(*(row.get(column) for column in columns))
-        self.run.log({name: table})
+        with staging_in(Path(self.run.dir).parent):
+            self.run.log({name: table})
 
     def training_logger(self) -> Any:
         """Curves in the same run."""
@@ -168,6 +170,20 @@ class WandbTracker(Tracker):
     def finish(self, succeeded: bool) -> None:
         """Close the run with its exit code."""
         self.run.finish(exit_code=0 if succeeded else 1)
+
+
+@contextmanager
+def staging_in(directory: Path) -> Iterator[None]:
+    """Let W&B keep its copy of what is logged beside the run, not in the user's home, unless the user says where."""
+    name = "WANDB_DATA_DIR"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(directory)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def wandb_mode(offline: bool) -> Literal["online", "offline", "disabled"]:

@@ -34,7 +34,7 @@ def log_summary(sweep: Path, logger: LoggerSettings, group: str) -> None:
         return
     logger.group = logger.group or group
     config = {
-        "axes": {axis.name: [text_of(level) for level in axis.levels] for axis in report.axes},
+        "axes": {axis.name: [" + ".join(map(text_of, level)) for level in axis.levels] for axis in report.axes},
         "jobs": len(report.runs),
     }
     tracker = open_tracker(logger, sweep, job_type="sweep", name=group, config=config)
