@@ -49,8 +49,10 @@ def config_directory() -> Path:
 def register_schemas() -> None:
     """Give Hydra the types and defaults of every key.
 
-    Free mappings (``trainer``, ``method``, ``where`` ...) take new keys without Hydra's plus sign.
+    Free mappings (``trainer``, ``method``, ``where`` ...) take new keys without Hydra's plus sign. The resolver
+    ``${complement:x}`` gives 1 - x, for two weights that share a whole.
     """
+    OmegaConf.register_new_resolver("complement", lambda share: round(1 - float(share), 12), replace=True)
     for command, kind in SCHEMAS.items():
         schema = OmegaConf.structured(kind)
         for name, _, default in known_keys(kind):

@@ -129,6 +129,7 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Se
             "mean_tokens_pool": mean(scores.num_tokens),
             "mean_tokens_selected": mean(scores.num_tokens[chosen]),
             "fallback_share": ledger.facts.get("fallback_share"),
+            "bank_coverage": ledger.facts.get("bank_coverage"),
             "padding_share": ledger.facts.get("padding"),
         },
         ledger=ledger,
