@@ -90,6 +90,8 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Se
 
     scores = selector.score(task)
     store.dismiss_helpers()
+    if settings.scoring.profile:
+        selector.profile(task, Path(settings.paths.output_dir) / "profile")
 
     started = time.perf_counter()
     order = scores.order if scores.order is not None else rank_by_score(scores.score)

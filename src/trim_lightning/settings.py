@@ -182,6 +182,7 @@ class ScoringSettings:
     """The pass over the pool."""
 
     save_token_scores: bool = key(False, "write token_scores.parquet")
+    profile: bool = key(False, "trace some batches of the scoring pass into profile/ of the output directory")
     tokens_per_batch: int | None = key(None, "padded tokens per batch; null fits the device", low=1)
     num_workers: int | None = key(
         None, "processes that make batches ahead of the model; null takes 2 for a GPU, else 0", low=0

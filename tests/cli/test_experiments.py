@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import math
 from collections.abc import Callable
@@ -231,3 +233,42 @@ def test_a_search_needs_something_to_evaluate(run: Run, desk: Path) -> None:
     outcome = run("evaluation.objective=eval/exact_match", f"paths.store_dir={desk}/store", main=train_main)
     assert outcome.code == 2
     assert outcome.last.startswith("error: evaluation.objective=eval/exact_match needs something to evaluate")
+
+
+# debug=profile
+
+
+def test_a_profile_traces_the_pass_and_the_memory(run: Run, desk: Path, tmp_path: Path) -> None:
+    plain, profiled = f"paths.output_dir={tmp_path}/plain", f"paths.output_dir={tmp_path}/out"
+    words = [word for word in inputs_of(desk) if word != "debug=fast"] + ["warmup=none", f"hydra.run.dir={tmp_path}/r"]
+    words += ["scoring.tokens_per_batch=256"]
+    assert run(*words, plain).code == 0
+    outcome = run("debug=profile", *words, profiled)
+    assert outcome.code == 0, outcome.err
+    folder = tmp_path / "out" / "profile"
+    assert manifest_of(tmp_path / "out")["stages"]["score"]["cached"], "the stored result stays as it is"
+    assert (tmp_path / "plain" / "scores.parquet").read_bytes() == (tmp_path / "out" / "scores.parquet").read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == ["memory.csv", "operators.txt", "trace.json.gz"]
+    text = gzip.decompress((folder / "trace.json.gz").read_bytes()).decode()
+    assert str(tmp_path.parent) not in text
+    assert str(Path.home()) not in text
+    events = json.loads(text)["traceEvents"]
+    names = [event.get("name", "") for event in events]
+    assert names.count("aten::embedding") == 8, "one for each batch: the model ran under the profiler"
+    lines = list(csv.DictReader((folder / "memory.csv").open()))
+    assert {line["device"] for line in lines} == {"cpu"}
+    seconds = [float(line["seconds"]) for line in lines]
+    assert seconds == sorted(seconds)
+    assert seconds[0] == 0
+    held_bytes, changes = ([int(line[name]) for line in lines] for name in ("allocated_bytes", "bytes"))
+    assert max(held_bytes) > 256 * 32 * 4, "at least one hidden state of a batch"
+    assert min(changes) < 0 < max(changes)
+    assert "aten::" in (folder / "operators.txt").read_text()
+
+
+def test_a_profile_of_a_method_without_the_pass_says_so(run: Run, desk: Path, tmp_path: Path) -> None:
+    words = [*inputs_of(desk), f"paths.output_dir={tmp_path}/out", f"hydra.run.dir={tmp_path}/r"]
+    outcome = run("method=longest", "scoring.profile=true", *words)
+    assert outcome.code == 0, outcome.err
+    assert any("scoring.profile" in warning for warning in manifest_of(tmp_path / "out")["warnings"])
+    assert not (tmp_path / "out" / "profile").exists()

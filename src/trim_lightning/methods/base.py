@@ -96,6 +96,10 @@ class Selector(ABC):
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score every record of the pool; NaN for records that cannot be scored."""
 
+    def profile(self, task: SelectionTask, directory: Path) -> None:
+        """Trace some batches of this method's scoring pass into a directory (``scoring.profile``)."""
+        task.ledger.warn(f"scoring.profile=true: method={task.settings.method['name']} has no pass that is traced")
+
     def write_extras(self, task: SelectionTask, directory: Path) -> None:  # noqa: B027 (most have none)
         """Write files of this method's own into the output directory."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from trim_lightning.engine.sharded_pass import Resources
     from trim_lightning.engine.target_pass import SalientTarget
 
+log = logging.getLogger(__name__)
 BANKS = "fingerprints.safetensors"
 
 
@@ -39,7 +41,7 @@ class TrimSelector(Selector):
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score the pool against the target set's fingerprints."""
-        work = self.prepare(task)
+        self._work = work = self.prepare(task)
         self._scoring = self._scoring_pass(task, work)
         self._bank_idf = read_idf(self._fingerprint_entry.path)
         return self._pool(task)
@@ -175,6 +177,17 @@ class TrimSelector(Selector):
             groups=named,
             order=rank_round_robin(list(named.values())) if turns else None,
         )
+
+    def profile(self, task: SelectionTask, directory: Path) -> None:
+        """Trace some batches of the scoring pass, be its result from the store or not."""
+        if not self._work.resources.team.leads:
+            return
+        from trim_lightning.engine.profiling import profile_scoring
+
+        number = profile_scoring(
+            task.scorer.model(), task.pool_tokens, self._work.request(), directory, resources=self._work.resources
+        )
+        log.info("profile: %d batches of the scoring pass, see %s", number, directory)
 
     def write_extras(self, task: SelectionTask, directory: Path) -> None:
         """Write ``fingerprints.safetensors``, ``target_tokens.parquet`` and, when asked, ``token_scores.parquet``."""
