@@ -92,7 +92,7 @@ class TargetSettings(SourceSettings):
     num_examples: int | None = key(10, "targets drawn by seed, per group if there are groups; null = all", low=1)
     group_field: str | None = key(None, "field that divides the targets into groups, one bank each")
     aggregate: str = key("max", "how group scores become one", choices=("max", "mean", "round_robin"))
-    noise: float = key(0.0, "share of the drawn targets replaced by records of the pool, for experiments", low=0, high=1)
+    noise: float = key(0.0, "share of the drawn targets replaced by pool records, for experiments", low=0, high=1)
 
 
 @dataclass

@@ -44,6 +44,7 @@ def axes_of(content: dict[str, Any]) -> dict[str, list[str]]:
 def sweeps() -> dict[str, dict[str, list[str]]]:
     """Name of every experiment that is a multirun to its axes."""
     recipes = {path.stem: read(path) for path in sorted((CONF / "experiment").glob("*.yaml"))}
-    return {
-        name: axes_of(content) for name, content in recipes.items() if content.get("hydra", {}).get("mode") == "MULTIRUN"
+    multiruns = {
+        name: content for name, content in recipes.items() if content.get("hydra", {}).get("mode") == "MULTIRUN"
     }
+    return {name: axes_of(content) for name, content in multiruns.items()}

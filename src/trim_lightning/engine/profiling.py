@@ -52,7 +52,8 @@ def profile_scoring(
     """
     resources = resources.alone()
     batches = [rows for shard in plan_shards(records.lengths, resources.tokens_per_batch) for rows in shard.batches]
-    chosen = [batches[place * len(batches) // min(BATCHES, len(batches))] for place in range(min(BATCHES, len(batches)))]
+    number = min(BATCHES, len(batches))
+    chosen = [batches[place * len(batches) // number] for place in range(number)]
     if not chosen:
         return 0
     module = ScoringPass(model, [(bank, request.nearest) for bank in request.banks.values()])
