@@ -54,19 +54,19 @@ def select_task(config: DictConfig) -> float | None:
 
 
 def train_task(config: DictConfig) -> float | None:
-    """One training job; returns the held-out loss if there is one, which a Hydra sweeper may minimise."""
+    """One training job; returns the metric ``evaluation.objective``, which a Hydra sweeper may minimise."""
     settings = to_settings(config, TrainSettings)
     if settings.dry_run:
         plan_alone(settings)
         return None
     name_group(settings)
-    from trim_lightning.training import train
+    from trim_lightning.training import objective, train
 
     training = train(settings)
     if training.selection is not None:
         print(f"\n{training.selection.summary}", flush=True)
     print(f"\n{training.summary}", flush=True)
-    return training.metrics.get("eval/nll")
+    return objective(training.metrics, settings.evaluation.objective)
 
 
 def plan_alone(settings: SelectSettings) -> None:

@@ -96,6 +96,8 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store, annou
 
     scores = selector.score(task)
     store.dismiss_helpers()
+    if settings.scoring.profile:
+        selector.profile(task, Path(settings.paths.output_dir) / "profile")
 
     started = time.perf_counter()
     order = scores.order if scores.order is not None else rank_by_score(scores.score)
@@ -136,6 +138,7 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store, annou
             "mean_tokens_pool": mean(scores.num_tokens),
             "mean_tokens_selected": mean(scores.num_tokens[chosen]),
             "fallback_share": ledger.facts.get("fallback_share"),
+            "bank_coverage": ledger.facts.get("bank_coverage"),
             "padding_share": ledger.facts.get("padding"),
         },
         ledger=ledger,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,13 @@ def check_training(settings: TrainSettings) -> None:
             data_dir=evaluation.data_dir,
             num_fewshot=evaluation.num_fewshot,
         )
+    if (evaluation.objective or "").startswith("eval/") and not (
+        evaluation.path or evaluation.generated or evaluation.tasks
+    ):
+        raise UserError(
+            f"evaluation.objective={evaluation.objective} needs something to evaluate; give evaluation.path=FILE, "
+            "evaluation=generated or evaluation.tasks"
+        )
     if settings.train.early_stop is not None and evaluation.path is None and not evaluation.generated:
         raise UserError("train.early_stop needs held-out records; give evaluation.path=FILE")
 
@@ -277,6 +285,25 @@ def tuning_metrics(tuned: Entry) -> dict[str, Any]:
     """``train/...`` metrics."""
     names = ("loss", "records", "tokens", "trained_tokens", "steps", "seconds")
     return {f"train/{name}": tuned.facts.get(name) for name in names}
+
+
+def objective(metrics: Mapping[str, Any], name: str | None) -> float | None:
+    """The number that a sweeper optimises.
+
+    Args:
+        metrics: Content of ``metrics.json``.
+        name: ``evaluation.objective``; None is the held-out loss where there is one.
+
+    Raises:
+        UserError: if there is no such number.
+    """
+    value = metrics.get(name or "eval/nll")
+    if name is None:
+        return value
+    if not isinstance(value, int | float):
+        numbers = ", ".join(found for found, other in metrics.items() if isinstance(other, int | float))
+        raise UserError(f"evaluation.objective={name}: metrics.json has no such number; it has {numbers}")
+    return float(value)
 
 
 def selection_costs(selection: Selection | None) -> dict[str, Any]:

@@ -127,6 +127,7 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "target.num_examples": ("5", TARGETS),
     "target.group_field": ("subtask", TARGETS),  # drawn per group: other examples
     "target.aggregate": ("mean", NOTHING),
+    "target.noise": ("0.5", TARGETS),
     "warmup.epochs": ("3", MODEL),
     "warmup.learning_rate": ("0.001", MODEL),
     "warmup.schedule": ("cosine", MODEL),
@@ -170,6 +171,7 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "scoring.save_token_scores": ("true", NOTHING),
     "scoring.tokens_per_batch": ("333", SCORES),
     "scoring.num_workers": ("1", NOTHING),
+    "scoring.profile": ("true", NOTHING),
     "logger.name": ("none", NOTHING),
     "logger.project": ("other", NOTHING),
     "logger.entity": ("other", NOTHING),
@@ -211,6 +213,7 @@ TRAINING: dict[str, tuple[str, set[str]] | str] = {
     "evaluation.max_new_tokens": ("7", {"evaluate"}),
     "evaluation.stop": ("[x]", {"evaluate"}),
     "evaluation.bootstrap": ("200", NOTHING),
+    "evaluation.objective": ("eval/exact_match", NOTHING),
     "evaluation.tasks": "a stage of their own",
     "evaluation.tasks_path": "of tasks",
     "evaluation.data_dir": "of tasks",

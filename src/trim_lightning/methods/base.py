@@ -28,10 +28,12 @@ class TargetSet:
     Attributes:
         records: Only the drawn records, in file order.
         groups: Group name to places in ``records``; ``{"": all}`` without groups.
+        replaced: How many of the records are noise in place of targets.
     """
 
     records: RecordFile
     groups: Mapping[str, list[int]]
+    replaced: int = 0
 
     def describe(self) -> dict[str, Any]:
         """The target set's line among the inputs of a manifest."""
@@ -43,6 +45,8 @@ class TargetSet:
         }
         if set(self.groups) != {""}:
             entry["groups"] = {group: len(rows) for group, rows in self.groups.items()}
+        if self.replaced:
+            entry["replaced"] = self.replaced
         return entry
 
 
@@ -99,6 +103,10 @@ class Selector(ABC):
         to where it reads the first of them.
         """
         self.score(task)
+
+    def profile(self, task: SelectionTask, directory: Path) -> None:
+        """Trace some batches of this method's scoring pass into a directory (``scoring.profile``)."""
+        task.ledger.warn(f"scoring.profile=true: method={task.settings.method['name']} has no pass that is traced")
 
     def write_extras(self, task: SelectionTask, directory: Path) -> None:  # noqa: B027 (most have none)
         """Write files of this method's own into the output directory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from trim_lightning.engine.sharded_pass import Resources
     from trim_lightning.engine.target_pass import SalientTarget
 
+log = logging.getLogger(__name__)
 BANKS = "fingerprints.safetensors"
 
 
@@ -40,7 +42,7 @@ class TrimSelector(Selector):
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score the pool against the target set's fingerprints."""
-        work = self.prepare(task)
+        self._work = work = self.prepare(task)
         self._scoring = self._scoring_pass(task, work)
         self._bank_idf = read_idf(self._fingerprint_entry.path)
         return self._pool(task)
@@ -178,9 +180,11 @@ class TrimSelector(Selector):
         size = len(task.pool)
         parts = {group: np.full((4, size), np.nan) for group in groups}
         fallback = scoped_tokens = 0
+        seen: set[int] = set()
         for index in range(shards["shards"]):
             table = pq.read_table(shard_path(self._scoring.path, index))
             rows = table["row"].to_numpy()
+            seen.update(scoped_classes(table))
             for group in groups:
                 tokens = ScopedTokens.read(table, group)
                 pooled = pool_tokens(tokens, task.settings.fallback, task.settings.pooler, self._bank_idf[group])
@@ -190,6 +194,7 @@ class TrimSelector(Selector):
         pooled_groups = {group: Pooled(*values) for group, values in parts.items()}
         combined = aggregate_groups(pooled_groups, task.settings.target.aggregate)
         task.ledger.facts["fallback_share"] = fallback / scoped_tokens if scoped_tokens else None
+        task.ledger.facts["bank_coverage"] = bank_coverage(seen, [self._bank_idf[group] for group in groups])
         named = {group: pooled.score.astype(np.float32) for group, pooled in pooled_groups.items() if group}
         turns = named and task.settings.target.aggregate == "round_robin"
         return ScoreTable(
@@ -202,6 +207,17 @@ class TrimSelector(Selector):
             groups=named,
             order=rank_round_robin(list(named.values())) if turns else None,
         )
+
+    def profile(self, task: SelectionTask, directory: Path) -> None:
+        """Trace some batches of the scoring pass, be its result from the store or not."""
+        if not self._work.resources.team.leads:
+            return
+        from trim_lightning.engine.profiling import profile_scoring
+
+        number = profile_scoring(
+            task.scorer.model(), task.pool_tokens, self._work.request(), directory, resources=self._work.resources
+        )
+        log.info("profile: %d batches of the scoring pass, see %s", number, directory)
 
     def write_extras(self, task: SelectionTask, directory: Path) -> None:
         """Write ``fingerprints.safetensors``, ``target_tokens.parquet`` and, when asked, ``token_scores.parquet``."""
@@ -308,6 +324,26 @@ def pool_tokens(
         temperature=pooler.temperature,
         q=pooler.q,
     )
+
+
+def scoped_classes(table: pa.Table) -> list[int]:
+    """The token classes in the scope of one shard table."""
+    scope = table["scope"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    classes: list[int] = np.unique(table["token_ids"].combine_chunks().flatten().to_numpy()[scope]).tolist()
+    return classes
+
+
+def bank_coverage(seen: set[int], idf: list[NDArray[np.float64]]) -> float | None:
+    """Share of the pool's token classes that have a fingerprint, the mean over the banks; None of no class.
+
+    Args:
+        seen: Classes in the pool's scope.
+        idf: For each bank the idf by token id, 0 where there is no fingerprint.
+    """
+    if not seen:
+        return None
+    ids = np.array(sorted(seen))
+    return float(np.mean([np.count_nonzero(bank[ids[ids < len(bank)]]) / len(ids) for bank in idf]))
 
 
 def read_idf(directory: Path) -> dict[str, NDArray[np.float64]]:
