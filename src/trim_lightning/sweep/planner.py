@@ -90,10 +90,11 @@ def share_pass(group: Sequence[Cell]) -> bool:
     works = {cell.work.key: cell for cell in group}
     first = next((cell for cell in group if cell.task.scorer.holds_model), group[0])
     missing = [key for key in works if first.task.store.find(key) is None]
-    if len(missing) < 2:
+    if not missing or len(group) < 2:  # a job alone runs its own pass
         first.task.scorer.release()
         return False
-    log.info("one pass over the pool for %d jobs with %d banks", len(group), len(missing))
+    banks = "bank" if len(missing) == 1 else "banks"
+    log.info("one pass over the pool for %d jobs with %d %s", len(group), len(missing), banks)
 
     def build(workspaces: Mapping[StageKey, Path]) -> dict[str, Any]:
         from trim_lightning.engine.scoring_pass import run_scoring_pass
