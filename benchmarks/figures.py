@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import materials
+import sweeps
 from materials import WORK, in_turns, median, seconds
 from trim_lightning.engine.batches import padding_share, plan_shards
 from trim_lightning.engine.scoring_pass import ScoringRequest, run_scoring_pass
@@ -448,7 +449,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     function.__name__: function
     for function in (
         engine, padding, common, common_sdpa, common_long, common_float32, less_one, less_four, saliency, growth,
-        processes, compiled, rounding, gpu, million,
+        processes, compiled, rounding, gpu, million, sweeps.sweep, sweeps.estimate,
     )
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from tabulate import tabulate
 import materials
 from figures import FIGURES
 
-SLOW = ("million",)  # only by name: it takes longer than all others together
+SLOW = ("million", "sweep", "estimate")  # only by name: they take longer than all others together
 
 
 def main(names: list[str]) -> int:

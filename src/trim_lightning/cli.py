@@ -77,7 +77,7 @@ def plan_alone(settings: SelectSettings) -> None:
     """
     from trim_lightning.sweep.dry_run import dry_run
 
-    plan = dry_run([settings])
+    plan = dry_run([settings], Path(settings.paths.output_dir))
     if plan.problems:
         raise UserError(plan.problems[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def test_a_single_run_is_planned_and_nothing_is_done(inputs: Inputs, tmp_path: P
     stages = {path.name for path in (tmp_path / "store").iterdir()}
     assert not stages & {"warmup", "signals", "fingerprint", "score"}
     assert not list(tmp_path.rglob("scores.parquet"))
+    written = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert written["stages"]["score"]["passes"] == 1
+    assert written["seconds"] > written["stages"]["score"]["seconds"] > 0
+    assert written["disk_bytes"] > 0
+    assert written["memory_bytes"] > 1e8
 
 
 def test_a_sweep_is_planned_as_one(inputs: Inputs, tmp_path: Path) -> None:
@@ -60,6 +66,7 @@ def test_a_sweep_is_planned_as_one(inputs: Inputs, tmp_path: Path) -> None:
     assert lines_of(told.out) == {"fingerprint": ["1", "0", "1", "1"], "score": ["2", "0", "2", "1"]}
     assert told.out.count("cannot run: saliency.num_layers=99") == 2
     assert told.err.splitlines()[-1].startswith("error: saliency.num_layers=99")
+    assert set(json.loads((tmp_path / "sweep" / "plan.json").read_text())["problems"]) == {"4", "5"}
     assert not list(tmp_path.rglob("scores.parquet"))
 
 

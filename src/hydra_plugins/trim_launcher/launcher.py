@@ -117,7 +117,7 @@ class SharingLauncher(Launcher):
         from trim_lightning.errors import UserError
         from trim_lightning.sweep.dry_run import dry_run
 
-        plan = dry_run(list(jobs.values()))
+        plan = dry_run(list(jobs.values()), Path(self._config.hydra.sweep.dir))
         problems = dict(mistakes)
         problems.update({place: plan.problems[number] for number, place in enumerate(jobs) if number in plan.problems})
         results = []

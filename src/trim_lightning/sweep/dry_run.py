@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from trim_lightning.outputs import writable_directory, write_text
 from trim_lightning.settings import SelectSettings
 from trim_lightning.sweep.estimate import estimate
 from trim_lightning.sweep.plan import Plan, plan_jobs
-from trim_lightning.sweep.text import plan_text
+from trim_lightning.sweep.text import plan_dict, plan_text
 
 log = logging.getLogger(__name__)
+FILE = "plan.json"
 
 
-def dry_run(jobs: Sequence[SelectSettings]) -> Plan:
-    """Plan the jobs, measure a sample of their work, and print what they will take.
+def dry_run(jobs: Sequence[SelectSettings], directory: Path) -> Plan:
+    """Plan the jobs, measure a sample of their work, print what they will take and write it to ``plan.json``.
 
     Args:
         jobs: Settings of each.
+        directory: Where the file goes.
 
     Raises:
         UserError: if a model cannot be loaded, or the store not written.
@@ -29,5 +34,8 @@ def dry_run(jobs: Sequence[SelectSettings]) -> Plan:
     opening = before + time.perf_counter() - started
     if plan.missing:
         log.info("measuring a sample of the work")
-    print(f"\n{plan_text(plan, estimate(plan), opening)}", flush=True)
+    estimated = estimate(plan)
+    print(f"\n{plan_text(plan, estimated, opening)}", flush=True)
+    content = json.dumps(plan_dict(plan, estimated, opening), indent=2)
+    write_text(content + "\n", writable_directory(str(directory), "the output directory") / FILE)
     return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from tabulate import tabulate
 
@@ -48,6 +49,34 @@ def plan_text(plan: Plan, estimated: Estimate, opening: float) -> str:
     for number, problem in plan.problems.items():
         parts.append(f"job #{number} cannot run: {problem}")
     return "\n\n".join(parts)
+
+
+def plan_dict(plan: Plan, estimated: Estimate, opening: float) -> dict[str, Any]:
+    """The same as JSON-able values: seconds, bytes, tokens; null where something cannot be said."""
+    stages = {}
+    for stage in stages_of(plan):
+        wanted = [item for item in plan.wanted if item.cost is not None and item.cost.stage == stage]
+        passes = [cost for cost in plan.passes if cost.stage == stage]
+        seconds = [estimated.seconds(cost) for cost in passes]
+        stages[stage] = {
+            "results": len(wanted),
+            "stored": sum(item.found for item in wanted),
+            "passes": len(passes),
+            "tokens": sum(cost.tokens for cost in passes),
+            "seconds": None if None in seconds else sum(value for value in seconds if value is not None),
+            "bytes": sum(estimated.written(cost) for cost in plan.missing if cost.stage == stage),
+            "assumed": unique(cost.assumed for cost in passes if cost.assumed),
+        }
+    return {
+        "jobs": plan.jobs,
+        "problems": {str(number): problem for number, problem in plan.problems.items()},
+        "stages": stages,
+        "seconds": estimated.total(plan, opening),
+        "loading_seconds": estimated.loading,
+        "memory_bytes": estimated.memory,
+        "accelerator_bytes": estimated.accelerator,
+        "disk_bytes": sum(estimated.written(cost) for cost in plan.missing),
+    }
 
 
 def stages_of(plan: Plan) -> list[str]:
