@@ -1,0 +1,271 @@
+"""``make results PAGE=name``: run an experiment's commands and write its page from the run directories.
+
+An experiment is a file ``experiments/<name>.yaml``: title, question, data, commands, metrics, finding. What is done
+already is not run again: delete ``build/results/<name>`` to start anew. ``--write`` only writes the page anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from scipy import stats
+from tabulate import tabulate
+
+from page_pictures import dots
+from trim_lightning.compare.groups import Group
+from trim_lightning.compare.report import Report, compare
+from trim_lightning.compare.runs import Run, lower_is_better, text_of
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS, PAGES, SPECS = ROOT / "build" / "results", ROOT / "docs" / "results", Path(__file__).with_name("experiments")
+DATA = "TRIM_DATA_DIR"
+SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command of an experiment.
+
+    Attributes:
+        name: Folder of its runs.
+        command: ``trim-select`` or ``trim-train`` and its overrides; ``$COMMON`` stands for the shared ones.
+    """
+
+    name: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a page is made from.
+
+    Attributes:
+        name: Of the page.
+        title: Its heading.
+        question: What is asked, and why.
+        data: Pool, targets, held-out records, models.
+        parts: The commands.
+        common: Overrides that the commands share.
+        metrics: Columns: metrics of training runs, or facts of selections (`facts_of`).
+        axes: Config keys that name a line, beside the method.
+        finding: What it shows.
+        picture: Metric that is drawn; the first one if it is not named.
+        overlap: Add what each coreset shares with that of the first line.
+    """
+
+    name: str
+    title: str
+    question: str
+    data: str
+    parts: Sequence[Part]
+    common: str = ""
+    metrics: Sequence[str] = ()
+    axes: Sequence[str] = ()
+    finding: str = ""
+    picture: str | None = None
+    overlap: bool = False
+
+    @classmethod
+    def read(cls, name: str) -> Experiment:
+        """Read its file."""
+        content = yaml.safe_load((SPECS / f"{name}.yaml").read_text())
+        parts = [Part(label, " ".join(command.split())) for label, command in content.pop("runs").items()]
+        content["common"] = " ".join(content.get("common", "").split())
+        return cls(name=name, parts=parts, **content)
+
+    def words(self, part: Part) -> list[str]:
+        """The command line of a part."""
+        return shlex.split(part.command.replace("$COMMON", self.common))
+
+    def folder(self, part: Part) -> Path:
+        """Where the runs of a part are."""
+        return RUNS / self.name / part.name
+
+
+def run(experiment: Experiment) -> None:
+    """Run what is not there yet, over one store for all experiments."""
+    if DATA not in os.environ:
+        sys.exit(f"error: {DATA} is not set; it names the folder with pool.jsonl.gz and the targets")
+    for part in experiment.parts:
+        folder = experiment.folder(part)
+        if (folder / "done").exists():
+            continue
+        program, *overrides = experiment.words(part)
+        overrides = [word.replace(f"${DATA}", os.environ[DATA]) for word in overrides]
+        flags = [word for word in overrides if word == "-m"]
+        command = [
+            str(Path(sys.executable).with_name(program)), *flags, f"paths.store_dir={RUNS / 'store'}",
+            f"hydra.sweep.dir={folder}", f"hydra.run.dir={folder}", *(word for word in overrides if word != "-m"),
+        ]  # fmt: skip
+        print(f"{experiment.name}: {part.command}", file=sys.stderr, flush=True)
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            sys.exit(f"error: {experiment.name}/{part.name} failed; the reason is above")
+        (folder / "done").touch()
+
+
+def write(experiment: Experiment) -> Path:
+    """Write the page and its picture."""
+    folders = [experiment.folder(part) for part in experiment.parts if experiment.folder(part).exists()]
+    report = compare(folders, all_pairs=False, samples=SAMPLES, seed=0)
+    PAGES.mkdir(parents=True, exist_ok=True)
+    parts = [f"# {experiment.title}", experiment.question.strip(), "## Data and commands", experiment.data.strip()]
+    lines = [shown(experiment, part) for part in experiment.parts]
+    parts.append("```bash\n" + "\n".join(lines) + "\n```")
+    parts += ["## Results", summary_table(experiment, report)]
+    drawn = experiment.picture or (experiment.metrics[0] if experiment.metrics else None)
+    if drawn:
+        values = {label_of(experiment, group): numbers(group, drawn) for group in report.groups}
+        values = {label: found for label, found in values.items() if found}
+        if values:
+            (PAGES / f"{experiment.name}.svg").write_text(dots(values, heading(drawn)))
+            words = "; ".join(f"{label} {sum(found) / len(found):.3g}" for label, found in values.items())
+            parts.append(f"![{heading(drawn)}: {words}]({experiment.name}.svg)")
+    if report.comparisons:
+        parts += ["Against random, paired over held-out records (95 % interval, not corrected for many tests):",
+                  difference_table(experiment, report)]  # fmt: skip
+    parts += ["## What it shows", experiment.finding.strip()]
+    parts.append(f"Written by `make results PAGE={experiment.name}` from {len(report.runs)} runs.")
+    path = PAGES / f"{experiment.name}.md"
+    path.write_text("\n\n".join(parts) + "\n")
+    return path
+
+
+def shown(experiment: Experiment, part: Part) -> str:
+    """A command as a reader types it."""
+    return " ".join(experiment.words(part))
+
+
+def summary_table(experiment: Experiment, report: Report) -> str:
+    """One line a group: what it is, what it selected, its metrics over the seeds."""
+    headers = ["run", "seeds", "records", "content tokens", *map(heading, experiment.metrics)]
+    rows = []
+    for group in report.groups:
+        tokens = "" if group.tokens is None else f"{group.tokens:,.0f}"
+        cells = [interval(numbers(group, metric)) for metric in experiment.metrics]
+        line = [label_of(experiment, group), len(group.runs), f"{group.records:,.0f}", tokens, *cells]
+        if experiment.overlap:
+            shared = report.overlaps[0][report.runs.index(group.first)]
+            line.append("" if shared is None else f"{shared:.2f}")
+        rows.append(line)
+    if experiment.overlap:
+        headers.append("overlap with the first line")
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def difference_table(experiment: Experiment, report: Report) -> str:
+    """The paired tests."""
+    rows = [
+        [label_of(experiment, item.first), heading(item.metric), f"{item.difference.value:+.4f}",
+         f"{item.difference.low:+.4f} to {item.difference.high:+.4f}", verdict(item)]
+        for item in report.comparisons
+        if item.metric in ("nll", "exact_match", "option_accuracy") and item.difference.low is not None
+    ]  # fmt: skip
+    return tabulate(rows, headers=["run", "metric", "difference", "interval", "against random"], tablefmt="github",
+                    disable_numparse=True)  # fmt: skip
+
+
+def verdict(item: Any) -> str:
+    """Better, worse or a tie, by the interval."""
+    sign = -1 if lower_is_better(item.metric) else 1
+    low, high = sorted((sign * item.difference.low, sign * item.difference.high))
+    return "**better**" if low > 0 else "**worse**" if high < 0 else "tie"
+
+
+def label_of(experiment: Experiment, group: Group) -> str:
+    """What a line is called: the method and the keys that vary."""
+    shown_axes = [f"{axis}={text_of(group.settings.get(axis))}" for axis in experiment.axes if axis != "method"]
+    method = [group.method] if not shown_axes or "method" in experiment.axes else []
+    return " ".join([*method, *shown_axes])
+
+
+def numbers(group: Group, metric: str) -> list[float]:
+    """A metric's value of each run that has it."""
+    found = [run.measurements[metric].value if metric in run.measurements else facts_of(run).get(metric)
+             for run in group.runs]  # fmt: skip
+    return [float(value) for value in found if value is not None]
+
+
+def facts_of(run: Run) -> dict[str, float | None]:
+    """Numbers of a run that no metric holds: its selection's counts, costs, and tokens trained on."""
+    folder = run.directory / "selection" if (run.directory / "selection").exists() else run.directory
+    manifest = json.loads((folder / "manifest.json").read_text())
+    counts, stages = manifest["counts"], manifest["stages"]
+    return {
+        **{name: counts.get(name) for name in ("fallback_share", "bank_coverage", "mean_tokens_selected")},
+        "labelled_tokens": run.labelled_tokens,
+        "selection_seconds": sum(stage["seconds"] for stage in stages.values()),
+        "model_tokens": sum(stage["tokens"] for name, stage in stages.items() if name != "tokenize"),
+        **shares(folder / "coreset.jsonl"),
+    }
+
+
+def shares(path: Path) -> dict[str, float | None]:
+    """Share of the coreset's records in each category, and of its largest source."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    kinds = Counter(record.get("category") for record in records)
+    sources = Counter(record.get("source") for record in records)
+    result: dict[str, float | None] = {f"share_{kind}": count / len(records) for kind, count in kinds.items()}
+    for kind in ("cot_math", "cot_commonsense", "mcq"):
+        result.setdefault(f"share_{kind}", 0.0)
+    result["largest_source"] = sources.most_common(1)[0][1] / len(records) if records else None
+    result["sources"] = float(len(sources))
+    return result
+
+
+HEADINGS = {
+    "nll": "held-out loss", "nll_drop": "drop of held-out loss", "exact_match": "exact match",
+    "option_accuracy": "option accuracy", "fallback_share": "fallback share", "bank_coverage": "bank coverage",
+    "mean_tokens_selected": "mean length", "labelled_tokens": "response tokens trained",
+    "selection_seconds": "selection, s", "model_tokens": "tokens fed in selection",
+    "share_cot_math": "share of mathematics", "share_cot_commonsense": "share of commonsense",
+    "share_mcq": "share of multiple choice",
+    "largest_source": "share of the largest source", "sources": "sources",
+}  # fmt: skip
+
+
+def heading(metric: str) -> str:
+    """A metric in words."""
+    return HEADINGS.get(metric, metric)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean of some runs, with the 95 % t-interval of the mean if there are at least three."""
+    if not values:
+        return ""
+    mean = sum(values) / len(values)
+    digits = 0 if abs(mean) >= 100 else 4 if abs(mean) < 1 else 1
+    if len(values) < 3 or max(values) == min(values):
+        return f"{mean:,.{digits}f}"
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
+
+
+def main() -> int:
+    """Parse and go."""
+    names = sorted(file.stem for file in SPECS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="*", choices=[*names, []], metavar="PAGE", help=f"of {', '.join(names)}")
+    parser.add_argument("--write", action="store_true", help="run nothing, write the pages of what is there")
+    options = parser.parse_args()
+    for name in options.pages or names:
+        experiment = Experiment.read(name)
+        if not options.write:
+            run(experiment)
+        if any(experiment.folder(part).exists() for part in experiment.parts):
+            print(write(experiment).relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
