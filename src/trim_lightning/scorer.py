@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,39 @@ class Scorer(ModelHandle):
 
         self._adapter = self.store.get(key, build, resumable=True)
         self.ledger.book("warmup", self._adapter)
+
+    def train_checkpoints(
+        self, settings: WarmupSettings, epochs: int, pool: TokenizedRecords, pool_key: StageKey
+    ) -> Entry:
+        """Train on the same part of the pool for ``epochs``, keeping a checkpoint after each.
+
+        The scorer itself stays as it is; see `trim_lightning.tuning.checkpoints` for what is kept.
+        """
+        from trim_lightning.tuning.warmup import draw_warmup_rows
+
+        settings = replace(settings, epochs=epochs)
+        matters = {name: value for name, value in asdict(settings).items() if name != "checkpoint_seconds"}
+        key = StageKey(
+            "checkpoints",
+            1,
+            {"warmup": matters, "seed": self.seed},
+            {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
+        )
+
+        def build(directory: Path) -> dict[str, Any]:
+            from trim_lightning.tuning.checkpoints import train_checkpoints
+
+            model = self.base_model()
+            rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
+            started = time.perf_counter()
+            facts = train_checkpoints(model, pool, rows, settings, directory, self.trainer, seed=self.seed)
+            facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
+            facts["records"] = len(rows)
+            return facts
+
+        entry = self.store.get(key, build, resumable=True)
+        self.ledger.book("warmup", entry)
+        return entry
 
     def model(self) -> PreTrainedModel:
         """The scorer's model, its warm-up adapter merged."""

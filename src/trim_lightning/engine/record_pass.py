@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def run_record_pass(
         ``seconds`` over all attempts, ``tokens`` fed to the model, ``shards``, and the ``padding`` share.
     """
     plan = plan_shards(records.lengths, resources.tokens_per_batch)
+    if statistic.needs_gradients:  # what is made in inference mode can never have a gradient
+        resources = replace(resources, trainer={**resources.trainer, "inference_mode": False})
     seconds = run_sharded_pass(
         RecordPass(model, statistic), records, plan, ValueShards(directory), directory,
         scope=scope, resources=resources, title=title,

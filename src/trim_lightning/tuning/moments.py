@@ -1,0 +1,90 @@
+"""Adam's moments at a checkpoint, as safetensors, and the step that they give a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FILE = "moments.safetensors"
+FIRST, SECOND = "exp_avg/", "exp_avg_sq/"
+
+
+@dataclass(frozen=True)
+class AdamMoments:
+    """The state of Adam after ``step`` steps.
+
+    Attributes:
+        first: Weight name to exponential mean of its gradient.
+        second: Weight name to exponential mean of the square.
+        step: Steps taken.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second.
+        eps: Added to the root.
+    """
+
+    first: Mapping[str, Tensor]
+    second: Mapping[str, Tensor]
+    step: int
+    beta1: float
+    beta2: float
+    eps: float
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> AdamMoments:
+        """The state of a torch Adam or AdamW that has taken a step."""
+        states = {name: optimizer.state[weight] for name, weight in weights.items()}
+        group = optimizer.param_groups[0]
+        return cls(
+            first={name: state["exp_avg"] for name, state in states.items()},
+            second={name: state["exp_avg_sq"] for name, state in states.items()},
+            step=int(next(iter(states.values()))["step"]),
+            beta1=float(group["betas"][0]),
+            beta2=float(group["betas"][1]),
+            eps=float(group["eps"]),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write them."""
+        tensors = {f"{FIRST}{name}": moment.detach().contiguous() for name, moment in self.first.items()}
+        tensors |= {f"{SECOND}{name}": moment.detach().contiguous() for name, moment in self.second.items()}
+        numbers = {name: repr(getattr(self, name)) for name in ("step", "beta1", "beta2", "eps")}
+        save_file(tensors, path, numbers)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> AdamMoments:
+        """Read what `save` wrote."""
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            names = list(file.keys())
+            numbers = file.metadata()
+            return cls(
+                first={name.removeprefix(FIRST): file.get_tensor(name) for name in names if name.startswith(FIRST)},
+                second={name.removeprefix(SECOND): file.get_tensor(name) for name in names if name.startswith(SECOND)},
+                step=int(numbers["step"]),
+                beta1=float(numbers["beta1"]),
+                beta2=float(numbers["beta2"]),
+                eps=float(numbers["eps"]),
+            )
+
+    def precondition(self, name: str, gradients: Tensor) -> Tensor:
+        """The next step of Adam, without learning rate, if it saw one of these gradients alone.
+
+        Args:
+            name: The weight's name.
+            gradients: ``[batch, *shape of the weight]`` float32; overwritten.
+
+        Returns:
+            The steps, of the same shape.
+        """
+        first_scale = 1 - self.beta1 ** (self.step + 1)
+        second_scale = 1 - self.beta2 ** (self.step + 1)
+        roots = torch.square(gradients).mul_(1 - self.beta2).add_(self.second[name], alpha=self.beta2)
+        roots.sqrt_().div_(math.sqrt(second_scale)).add_(self.eps)
+        gradients.mul_(1 - self.beta1).add_(self.first[name], alpha=self.beta1).div_(first_scale)
+        return gradients.div_(roots)
