@@ -57,7 +57,7 @@ class Point:
         model = PeftModel.from_pretrained(plain, str(folder), is_trainable=True).eval().double()
         weights = {name.removeprefix("base_model.model."): w for name, w in model.named_parameters() if w.requires_grad}
         with safe_open(folder / "moments.safetensors", framework="pt") as file:
-            step = int(file.metadata()["step"])
+            step = json.loads(file.metadata()["adam"])["step"]
             first, second = ({n: file.get_tensor(f"{k}/{n}").double() for n in weights} for k in
                              ("exp_avg", "exp_avg_sq"))  # fmt: skip
         return cls(model, weights, first, second, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,22 +55,19 @@ class AdamMoments:
         """Write them."""
         tensors = {f"{FIRST}{name}": moment.detach().contiguous() for name, moment in self.first.items()}
         tensors |= {f"{SECOND}{name}": moment.detach().contiguous() for name, moment in self.second.items()}
-        numbers = {name: repr(getattr(self, name)) for name in ("step", "beta1", "beta2", "eps")}
-        save_file(tensors, path, numbers)
+        numbers = {"step": self.step, "beta1": self.beta1, "beta2": self.beta2, "eps": self.eps}
+        save_file(tensors, path, {"adam": json.dumps(numbers)})  # one entry: several come in a random order
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> AdamMoments:
         """Read what `save` wrote."""
         with safe_open(path, framework="pt", device=str(device)) as file:
             names = list(file.keys())
-            numbers = file.metadata()
+            numbers = json.loads(file.metadata()["adam"])
             return cls(
                 first={name.removeprefix(FIRST): file.get_tensor(name) for name in names if name.startswith(FIRST)},
                 second={name.removeprefix(SECOND): file.get_tensor(name) for name in names if name.startswith(SECOND)},
-                step=int(numbers["step"]),
-                beta1=float(numbers["beta1"]),
-                beta2=float(numbers["beta2"]),
-                eps=float(numbers["eps"]),
+                **numbers,
             )
 
     def precondition(self, name: str, gradients: Tensor) -> Tensor:
