@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from plain_checkpoints import key_of, model_at, warmup_of
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM
 
 from reference.reference import Tokens
 from trim_lightning.engine.sketch import CountSketch
@@ -53,8 +52,7 @@ class Point:
 
     @classmethod
     def load(cls, base: Path, folder: Path) -> Point:
-        plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
-        model = PeftModel.from_pretrained(plain, str(folder), is_trainable=True).eval().double()
+        model = model_at(base, folder)
         weights = {name.removeprefix("base_model.model."): w for name, w in model.named_parameters() if w.requires_grad}
         with safe_open(folder / "moments.safetensors", framework="pt") as file:
             step = json.loads(file.metadata()["adam"])["step"]
@@ -124,7 +122,7 @@ def only(store: Path, stage: str, **settings: object) -> list[Path]:
     """Entries of a stage with these settings or inputs."""
     found = []
     for path in sorted((store / stage).iterdir()):
-        key = json.loads((path / "entry.json").read_text())["key"]
+        key = key_of(path)
         if all({**key["settings"], **key["inputs"]["scorer"]}.get(name) == value for name, value in settings.items()):
             found.append(path)
     return found
@@ -132,12 +130,7 @@ def only(store: Path, stage: str, **settings: object) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def plain(desk, run) -> Plain:
-    warmups = only(desk.root / "store", "checkpoints")
-    (warmup,) = [
-        path
-        for path in warmups
-        if json.loads((path / "entry.json").read_text())["key"]["settings"]["warmup"]["epochs"] == EPOCHS
-    ]
+    warmup = warmup_of(desk.root / "store", EPOCHS, lora_rank=4)
     points = [Point.load(desk.model(), warmup / f"checkpoint-{number:03d}") for number in range(1, EPOCHS + 1)]
     order = list(points[0].weights)
     pool, targets = [], []
