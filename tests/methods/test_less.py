@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from reference.reference import Tokens
+from trim_lightning.engine import record_pass
+from trim_lightning.engine.batches import plan_shards
 from trim_lightning.engine.sketch import CountSketch
 from trim_lightning.errors import UserError
 
@@ -227,6 +230,31 @@ def test_costs_are_booked_where_they_belong(desk, run) -> None:
     assert stages["score"]["tokens"] == EPOCHS * pool
     assert stages["fingerprint"]["tokens"] == EPOCHS * targets
     assert stages["warmup"]["tokens"] > 0
+
+
+def test_a_killed_pass_goes_on_at_its_last_shard(desk, run, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(record_pass, "plan_shards", partial(plan_shards, shard_tokens=200))
+    real, written = record_pass.write_values, []
+
+    def die(directory: Path, index: int, rows: np.ndarray, values: np.ndarray) -> None:
+        if len(written) == 7:
+            raise OSError("killed")
+        real(directory, index, rows, values)
+        written.append((directory.name, index))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record_pass, "write_values", die)
+        with pytest.raises(OSError, match="killed"):
+            desk.run(*METHOD, store=tmp_path)
+
+    def note(directory: Path, index: int, rows: np.ndarray, values: np.ndarray) -> None:
+        real(directory, index, rows, values)
+        written.append((directory.name, index))
+
+    monkeypatch.setattr(record_pass, "write_values", note)
+    resumed = desk.run(*METHOD, store=tmp_path)
+    assert len(written) == len(set(written)), "a shard was computed twice"
+    np.testing.assert_array_equal(resumed.scores.score, run.scores.score)
 
 
 def test_the_size_of_a_batch_does_not_matter(desk, run) -> None:
