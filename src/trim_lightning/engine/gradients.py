@@ -55,10 +55,11 @@ class GradientFeatures:
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
         """One forward and one backward pass."""
         labels = trained_labels(batch["input_ids"], batch["roles"], batch["lengths"])
-        sketch, moments, parts = self._prepare(model)
+        sketch, moments, parts = self._prepare(model, labels.device)
         features = torch.zeros(len(labels), self._dimension, device=labels.device)
 
         def collect(name: str, gradients: Tensor) -> None:
+            gradients = gradients.to(features.device)  # a model may lie on several devices
             if moments is not None:
                 gradients = moments.precondition(name, gradients)
             sketch.add(parts[name], gradients.flatten(1).float(), features)
@@ -67,11 +68,12 @@ class GradientFeatures:
         features[(labels[:, 1:] == IGNORED).all(1)] = 0  # Adam's step is not zero where the gradient is
         return normalize(features, dim=1).half()
 
-    def _prepare(self, model: PreTrainedModel) -> tuple[CountSketch, AdamMoments | None, dict[str, int]]:
-        """Projection and moments on the model's device; made once."""
+    def _prepare(
+        self, model: PreTrainedModel, device: torch.device
+    ) -> tuple[CountSketch, AdamMoments | None, dict[str, int]]:
+        """Projection and moments on the batches' device; made once."""
         if self._prepared is None:
             weights = {name: module.weight for name, module in lora_matrices(model).items()}
-            device = next(iter(weights.values())).device
             sketch = CountSketch([weight.numel() for weight in weights.values()], self._dimension, self._seed, device)
             moments = None if self._moments is None else AdamMoments.load(self._moments, device)
             self._prepared = sketch, moments, {name: place for place, name in enumerate(weights)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -135,10 +134,12 @@ def gradient_features(
             tokens, entry = targets
             plain = GradientFeatures(dimension, seed)
             inputs = {"tokens": entry.key.hex}
-            target_entries.append(record_values(task, plain, tokens, inputs, "fingerprint", weights))
+            title = f"fingerprint {number}/{len(checkpoints)}"
+            target_entries.append(record_values(task, plain, tokens, inputs, "fingerprint", weights, title))
         adam = GradientFeatures(dimension, seed, checkpoint_path(checkpoints.entry.path, number) / FILE)
         inputs = {"tokens": task.pool_key.hex}
-        pool_entries.append(record_values(task, adam, task.pool_tokens, inputs, "score", weights))
+        title = f"score {number}/{len(checkpoints)}"
+        pool_entries.append(record_values(task, adam, task.pool_tokens, inputs, "score", weights, title))
         weights.release()
     return pool_entries, target_entries
 
@@ -169,9 +170,11 @@ def loss_trajectory(
     from trim_lightning.engine.statistics import ResponseLoss
 
     points, keys = [], []
-    stages: Sequence[Checkpoint | Scorer] = [checkpoints.at(number, True) for number in range(1, len(checkpoints) + 1)]
-    for weights in [task.scorer, *stages] if from_start else stages:
-        entry = record_values(task, ResponseLoss("given"), records, inputs, booked, weights)
+    models: list[Checkpoint | Scorer] = [task.scorer] if from_start else []
+    models += [checkpoints.at(number, merged=True) for number in range(1, len(checkpoints) + 1)]
+    for place, weights in enumerate(models, start=1):
+        title = f"{booked} {place}/{len(models)}"
+        entry = record_values(task, ResponseLoss("given"), records, inputs, booked, weights, title)
         points.append(mean_losses(entry, len(records)))
         keys.append(entry.key.hex)
         weights.release()

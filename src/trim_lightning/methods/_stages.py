@@ -85,6 +85,7 @@ def record_values(
     inputs: Mapping[str, str],
     booked: str,
     weights: Weights | None = None,
+    title: str | None = None,
 ) -> Entry:
     """The stored values of one pass over some records; see `run_record_pass`.
 
@@ -95,6 +96,7 @@ def record_values(
         inputs: Keys of the stages that made ``records``.
         booked: Stage of the manifest that the cost belongs to: ``fingerprint`` (targets) or ``score`` (pool).
         weights: The model that runs it; None is the scorer as it is.
+        title: Name on the progress bar; None is ``booked``.
 
     Raises:
         UserError: if gradients are wanted of a model whose weights are divided among processes.
@@ -130,7 +132,7 @@ def record_values(
             directory,
             scope=settings.scope,
             resources=resources,
-            title=booked,
+            title=title or booked,
         )
 
     entry = task.store.get(key, build, resumable=True, together=not alone)

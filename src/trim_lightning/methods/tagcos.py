@@ -16,6 +16,7 @@ from trim_lightning.methods._clusters import cluster, members_of, ranked_by_orde
 from trim_lightning.methods._matching import matching_order
 from trim_lightning.methods._stages import unit
 from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.progress import progress_bar
 from trim_lightning.settings import key
 from trim_lightning.store import Entry, StageKey
 
@@ -57,9 +58,12 @@ class TagcosSelector(Selector):
             rows = scoped_rows(task, features.any(1))
             features = features[rows]
             clusters = members_of(cluster(features, self.num_clusters, seed))
-            orders = [
-                members[matching_order(features[members].astype(np.float64), self.round_share)] for members in clusters
-            ]
+            orders = []
+            with progress_bar("matching", total=len(rows), unit="records") as bar:
+                for members in clusters:
+                    order = matching_order(features[members].astype(np.float64), self.round_share)
+                    orders.append(members[order])
+                    bar.update(len(members))
             return rows[spread_by_size(orders)]
 
         return ranked_by_order(task, StageKey("order", 1, choices, inputs), order_rows)

@@ -75,14 +75,15 @@ class AdamMoments:
 
         Args:
             name: The weight's name.
-            gradients: ``[batch, *shape of the weight]`` float32; overwritten.
+            gradients: ``[batch, *shape of the weight]`` float32.
 
         Returns:
             The steps, of the same shape.
         """
-        first_scale = 1 - self.beta1 ** (self.step + 1)
-        second_scale = 1 - self.beta2 ** (self.step + 1)
-        roots = torch.square(gradients).mul_(1 - self.beta2).add_(self.second[name], alpha=self.beta2)
-        roots.sqrt_().div_(math.sqrt(second_scale)).add_(self.eps)
-        gradients.mul_(1 - self.beta1).add_(self.first[name], alpha=self.beta1).div_(first_scale)
-        return gradients.div_(roots)
+        correction = math.sqrt(1 - self.beta2 ** (self.step + 1))
+        # all that is the same for every gradient goes into one factor: five sweeps over the batch, no more
+        factor = correction / (1 - self.beta1 ** (self.step + 1))
+        second, first = self.second[name] * self.beta2, self.first[name] * (self.beta1 * factor)
+        roots = torch.addcmul(second, gradients, gradients, value=1 - self.beta2)
+        roots.sqrt_().add_(self.eps * correction)
+        return torch.add(first, gradients, alpha=(1 - self.beta1) * factor).div_(roots)
