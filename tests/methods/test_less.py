@@ -257,6 +257,13 @@ def test_a_killed_pass_goes_on_at_its_last_shard(desk, run, monkeypatch, tmp_pat
     np.testing.assert_array_equal(resumed.scores.score, run.scores.score)
 
 
+@pytest.mark.slow
+def test_two_processes_leave_the_bytes_of_one(desk, run, tmp_path: Path) -> None:
+    two = desk.run(*METHOD, "trainer=ddp_cpu", store=tmp_path)
+    file = "scores.parquet"
+    assert (two.directory / file).read_bytes() == (run.directory / file).read_bytes()
+
+
 def test_the_size_of_a_batch_does_not_matter(desk, run) -> None:
     alone = desk.run(*METHOD, "scoring.tokens_per_batch=1")
     np.testing.assert_allclose(alone.scores.score, run.scores.score, atol=1e-4)

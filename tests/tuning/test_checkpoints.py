@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from trim_lightning.errors import UserError
 from trim_lightning.settings import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning import checkpoints, lora_module
@@ -153,3 +154,13 @@ def test_one_epoch_leaves_one_checkpoint(
     facts = train_checkpoints(tiny_model("opt"), records, range(5), single, tmp_path, CPU, seed=1)
     assert facts["rates"] == pytest.approx([1e-2])
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-001"]
+
+
+def test_an_epoch_without_a_learning_rate_is_a_user_error(
+    tiny_model: Callable[[str], PreTrainedModel], records: TokenizedRecords, tmp_path: Path
+) -> None:
+    slow = replace(SETTINGS, batch_size=10, warmup_ratio=0.4)
+    with pytest.raises(
+        UserError, match=r"warmup\.warmup_ratio=0\.4: the learning rate of a whole epoch is 0; lower it"
+    ):
+        train_checkpoints(tiny_model("llama"), records, range(10), slow, tmp_path, CPU, seed=0)

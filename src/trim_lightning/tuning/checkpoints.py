@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from trim_lightning.errors import UserError
 from trim_lightning.settings import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning.lora_module import TuningModule, learning_rates
@@ -42,16 +43,20 @@ def train_checkpoints(
         The facts of `train_lora`, and ``rates``: the mean learning rate of each epoch.
 
     Raises:
-        UserError: as `train_lora` does.
+        UserError: as `train_lora` does, or if an epoch had no learning rate, so that its checkpoint changes nothing.
     """
     around = Surroundings(directory, trainer, "warm-up", callbacks=(EpochCheckpoints(directory),))
     _, facts = train_lora(model, records, rows, settings, around, seed=seed)
-    shutil.rmtree(directory / ADAPTER)  # the last checkpoint has the same
-    rates = learning_rates(settings, facts["steps"])
-    per_epoch = facts["steps"] // settings.epochs
+    rates, per_epoch = learning_rates(settings, facts["steps"]), facts["steps"] // settings.epochs
     facts["rates"] = [
         sum(rates[start : start + per_epoch]) / per_epoch for start in range(0, facts["steps"], per_epoch)
     ]
+    if min(facts["rates"]) <= 0:
+        raise UserError(
+            f"warmup.warmup_ratio={settings.warmup_ratio}: the learning rate of a whole epoch is 0; lower it, or raise "
+            "warmup.fraction"
+        )
+    shutil.rmtree(directory / ADAPTER)  # the last checkpoint has the same
     return facts
 
 
