@@ -78,18 +78,26 @@ def select(settings: SelectSettings) -> Selection:
         tracker.finish(succeeded)
 
 
-def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Selection:
+def run_selection(settings: SelectSettings, directory: Path, store: Store, announce: bool = True) -> Selection:
     """Select and write the files, reporting to no tracker.
+
+    Args:
+        settings: All keys.
+        directory: Where the files go.
+        store: Stage results.
+        announce: Say what is found and done.
 
     Raises:
         UserError: for anything that the user can mend.
     """
     selector = load_selector(settings.method)
-    task = open_task(settings, selector, store)
+    task = open_task(settings, selector, store, announce)
     pool, targets, ledger = task.pool, task.targets, task.ledger
 
     scores = selector.score(task)
     store.dismiss_helpers()
+    if settings.scoring.profile:
+        selector.profile(task, Path(settings.paths.output_dir) / "profile")
 
     started = time.perf_counter()
     order = scores.order if scores.order is not None else rank_by_score(scores.score)
@@ -123,12 +131,14 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Se
             "pool": len(pool),
             "scored": len(pool) - unscored,
             "unscored": unscored,
+            "max_length": task.scorer.max_length,
             "truncated": task.pool_tokens.truncated,
             "selected": len(chosen),
             "selected_tokens": int(scores.num_tokens[chosen].sum()),
             "mean_tokens_pool": mean(scores.num_tokens),
             "mean_tokens_selected": mean(scores.num_tokens[chosen]),
             "fallback_share": ledger.facts.get("fallback_share"),
+            "bank_coverage": ledger.facts.get("bank_coverage"),
             "padding_share": ledger.facts.get("padding"),
         },
         ledger=ledger,

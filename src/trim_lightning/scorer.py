@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trim_lightning.models.handle import ModelHandle
 from trim_lightning.settings import WarmupSettings
-from trim_lightning.store import Entry, StageKey
+from trim_lightning.store import Cost, Entry, Measured, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ class Scorer(ModelHandle):
             {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
         )
 
+        rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
+
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.tuning.run import Surroundings, merge, train_lora
 
             model = self.base_model()
-            rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
             started = time.perf_counter()
             around = Surroundings(directory, self.trainer, "warm-up")
             wrapped, facts = train_lora(model, pool, rows, settings, around, seed=self.seed)
@@ -61,7 +62,8 @@ class Scorer(ModelHandle):
             self._model = merge(wrapped, self.dtype)
             return facts
 
-        self._adapter = self.store.get(key, build, resumable=True)
+        cost = self._warmup_cost(settings, pool, rows)
+        self._adapter = self.store.get(key, build, resumable=True, cost=cost)
         self.ledger.book("warmup", self._adapter)
 
     def train_checkpoints(
@@ -82,20 +84,32 @@ class Scorer(ModelHandle):
             {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
         )
 
+        rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
+
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.tuning.checkpoints import train_checkpoints
 
             model = self.base_model()
-            rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
             started = time.perf_counter()
             facts = train_checkpoints(model, pool, rows, settings, directory, self.trainer, seed=self.seed)
             facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
             facts["records"] = len(rows)
             return facts
 
-        entry = self.store.get(key, build, resumable=True)
+        entry = self.store.get(key, build, resumable=True, cost=self._warmup_cost(settings, pool, rows))
         self.ledger.book("warmup", entry)
         return entry
+
+    def _warmup_cost(self, settings: WarmupSettings, pool: TokenizedRecords, rows: list[int]) -> Cost:
+        """What training on these rows takes."""
+
+        def measure(model: Any) -> Measured:
+            from trim_lightning.tuning.sample import sample_training
+
+            return sample_training(model, pool, rows, settings, trainer=self.trainer, seed=self.seed)
+
+        tokens = settings.epochs * int(pool.lengths[rows].sum())
+        return self.cost("warmup", tokens, ("training", "lora", settings.lora_rank, settings.batch_size), measure)
 
     def model(self) -> PreTrainedModel:
         """The scorer's model, its warm-up adapter merged."""

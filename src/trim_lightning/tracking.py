@@ -8,7 +8,8 @@ import logging
 import netrc
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,10 @@ class Tracker(ABC):
         """Attach files as a versioned artifact; ``uses`` names artifacts of this run that it was made from."""
 
     @abstractmethod
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Report a table: one mapping of column to value per row."""
+
+    @abstractmethod
     def training_logger(self) -> Any:
         """A Lightning logger for the curves of a training, or False."""
 
@@ -48,6 +53,9 @@ class NoTracker(Tracker):
 
     def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
         """Attach nothing."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Drop it."""
 
     def training_logger(self) -> Any:
         """No curves."""
@@ -144,6 +152,15 @@ class WandbTracker(Tracker):
         self.run.log_artifact(artifact)
         self._made[name] = {"name": artifact.name, "type": kind, "digest": artifact.digest}
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log a W&B table; a column that holds values of several types is text."""
+        columns: list[Any] = list(dict.fromkeys(column for row in rows for column in row))
+        table = self._wandb.Table(columns=columns, allow_mixed_types=True)
+        for row in rows:
+            table.add_data(*(row.get(column) for column in columns))
+        with staging_in(Path(self.run.dir).parent):
+            self.run.log({name: table})
+
     def training_logger(self) -> Any:
         """Curves in the same run."""
         from lightning.pytorch.loggers import WandbLogger
@@ -153,6 +170,20 @@ class WandbTracker(Tracker):
     def finish(self, succeeded: bool) -> None:
         """Close the run with its exit code."""
         self.run.finish(exit_code=0 if succeeded else 1)
+
+
+@contextmanager
+def staging_in(directory: Path) -> Iterator[None]:
+    """Let W&B keep its copy of what is logged beside the run, not in the user's home, unless the user says where."""
+    name = "WANDB_DATA_DIR"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(directory)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def wandb_mode(offline: bool) -> Literal["online", "offline", "disabled"]:

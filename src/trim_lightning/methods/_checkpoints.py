@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,19 +74,29 @@ class Checkpoints:
     Attributes:
         task: For scorer and store.
         entry: The stored warm-up.
+        number: How many there are.
     """
 
     task: SelectionTask
     entry: Entry
+    number: int
 
     @cached_property
     def weights(self) -> NDArray[np.float64]:
         """``[checkpoints]`` each epoch's share of the mean learning rates; they sum to 1."""
+        assert self.entry.path  # a plan of what is not there yet ends here
         rates = np.array(self.entry.facts["rates"])
         return rates / rates.sum()
 
     def __len__(self) -> int:
-        return len(self.entry.facts["rates"])
+        return self.number
+
+    def moments(self, number: int) -> Path:
+        """File of Adam's moments after epoch ``number``; its place is known before it is there."""
+        from trim_lightning.tuning.checkpoints import checkpoint_path
+        from trim_lightning.tuning.moments import FILE
+
+        return checkpoint_path(self.task.store.path_of(self.entry.key), number) / FILE
 
     def at(self, number: int, merged: bool) -> Checkpoint:
         """The scorer after epoch ``number``, from 1."""
@@ -105,7 +117,8 @@ def train_checkpoints(task: SelectionTask, name: str, number: int) -> Checkpoint
     settings = task.settings.warmup
     if not settings.enabled:
         raise UserError(f"method={name}: needs the checkpoints of a warm-up, which warmup=none switches off")
-    return Checkpoints(task, task.scorer.train_checkpoints(settings, number, task.pool_tokens, task.pool_key))
+    entry = task.scorer.train_checkpoints(settings, number, task.pool_tokens, task.pool_key)
+    return Checkpoints(task, entry, number)
 
 
 def gradient_features(
@@ -123,8 +136,6 @@ def gradient_features(
         One entry a checkpoint for the pool, and one for the targets if there are any.
     """
     from trim_lightning.engine.gradients import GradientFeatures
-    from trim_lightning.tuning.checkpoints import checkpoint_path
-    from trim_lightning.tuning.moments import FILE
 
     seed = task.settings.seed
     pool_entries, target_entries = [], []
@@ -136,7 +147,7 @@ def gradient_features(
             inputs = {"tokens": entry.key.hex}
             title = f"fingerprint {number}/{len(checkpoints)}"
             target_entries.append(record_values(task, plain, tokens, inputs, "fingerprint", weights, title))
-        adam = GradientFeatures(dimension, seed, checkpoint_path(checkpoints.entry.path, number) / FILE)
+        adam = GradientFeatures(dimension, seed, checkpoints.moments(number))
         inputs = {"tokens": task.pool_key.hex}
         title = f"score {number}/{len(checkpoints)}"
         pool_entries.append(record_values(task, adam, task.pool_tokens, inputs, "score", weights, title))
@@ -144,7 +155,7 @@ def gradient_features(
     return pool_entries, target_entries
 
 
-def loss_trajectory(
+def loss_passes(
     task: SelectionTask,
     checkpoints: Checkpoints,
     records: TokenizedRecords,
@@ -152,8 +163,8 @@ def loss_trajectory(
     booked: str,
     *,
     from_start: bool,
-) -> tuple[NDArray[np.float64], list[str]]:
-    """Mean response losses of some records along the warm-up, each point a stored forward pass.
+) -> list[Entry]:
+    """The stored response losses of some records along the warm-up, a forward pass for each point.
 
     Args:
         task: For store and settings.
@@ -162,20 +173,19 @@ def loss_trajectory(
         inputs: Keys of the stages that made them.
         booked: As in `record_values`.
         from_start: Begin with the model before its warm-up.
-
-    Returns:
-        ``[records, points]`` nats per response token, NaN in the rows of records without one, and the keys of the
-        stored passes.
     """
     from trim_lightning.engine.statistics import ResponseLoss
 
-    points, keys = [], []
+    entries = []
     models: list[Checkpoint | Scorer] = [task.scorer] if from_start else []
     models += [checkpoints.at(number, merged=True) for number in range(1, len(checkpoints) + 1)]
     for place, weights in enumerate(models, start=1):
         title = f"{booked} {place}/{len(models)}"
-        entry = record_values(task, ResponseLoss("given"), records, inputs, booked, weights, title)
-        points.append(mean_losses(entry, len(records)))
-        keys.append(entry.key.hex)
+        entries.append(record_values(task, ResponseLoss("given"), records, inputs, booked, weights, title))
         weights.release()
-    return np.stack(points, axis=1), keys
+    return entries
+
+
+def trajectories(entries: Sequence[Entry], size: int) -> NDArray[np.float64]:
+    """``[size, points]`` mean losses (nats per response token); NaN in the rows of records without a response."""
+    return np.stack([mean_losses(entry, size) for entry in entries], axis=1)

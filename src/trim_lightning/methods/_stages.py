@@ -16,7 +16,7 @@ from trim_lightning.engine.words import WordFile, write_words
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import SelectionTask
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.store import Entry, StageKey
+from trim_lightning.store import Entry, Measured, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
@@ -135,7 +135,19 @@ def record_values(
             title=title or booked,
         )
 
-    entry = task.store.get(key, build, resumable=True, together=not alone)
+    def measure(model: Any) -> Measured:
+        from trim_lightning.engine.record_pass import sample_record_pass
+
+        if not statistic.needs_gradients:
+            return sample_record_pass(model, records, statistic, scope=settings.scope, resources=resources)
+        from trim_lightning.engine.gradients import fresh_lora
+
+        with fresh_lora(model, settings.warmup, statistic) as stand_in:
+            return sample_record_pass(model, records, stand_in, scope=settings.scope, resources=resources)
+
+    kind = ("record pass", statistic.stage, alone, settings.warmup.lora_rank if statistic.needs_gradients else None)
+    cost = task.scorer.cost(booked, records.total_tokens, kind, measure, resources=resources)
+    entry = task.store.get(key, build, resumable=True, together=not alone, cost=cost)
     task.ledger.book(booked, entry)
     if booked == "score":
         task.ledger.facts["padding"] = entry.facts["padding"]
@@ -149,7 +161,7 @@ def target_tokens(task: SelectionTask) -> tuple[TokenizedRecords, Entry]:
     for problem in targets.problems:
         task.ledger.warn(f"target {problem}")
     if targets.truncated:
-        task.ledger.warn(f"{targets.truncated} targets are longer than max_length={task.settings.max_length}: cut")
+        task.ledger.warn(f"{targets.truncated} targets are longer than {task.scorer.max_length} tokens: cut")
     return targets, entry
 
 

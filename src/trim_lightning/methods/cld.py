@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.methods._checkpoints import CHECKPOINTS, loss_trajectory, train_checkpoints
+from trim_lightning.methods._checkpoints import CHECKPOINTS, loss_passes, train_checkpoints, trajectories
 from trim_lightning.methods._stages import score_table, target_tokens, usable_groups
 from trim_lightning.methods.base import SelectionTask, Selector
 from trim_lightning.settings import key
@@ -30,20 +30,21 @@ class CldSelector(Selector):
         """Warm-up, a pass over targets and pool at every checkpoint, then correlations."""
         checkpoints = train_checkpoints(task, "cld", self.num_checkpoints)
         targets, entry = target_tokens(task)
-        target_losses, _ = loss_trajectory(
+        responses = targets.content_lengths("response")
+        groups = usable_groups(task, lambda row: responses[row] > 0, "no response", whatever_scope=True)
+        target_passes = loss_passes(
             task, checkpoints, targets, {"tokens": entry.key.hex}, "fingerprint", from_start=True
         )
-        groups = usable_groups(
-            task, lambda row: not np.isnan(target_losses[row]).any(), "no response", whatever_scope=True
-        )
-        losses, _ = loss_trajectory(
+        passes = loss_passes(
             task, checkpoints, task.pool_tokens, {"tokens": task.pool_key.hex}, "score", from_start=True
         )
+        target_losses, losses = trajectories(target_passes, len(targets)), trajectories(passes, len(task.pool))
         changes = np.diff(losses, axis=1)
-        return score_table(
-            task,
-            {name: correlations(changes, np.diff(target_losses[rows].mean(0))) for name, rows in groups.items()},
-        )
+        scores = {}
+        for name, rows in groups.items():
+            mean = np.nanmean(target_losses[rows], axis=0)  # a response of one token at the very start has no loss
+            scores[name] = correlations(changes, np.diff(mean))
+        return score_table(task, scores)
 
 
 def correlations(changes: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.methods._checkpoints import CHECKPOINTS, loss_trajectory, train_checkpoints
+from trim_lightning.methods._checkpoints import CHECKPOINTS, loss_passes, train_checkpoints, trajectories
 from trim_lightning.methods._clusters import cluster, members_of, ranked_by_order, scoped_rows
 from trim_lightning.methods.base import SelectionTask, Selector
 from trim_lightning.settings import key
@@ -32,18 +32,20 @@ class S2lSelector(Selector):
     def score(self, task: SelectionTask) -> ScoreTable:
         """Warm-up, a pass over the pool at every checkpoint, then clusters."""
         checkpoints = train_checkpoints(task, "s2l", self.num_checkpoints)
-        losses, keys = loss_trajectory(
+        passes = loss_passes(
             task, checkpoints, task.pool_tokens, {"tokens": task.pool_key.hex}, "score", from_start=False
         )
+        losses = trajectories(passes, len(task.pool))
         settings, seed = task.settings, task.settings.seed
         choices = {"method": "s2l", "clusters": self.num_clusters, "seed": seed, "scope": settings.scope}
+        inputs = {"losses": [entry.key.hex for entry in passes]}
 
         def order_rows() -> NDArray[np.int64]:
             rows = scoped_rows(task, ~np.isnan(losses).any(1))
             clusters = [rows[places] for places in members_of(cluster(losses[rows], self.num_clusters, seed))]
             return take_turns(clusters, seed)
 
-        return ranked_by_order(task, StageKey("order", 1, choices, {"losses": keys}), order_rows)
+        return ranked_by_order(task, StageKey("order", 1, choices, inputs), order_rows)
 
 
 def take_turns(clusters: Sequence[NDArray[np.int64]], seed: int) -> NDArray[np.int64]:
