@@ -146,62 +146,142 @@ def common_float32() -> dict[str, Any]:
     return {"ratio": median(ratios), "wanted": ">= 4", "rounds": ratios, "tokens": records.total_tokens}
 
 
-class GradientFeatures:
-    """Per-example LoRA gradients projected to 8,192 numbers, batch size 1, as LESS computes them (arXiv 2402.04333).
+def checkpoints_of(source: Any, rank: int, number: int) -> list[tuple[Any, Path]]:
+    """The model with the adapter of each epoch of a short LESS warm-up, and the file of that epoch's moments."""
+    from trim_lightning.models.adapter import apply_adapter
+    from trim_lightning.settings import WarmupSettings
+    from trim_lightning.tuning.checkpoints import checkpoint_path, train_checkpoints
+    from trim_lightning.tuning.moments import FILE
 
-    The projection is a seeded count sketch, far cheaper than LESS's dense one: what is measured is the gradient.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        config = LoraConfig(r=128, lora_alpha=512, target_modules=modules, task_type="CAUSAL_LM")
-        torch.manual_seed(0)
-        self.model: Any = get_peft_model(materials.model_of(materials.smollm2(), dtype), config)
-        self.trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        size = sum(weight.numel() for weight in self.trained)
-        self.places = torch.randint(8192, (size,), device=self.model.device)
-        self.signs = torch.randint(2, (size,), device=self.model.device) * 2.0 - 1
-
-    def __call__(self, records: TokenizedRecords, rows: list[int]) -> None:
-        """The features of some records."""
-        for row in rows:
-            input_ids = torch.from_numpy(records[row].token_ids.astype(np.int64))[None].to(self.model.device)
-            labels = torch.where(torch.from_numpy(records[row].roles)[None].to(input_ids.device) == 2, input_ids, -100)
-            loss = self.model(input_ids=input_ids, labels=labels).loss
-            gradients = torch.autograd.grad(loss, self.trained)
-            flat = torch.cat([gradient.flatten().float() for gradient in gradients])
-            torch.zeros(8192, device=flat.device).index_add_(0, self.places, flat * self.signs)
+    dtype, directory = materials.best_dtype(), WORK / f"checkpoints-{rank}-{number}"
+    if not checkpoint_path(directory, number).exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        # few records: what the warm-up learns does not change the time of what follows
+        records = materials.tokens_of(source, 16, "checkpoints", max_length=256)
+        settings = WarmupSettings(epochs=number, lora_rank=rank, lora_alpha=2 * rank)
+        model = materials.model_of(source, dtype)
+        train_checkpoints(model, records, range(len(records)), settings, directory, CPU, seed=0)
+    result = []
+    for place in range(1, number + 1):
+        folder = checkpoint_path(directory, place)
+        result.append((apply_adapter(materials.model_of(source, dtype), folder), folder / FILE))
+    return result
 
 
-def gradients(checkpoints: int, number: int, rounds: int, wanted: str) -> dict[str, Any]:
-    """(d) Against projected per-example LoRA gradients for a number of checkpoints."""
+def less_pass(model: Any, records: TokenizedRecords, moments: Path | None) -> list[Any]:
+    """One pass of `method=less` over some records at one checkpoint, into a directory that is thrown away."""
+    from trim_lightning.engine.gradients import GradientFeatures
+    from trim_lightning.engine.record_pass import run_record_pass
+    from trim_lightning.engine.record_values import read_values
+    from trim_lightning.tuning.run import MICRO_BATCH_TOKENS
+
+    budget = MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+    directory = Path(tempfile.mkdtemp(dir=WORK))
+    try:
+        features = GradientFeatures(8192, 0, moments)
+        run_record_pass(
+            model, records, features, directory, scope="all", resources=Resources(CPU, budget), title="less"
+        )
+        return list(read_values(directory))
+    finally:
+        shutil.rmtree(directory)
+
+
+def gradients(checkpoints: int, number: int, rounds: int) -> dict[str, Any]:
+    """(d) The product's LESS features of some records at one checkpoint after the other, against the engine's pass."""
     source = materials.smollm2()
     records = materials.tokens_of(source, number, f"gradients{checkpoints}")
-    dtype = materials.best_dtype()
-    model, features = materials.model_of(source, dtype), GradientFeatures(dtype)
-    bank, rows = materials.bank_for(model), list(range(len(records)))
-    features(records, rows[:2])
+    model, points = materials.model_of(source, materials.best_dtype()), checkpoints_of(source, 128, checkpoints)
+    bank = materials.bank_for(model)
+    less_pass(points[0][0], records, points[0][1])
     score(model, records, bank)
 
     def less() -> None:
-        for _ in range(checkpoints):
-            features(records, rows)
+        for point, moments in points:
+            less_pass(point, records, moments)
 
-    theirs, ours = in_turns(rounds, [model, features.model], less, lambda: score(model, records, bank))
+    theirs, ours = in_turns(rounds, [model, *(point for point, _ in points)], less, lambda: score(model, records, bank))
     ratios = [one / two for one, two in zip(theirs, ours, strict=True)]
-    return {"ratio": median(ratios), "wanted": wanted, "rounds": ratios, "tokens": records.total_tokens}
+    return {"ratio": median(ratios), "wanted": "reported", "rounds": ratios, "tokens": records.total_tokens}
 
 
 def less_one() -> dict[str, Any]:
-    """(d) One checkpoint."""
-    return gradients(1, 60, 3, ">= 5")
+    """(d) LESS's features (batched, LoRA rank 128) at one checkpoint / the engine's pass over the same records."""
+    return gradients(1, 60, 3)
 
 
 def less_four() -> dict[str, Any]:
-    """(d) LESS's four checkpoints."""
-    return gradients(4, 30, 3, ">= 20")
+    """(d) The same at LESS's four checkpoints."""
+    return gradients(4, 30, 3)
+
+
+def trim_selection(model: Any, records: TokenizedRecords, targets: TokenizedRecords) -> None:
+    """TRIM's selection stage: target pass, banks, scoring pass, pooling."""
+    import pyarrow.parquet as pq
+
+    from trim_lightning.engine.target_pass import banks_of, read_signals, run_target_pass, weigh
+    from trim_lightning.methods.trim import ScopedTokens, pool_tokens, scaled_idf
+    from trim_lightning.settings import FallbackSettings, PoolerSettings, SaliencySettings
+
+    directory = Path(tempfile.mkdtemp(dir=WORK))
+    try:
+        run_target_pass(model, targets, model.config.num_hidden_layers, directory, trainer=CPU, tokens_per_batch=BUDGET)
+        layers = min(SaliencySettings().num_layers, model.config.num_hidden_layers)
+        salient = weigh(read_signals(directory), SaliencySettings(num_layers=layers), "all")
+        bank = banks_of(salient, {"": list(range(len(targets)))})[""]
+        request = ScoringRequest({"": bank}, "embedding", "all")
+        run_scoring_pass(model, records, {directory: request}, resources=Resources(CPU, BUDGET))
+        idf = scaled_idf(bank.token_ids.cpu().numpy(), bank.idf.cpu().numpy())
+        for path in directory.glob("shard-*.parquet"):
+            pool_tokens(ScopedTokens.read(pq.read_table(path), ""), FallbackSettings(), PoolerSettings(), idf)
+    finally:
+        shutil.rmtree(directory)
+
+
+def less_scores(points: list[tuple[Any, Path]], records: TokenizedRecords, targets: TokenizedRecords) -> None:
+    """LESS's selection stage: at every checkpoint, gradients of targets and pool, then cosines."""
+    from trim_lightning.methods._stages import unit
+
+    for point, moments in points:
+        wanted = np.concatenate([values for _, values in less_pass(point, targets, None)]).astype(np.float64)
+        direction = unit(wanted).mean(0)
+        for _, values in less_pass(point, records, moments):
+            unit(values.astype(np.float64)) @ direction
+
+
+def selection_stages(rank: int, wanted: str, number: int = 60, rounds: int = 3) -> dict[str, Any]:
+    """LESS's selection stage at four checkpoints against TRIM's: ten targets, the same pool, model and machine.
+
+    Both run as the product runs them, shards on disk and all; warm-up and loading models are left out of both.
+    """
+    source = materials.smollm2()
+    number = int(os.environ.get("TRIM_BENCH_RECORDS", number))
+    records = materials.tokens_of(source, number, f"selection{rank}")
+    targets = materials.tokens_of(source, 10, f"targets{rank}")
+    model, points = materials.model_of(source, materials.best_dtype()), checkpoints_of(source, rank, 4)
+    trim_selection(model, targets, targets)  # caches are warm, memory is there
+    less_scores(points[:1], targets, targets)
+    theirs, ours = in_turns(
+        rounds,
+        [model, *(point for point, _ in points)],
+        lambda: less_scores(points, records, targets),
+        lambda: trim_selection(model, records, targets),
+    )
+    ratios = [one / two for one, two in zip(theirs, ours, strict=True)]
+    return {
+        "ratio": median(ratios), "wanted": wanted, "rounds": ratios, "tokens": records.total_tokens,
+        "target_tokens": targets.total_tokens, "lora_rank": rank, "less_seconds": theirs, "trim_seconds": ours,
+    }  # fmt: skip
+
+
+def less_selection() -> dict[str, Any]:
+    """LESS's selection stage (four checkpoints, batched, LoRA rank 16 as in warmup=lora) / TRIM's."""
+    return selection_stages(16, ">= 10")
+
+
+def less_selection_paper() -> dict[str, Any]:
+    """The same with the LoRA rank of LESS, 128."""
+    return selection_stages(128, ">= 10")
 
 
 def resident_mib() -> float:
@@ -448,8 +528,9 @@ def child(arguments: list[str]) -> dict[str, Any]:
 FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     function.__name__: function
     for function in (
-        engine, padding, common, common_sdpa, common_long, common_float32, less_one, less_four, saliency, growth,
-        processes, compiled, rounding, gpu, million, sweeps.sweep, sweeps.estimate,
+        engine, padding, common, common_sdpa, common_long, common_float32, less_one, less_four, less_selection,
+        less_selection_paper, saliency, growth, processes, compiled, rounding, gpu, million, sweeps.sweep,
+        sweeps.estimate,
     )
 }  # fmt: skip
 

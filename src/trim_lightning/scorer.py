@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_lightning.models.handle import ModelHandle
 from trim_lightning.settings import WarmupSettings
-from trim_lightning.store import Entry, Measured, StageKey
+from trim_lightning.store import Cost, Entry, Measured, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
@@ -62,15 +62,54 @@ class Scorer(ModelHandle):
             self._model = merge(wrapped, self.dtype)
             return facts
 
+        cost = self._warmup_cost(settings, pool, rows)
+        self._adapter = self.store.get(key, build, resumable=True, cost=cost)
+        self.ledger.book("warmup", self._adapter)
+
+    def train_checkpoints(
+        self, settings: WarmupSettings, epochs: int, pool: TokenizedRecords, pool_key: StageKey
+    ) -> Entry:
+        """Train on the same part of the pool for ``epochs``, keeping a checkpoint after each.
+
+        The scorer itself stays as it is; see `trim_lightning.tuning.checkpoints` for what is kept.
+        """
+        from trim_lightning.tuning.warmup import draw_warmup_rows
+
+        settings = replace(settings, epochs=epochs)
+        matters = {name: value for name, value in asdict(settings).items() if name != "checkpoint_seconds"}
+        key = StageKey(
+            "checkpoints",
+            1,
+            {"warmup": matters, "seed": self.seed},
+            {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
+        )
+
+        rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
+
+        def build(directory: Path) -> dict[str, Any]:
+            from trim_lightning.tuning.checkpoints import train_checkpoints
+
+            model = self.base_model()
+            started = time.perf_counter()
+            facts = train_checkpoints(model, pool, rows, settings, directory, self.trainer, seed=self.seed)
+            facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
+            facts["records"] = len(rows)
+            return facts
+
+        entry = self.store.get(key, build, resumable=True, cost=self._warmup_cost(settings, pool, rows))
+        self.ledger.book("warmup", entry)
+        return entry
+
+    def _warmup_cost(self, settings: WarmupSettings, pool: TokenizedRecords, rows: list[int]) -> Cost:
+        """What training on these rows takes."""
+
         def measure(model: Any) -> Measured:
             from trim_lightning.tuning.sample import sample_training
 
             return sample_training(model, pool, rows, settings, trainer=self.trainer, seed=self.seed)
 
         tokens = settings.epochs * int(pool.lengths[rows].sum())
-        cost = self.cost("warmup", tokens, ("training", "lora", settings.lora_rank, settings.batch_size), measure)
-        self._adapter = self.store.get(key, build, resumable=True, cost=cost)
-        self.ledger.book("warmup", self._adapter)
+        return self.cost("warmup", tokens, ("training", "lora", settings.lora_rank, settings.batch_size), measure)
 
     def model(self) -> PreTrainedModel:
         """The scorer's model, its warm-up adapter merged."""

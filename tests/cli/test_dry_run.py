@@ -97,6 +97,30 @@ def test_every_pass_of_a_method_is_planned(inputs: Inputs, tmp_path: Path, metho
     assert all((measured.seconds(cost) or 0) > 0 for cost in plan.missing)
 
 
+@pytest.mark.parametrize(
+    ("method", "stages"),
+    [
+        ("less", ["warmup", *["fingerprint", "score"] * 2]),
+        ("tagcos", ["warmup", "score", "score"]),
+        ("s2l", ["warmup", "score", "score"]),
+        ("cld", ["warmup", *["fingerprint"] * 3, *["score"] * 3]),
+    ],
+)
+def test_every_checkpoint_of_a_method_is_planned(
+    inputs: Inputs, tmp_path: Path, method: str, stages: list[str]
+) -> None:
+    store, overrides = tmp_path / "store", [f"method={method}", "method.num_checkpoints=2", "warmup.fraction=0.5"]
+    plan = plan_of(inputs, store, *overrides)
+    assert [cost.stage for cost in plan.missing] == stages
+    measured = estimate(plan)
+    assert all((measured.seconds(cost) or 0) > 0 for cost in plan.missing)
+    paths = [f"paths.store_dir={store}", f"paths.output_dir={tmp_path / 'out'}", "logger=none"]
+    done = select(compose_select([*inputs.arguments, *paths, *overrides])).manifest["stages"]
+    for stage in {*stages} - {"warmup"}:  # which leaves out records without a response
+        assert sum(cost.tokens for cost in plan.missing if cost.stage == stage) == done[stage]["tokens"]
+    assert plan_of(inputs, store, *overrides).missing == []
+
+
 def test_a_training_is_planned_with_a_coreset_that_is_not_known_yet(inputs: Inputs, tmp_path: Path) -> None:
     store = tmp_path / "store"
     held_out = inputs.root / "targets.jsonl"

@@ -14,7 +14,9 @@ from trim_lightning.errors import UserError
 from trim_lightning.methods.base import load_selector, method_names
 
 MODEL_FREE = ("bm25", "dsir", "full", "longest")
-BASELINES = (*MODEL_FREE, "ifd", "perplexity", "rds")
+ALONG_WARM_UP = ("cld", "less", "s2l", "tagcos")
+BASELINES = (*MODEL_FREE, *ALONG_WARM_UP, "ifd", "perplexity", "rds")
+WITH_TARGETS = ("bm25", "cld", "dsir", "less", "rds")
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -33,7 +35,9 @@ def test_helpers_are_no_methods() -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_files_follow_the_contract_and_repeat(desk, name: str, tmp_path: Path) -> None:
-    first, second = (desk.run(f"method={name}", "warmup=none", store=tmp_path / place) for place in "ab")
+    along = ["method.num_checkpoints=2", "warmup.fraction=0.2"]
+    overrides = along if name in ALONG_WARM_UP else ["warmup=none"]
+    first, second = (desk.run(f"method={name}", *overrides, store=tmp_path / place) for place in "ab")
     table = pq.read_table(first.directory / "scores.parquet")
     assert table.num_rows == len(desk.pool)
     for part in ("mean", "max", "coverage"):
@@ -47,13 +51,14 @@ def test_files_follow_the_contract_and_repeat(desk, name: str, tmp_path: Path) -
     manifest = json.loads((first.directory / "manifest.json").read_text())
     wanted = {"tokenize", "select"}
     wanted |= set() if name in ("full", "longest") else {"score"}
-    wanted |= {"fingerprint"} if name in ("bm25", "dsir", "rds") else set()
+    wanted |= {"fingerprint"} if name in WITH_TARGETS else set()
+    wanted |= {"warmup"} if name in ALONG_WARM_UP else set()
     assert set(manifest["stages"]) == wanted
     for stage, record in manifest["stages"].items():
-        reads_model = name not in MODEL_FREE and stage in ("score", "fingerprint")
+        reads_model = name not in MODEL_FREE and stage in ("score", "fingerprint", "warmup")
         assert (record["tokens"] > 0) == (reads_model or stage == "tokenize")
         assert record["seconds"] >= 0
-    assert ("target" in manifest["inputs"]) == (name in ("bm25", "dsir", "rds"))
+    assert ("target" in manifest["inputs"]) == (name in WITH_TARGETS)
 
 
 @pytest.mark.usefixtures("no_model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def run_record_pass(
         ``seconds`` over all attempts, ``tokens`` fed to the model, ``shards``, and the ``padding`` share.
     """
     plan = plan_shards(records.lengths, resources.tokens_per_batch)
+    resources = suited_to(statistic, resources)
     seconds = run_sharded_pass(
         RecordPass(model, statistic), records, plan, ValueShards(directory), directory,
         scope=scope, resources=resources, title=title,
@@ -94,4 +96,12 @@ def sample_record_pass(
     model: PreTrainedModel, records: TokenizedRecords, statistic: RecordStatistic, *, scope: str, resources: Resources
 ) -> Measured:
     """Speed and output of `run_record_pass`, from a few batches."""
-    return sample_pass(lambda: RecordPass(model, statistic), ValueShards, records, resources, scope)
+    suited = suited_to(statistic, resources)
+    return sample_pass(lambda: RecordPass(model, statistic), ValueShards, records, suited, scope)
+
+
+def suited_to(statistic: RecordStatistic, resources: Resources) -> Resources:
+    """The resources without inference mode if there is a backward pass: what is made in it can have no gradient."""
+    if not statistic.needs_gradients:
+        return resources
+    return replace(resources, trainer={**resources.trainer, "inference_mode": False})

@@ -30,7 +30,7 @@ def write_values(directory: Path, index: int, rows: NDArray[np.int64], values: N
         directory: Where shards go.
         index: The shard's place in the plan.
         rows: ``[n]``.
-        values: ``[n, width]`` float32 or float64.
+        values: ``[n, width]`` floating-point numbers.
     """
     tensors = {"rows": np.ascontiguousarray(rows), "values": np.ascontiguousarray(values)}
     write_atomically(values_path(directory, index), save(tensors, {"sha256": checksum(tensors)}))

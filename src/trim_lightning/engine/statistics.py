@@ -21,9 +21,11 @@ class RecordStatistic(Protocol):
     Attributes:
         stage: Name of the stage that stores them.
         settings: What they depend on besides model and tokens; part of the stage's key.
+        needs_gradients: True if it runs a backward pass.
     """
 
     stage: str
+    needs_gradients: bool
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -44,6 +46,7 @@ class PositionWeightedMean:
     """
 
     stage = "vectors"
+    needs_gradients = False
 
     def __init__(self, scope: str | None = None) -> None:
         self.settings = {"pooling": "position_weighted_mean", "scope": scope}
@@ -70,6 +73,7 @@ class ResponseLoss:
     """
 
     stage = "losses"
+    needs_gradients = False
 
     def __init__(self, prompt: str = "given") -> None:
         self.settings = {"prompt": prompt}

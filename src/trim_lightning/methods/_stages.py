@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,27 @@ from trim_lightning.store import Entry, Measured, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from trim_lightning.engine.statistics import RecordStatistic
+    from trim_lightning.models.load import ModelRecipe
 
 SCORES = "scores.npy"
 AGGREGATES = ("max", "mean")
+
+
+class Weights(Protocol):
+    """A model that passes run on; the scorer is one."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines its outputs."""
+
+    def model(self) -> PreTrainedModel:
+        """The model, loaded when first asked for."""
+
+    def recipe(self) -> ModelRecipe:
+        """How another process loads it."""
 
 
 def score_table(
@@ -67,8 +84,10 @@ def record_values(
     records: TokenizedRecords,
     inputs: Mapping[str, str],
     booked: str,
+    weights: Weights | None = None,
+    title: str | None = None,
 ) -> Entry:
-    """The stored values of one forward pass over some records; see `run_record_pass`.
+    """The stored values of one pass over some records; see `run_record_pass`.
 
     Args:
         task: For scorer, store and settings.
@@ -76,9 +95,22 @@ def record_values(
         records: The tokens; a record without tokens gets no values.
         inputs: Keys of the stages that made ``records``.
         booked: Stage of the manifest that the cost belongs to: ``fingerprint`` (targets) or ``score`` (pool).
+        weights: The model that runs it; None is the scorer as it is.
+        title: Name on the progress bar; None is ``booked``.
+
+    Raises:
+        UserError: if gradients are wanted of a model whose weights are divided among processes.
     """
     settings = task.settings
-    resources = task.scorer.resources(settings.scoring.tokens_per_batch, settings.scoring.num_workers)
+    weights = weights or task.scorer
+    tokens_per_batch = settings.scoring.tokens_per_batch
+    if statistic.needs_gradients:
+        from trim_lightning.tuning.run import micro_batch_tokens
+
+        if settings.trainer.get("strategy") == "fsdp":
+            raise UserError("trainer=fsdp: gradients of single records need whole weights; use trainer=ddp")
+        tokens_per_batch = tokens_per_batch or micro_batch_tokens(settings.warmup)
+    resources = task.scorer.resources(tokens_per_batch, settings.scoring.num_workers)
     alone = booked == "fingerprint"  # a handful of records: other devices would only wait
     if alone:
         resources = resources.alone()
@@ -86,7 +118,7 @@ def record_values(
         statistic.stage,
         1,
         {**statistic.settings, "tokens_per_batch": resources.tokens_per_batch},
-        {**inputs, "scorer": task.scorer.identity},
+        {**inputs, "scorer": weights.identity},
     )
 
     def build(directory: Path) -> dict[str, Any]:
@@ -94,27 +126,53 @@ def record_values(
         from trim_lightning.engine.sharded_pass import model_for
 
         return run_record_pass(
-            model_for(resources, task.scorer.model, task.scorer.recipe),
+            model_for(resources, weights.model, weights.recipe),
             records,
             statistic,
             directory,
             scope=settings.scope,
             resources=resources,
-            title=booked,
+            title=title or booked,
         )
 
     def measure(model: Any) -> Measured:
         from trim_lightning.engine.record_pass import sample_record_pass
 
-        return sample_record_pass(model, records, statistic, scope=settings.scope, resources=resources)
+        if not statistic.needs_gradients:
+            return sample_record_pass(model, records, statistic, scope=settings.scope, resources=resources)
+        from trim_lightning.engine.gradients import fresh_lora
 
-    kind = ("record pass", statistic.stage, alone)
+        with fresh_lora(model, settings.warmup, statistic) as stand_in:
+            return sample_record_pass(model, records, stand_in, scope=settings.scope, resources=resources)
+
+    kind = ("record pass", statistic.stage, alone, settings.warmup.lora_rank if statistic.needs_gradients else None)
     cost = task.scorer.cost(booked, records.total_tokens, kind, measure, resources=resources)
     entry = task.store.get(key, build, resumable=True, together=not alone, cost=cost)
     task.ledger.book(booked, entry)
     if booked == "score":
         task.ledger.facts["padding"] = entry.facts["padding"]
     return entry
+
+
+def target_tokens(task: SelectionTask) -> tuple[TokenizedRecords, Entry]:
+    """The targets, tokenised; warns of what could not be rendered or was cut."""
+    assert task.targets is not None
+    targets, entry = task.scorer.tokenize(task.targets.records, "tokenize")
+    for problem in targets.problems:
+        task.ledger.warn(f"target {problem}")
+    if targets.truncated:
+        task.ledger.warn(f"{targets.truncated} targets are longer than {task.scorer.max_length} tokens: cut")
+    return targets, entry
+
+
+def mean_losses(entry: Entry, size: int) -> NDArray[np.float64]:
+    """``[size]`` nats per response token of a `ResponseLoss`; NaN for a record without a predicted response token."""
+    values = gather_values(entry.path, size)
+    if not values.shape[1]:
+        return np.full(size, np.nan)
+    with np.errstate(invalid="ignore"):
+        losses: NDArray[np.float64] = values[:, 0] / values[:, 1]
+    return losses
 
 
 def record_words(task: SelectionTask, records: RecordFile, booked: str) -> tuple[WordFile, Entry]:
@@ -224,13 +282,16 @@ def fold_targets(scores: Iterable[NDArray[Any]], how: str) -> NDArray[Any]:
     return total / number if how == "mean" else total
 
 
-def usable_groups(task: SelectionTask, usable: Callable[[int], bool], lacks: str) -> dict[str, list[int]]:
+def usable_groups(
+    task: SelectionTask, usable: Callable[[int], bool], lacks: str, *, whatever_scope: bool = False
+) -> dict[str, list[int]]:
     """The target groups without the targets that a method cannot use.
 
     Args:
         task: For the target set.
         usable: Says of a target's row whether it can be used.
         lacks: What the others lack, for the message.
+        whatever_scope: True if another scope would not help.
 
     Raises:
         UserError: if a group has no target left.
@@ -240,6 +301,8 @@ def usable_groups(task: SelectionTask, usable: Callable[[int], bool], lacks: str
     for group, rows in kept.items():
         if not rows:
             where = f"group {group!r} of the target set" if group else "the target set"
+            if whatever_scope:
+                raise UserError(f"target: {where} has {lacks}; give targets that have one")
             raise UserError(
                 f"target: {where} has {lacks} in scope={task.settings.scope}; give targets with text there, "
                 "or another scope"

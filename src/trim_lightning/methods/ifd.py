@@ -11,9 +11,9 @@ import numpy as np
 
 from trim_lightning.engine.alone import write_without_prompts
 from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.methods._stages import record_values, score_table, warm_up
+from trim_lightning.methods._stages import mean_losses, record_values, score_table, warm_up
 from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.methods.perplexity import mean_losses, response_losses
+from trim_lightning.methods.perplexity import response_losses
 from trim_lightning.settings import key
 from trim_lightning.store import Entry, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.engine.record_values import gather_values
-from trim_lightning.methods._stages import record_values, score_table, warm_up
+from trim_lightning.methods._stages import mean_losses, record_values, score_table, warm_up
 from trim_lightning.methods.base import SelectionTask, Selector
 from trim_lightning.settings import key
 from trim_lightning.store import Entry
@@ -43,13 +41,3 @@ def response_losses(task: SelectionTask) -> Entry:
     from trim_lightning.engine.statistics import ResponseLoss
 
     return record_values(task, ResponseLoss("given"), task.pool_tokens, {"tokens": task.pool_key.hex}, "score")
-
-
-def mean_losses(entry: Entry, size: int) -> NDArray[np.float64]:
-    """``[size]`` nats per response token; NaN for a record without a predicted response token."""
-    values = gather_values(entry.path, size)
-    if not values.shape[1]:
-        return np.full(size, np.nan)
-    with np.errstate(invalid="ignore"):
-        losses: NDArray[np.float64] = values[:, 0] / values[:, 1]
-    return losses

@@ -10,6 +10,7 @@ from trim_lightning.methods._stages import (
     cosine_groups,
     record_values,
     score_table,
+    target_tokens,
     usable_groups,
     warm_up,
 )
@@ -33,13 +34,8 @@ class RdsSelector(Selector):
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """One pass over the targets, one over the pool, then cosines shard by shard."""
-        assert task.targets is not None
         warm_up(task, self.use_warmup)
-        targets, targets_entry = task.scorer.tokenize(task.targets.records, "tokenize")
-        for problem in targets.problems:
-            task.ledger.warn(f"target {problem}")
-        if targets.truncated:
-            task.ledger.warn(f"{targets.truncated} targets are longer than {task.scorer.max_length} tokens: cut")
+        targets, targets_entry = target_tokens(task)
         scoped = targets.content_lengths(task.settings.scope)
         groups = usable_groups(task, lambda row: scoped[row] > 0, "no token")
 

@@ -19,6 +19,7 @@ from trim_lightning.engine.batches import WINDOW
 from trim_lightning.engine.ranking import ScoreTable, rank_round_robin
 from trim_lightning.engine.shards import shard_path
 from trim_lightning.errors import UserError
+from trim_lightning.methods._stages import target_tokens
 from trim_lightning.methods.base import SelectionTask, Selector
 from trim_lightning.settings import FallbackSettings, PoolerSettings
 from trim_lightning.store import Entry, Measured, StageKey
@@ -72,12 +73,7 @@ class TrimSelector(Selector):
 
     def _target_pass(self, task: SelectionTask) -> Entry:
         """Stage `signals`: per-layer signals and hidden states of the targets."""
-        assert task.targets is not None
-        targets, entry = task.scorer.tokenize(task.targets.records, "tokenize")
-        for problem in targets.problems:
-            task.ledger.warn(f"target {problem}")
-        if targets.truncated:
-            task.ledger.warn(f"{targets.truncated} targets are longer than {task.scorer.max_length} tokens: cut")
+        targets, entry = target_tokens(task)
         key = StageKey("signals", 1, {}, {"targets": entry.key.hex, "scorer": task.scorer.identity})
 
         def build(directory: Path) -> dict[str, Any]:

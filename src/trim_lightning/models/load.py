@@ -87,12 +87,14 @@ class ModelRecipe:
     Attributes:
         source: The model's files.
         dtype: Its number format.
-        adapter: Folder of an adapter to be merged into its weights.
+        adapter: Folder of an adapter, to be merged into its weights
+        merge: or, if False, to be left beside them.
     """
 
     source: ModelSource
     dtype: torch.dtype
     adapter: Path | None = None
+    merge: bool = True
 
     def load(self) -> PreTrainedModel:
         """Load it.
@@ -104,7 +106,7 @@ class ModelRecipe:
         if self.adapter is not None:
             from trim_lightning.models.adapter import apply_adapter
 
-            model = apply_adapter(model, self.adapter, merge=True)
+            model = apply_adapter(model, self.adapter, merge=self.merge)
         return model
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel, get_scheduler
 
 from trim_lightning.errors import UserError
@@ -45,6 +45,20 @@ def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> Pef
     wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
+
+
+def schedule(optimizer: Optimizer, settings: TuningSettings, total_steps: int) -> Any:
+    """The learning-rate scheduler of a training of ``total_steps``."""
+    name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    rising = round(settings.warmup_ratio * total_steps)
+    return get_scheduler(name, optimizer, num_warmup_steps=rising, num_training_steps=total_steps)
+
+
+def learning_rates(settings: TuningSettings, total_steps: int) -> list[float]:
+    """The learning rate of every optimiser step of a training."""
+    nothing = AdamW([torch.nn.Parameter(torch.zeros(1))], lr=settings.learning_rate)
+    (factor,) = schedule(nothing, settings, total_steps).lr_lambdas
+    return [settings.learning_rate * float(factor(step)) for step in range(total_steps)]
 
 
 @dataclass
@@ -141,10 +155,7 @@ class TuningModule(LightningModule):
         optimizer = AdamW(
             trainable, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, foreach=False
         )
-        name = "constant_with_warmup" if self.settings.schedule == "constant" else self.settings.schedule
-        rising = round(self.settings.warmup_ratio * self.total_steps)
-        scheduler = get_scheduler(name, optimizer, num_warmup_steps=rising, num_training_steps=self.total_steps)
-        return [optimizer], [scheduler]
+        return [optimizer], [schedule(optimizer, self.settings, self.total_steps)]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Trainable weights only: the base model does not change."""

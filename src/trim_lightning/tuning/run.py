@@ -54,6 +54,7 @@ class Surroundings:
         title: Name on the progress bar.
         logger: A Lightning logger, or False.
         early_stop: See there.
+        callbacks: Others that look on.
     """
 
     directory: Path
@@ -61,6 +62,7 @@ class Surroundings:
     title: str
     logger: Any = False
     early_stop: EarlyStop | None = None
+    callbacks: Sequence[Callback] = ()
 
 
 def train_lora(
@@ -100,12 +102,18 @@ def train_lora(
     facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
     wrapped.eval()
     require_effect(wrapped, records, plan[0].rows[-1], around.title)
-    # the model card would name the folder that the config was read from
-    module.causal_lm.config._name_or_path = str(module.causal_lm.name_or_path)
-    # LoRA never resizes embeddings: asked to find out for itself, peft would look for the base model on the Hub
-    wrapped.save_pretrained(str(around.directory / ADAPTER), safe_serialization=True, save_embedding_layers=False)
+    save_adapter(wrapped, around.directory / ADAPTER)
     remove_checkpoint(around.directory)
     return wrapped, facts
+
+
+def save_adapter(wrapped: PeftModel, directory: Path) -> None:
+    """Save the LoRA matrices as PEFT does, in safetensors."""
+    inner: Any = wrapped.get_base_model()
+    # the model card would name the folder that the config was read from
+    inner.config._name_or_path = str(inner.name_or_path)
+    # LoRA never resizes embeddings: asked to find out for itself, peft would look for the base model on the Hub
+    wrapped.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
 
 
 def train_full(
@@ -162,7 +170,7 @@ def make_plan(
         rows,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
-        tokens_per_micro_batch=settings.tokens_per_micro_batch or MICRO_BATCH_TOKENS[_device_kind()],
+        tokens_per_micro_batch=micro_batch_tokens(settings),
         seed=seed,
         length_grouped=length_grouped,
     )
@@ -182,7 +190,7 @@ def fit(
     """Run the Lightning loop over all epochs' micro-batches, from the checkpoint if there is one."""
     tokens = int(sum(loader.records.lengths[list(micro.rows)].sum() for micro in loader.plan))
     checkpoint = around.directory / CHECKPOINT
-    callbacks: list[Callback] = [TrainingProgress(around.title, tokens)]
+    callbacks: list[Callback] = [TrainingProgress(around.title, tokens), *around.callbacks]
     if around.early_stop is not None:
         callbacks.append(HeldOutStop(around.early_stop))
     callbacks.append(PeriodicCheckpoint(checkpoint, settings.checkpoint_seconds))
@@ -246,8 +254,9 @@ def merge(wrapped: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     return merged
 
 
-def _device_kind() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def micro_batch_tokens(settings: TuningSettings) -> int:
+    """Padded tokens of a forward and backward pass: as set, else what suits the device."""
+    return settings.tokens_per_micro_batch or MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
 
 
 class TrainingProgress(Callback):

@@ -1,0 +1,227 @@
+"""Per-record gradients of LoRA weights, a whole batch in one backward pass, projected to a few thousand numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from transformers import PreTrainedModel
+
+from trim_lightning.engine.sketch import CountSketch
+from trim_lightning.models.loss import IGNORED, predictions, response_logits
+from trim_lightning.settings import TuningSettings
+from trim_lightning.tuning.moments import AdamMoments
+
+RESPONSE = 2  # role of a response token, see `trim_lightning.tokens.spans`
+A, B = "lora_A", "lora_B"
+
+
+class GradientFeatures:
+    """Unit vectors ``[batch, dimension]`` (float16): each record's projected LoRA gradient (LESS, arXiv 2402.04333).
+
+    The loss of a record is the mean over the tokens that training learns from (response and its end); dropout is
+    off. With moments, the gradient g is replaced by the step, without learning rate, that Adam would take next from
+    the checkpoint's state if the batch were this record alone:
+
+        m' = (beta1 m + (1 - beta1) g) / (1 - beta1^(t+1)),  v' = (beta2 v + (1 - beta2) g²) / (1 - beta2^(t+1)),
+        m' / (sqrt(v') + eps)
+
+    (the paper's formula; its code leaves the divisors out, which a cosine does not notice but for eps, and puts eps
+    under the root). Betas, eps and t are the optimiser's own. A record without a trained token gets zeros.
+
+    Args:
+        dimension: Numbers of a feature.
+        seed: Of the projection; features can only be compared under the same one.
+        moments: File of Adam's moments; None leaves the gradient as it is.
+    """
+
+    stage = "gradients"
+    needs_gradients = True
+
+    def __init__(self, dimension: int, seed: int, moments: Path | None = None) -> None:
+        self.settings = {
+            "dimension": dimension,
+            "seed": seed,
+            "preconditioner": "none" if moments is None else "adam",
+        }
+        self._dimension, self._seed, self._moments = dimension, seed, moments
+        self._real = True
+        self._prepared: tuple[CountSketch, AdamMoments | None, dict[str, int]] | None = None
+
+    def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
+        """One forward and one backward pass."""
+        labels = trained_labels(batch["input_ids"], batch["roles"], batch["lengths"])
+        sketch, moments, parts = self._prepare(model, labels.device)
+        features = torch.zeros(len(labels), self._dimension, device=labels.device)
+
+        def collect(name: str, gradients: Tensor) -> None:
+            gradients = gradients.to(features.device)  # a model may lie on several devices
+            if moments is not None:
+                gradients = moments.precondition(name, gradients)
+            sketch.add(parts[name], gradients.flatten(1).float(), features)
+
+        record_gradients(model, batch["input_ids"], labels, collect)
+        features[(labels[:, 1:] == IGNORED).all(1)] = 0  # Adam's step is not zero where the gradient is
+        return normalize(features, dim=1).half()
+
+    def _prepare(
+        self, model: PreTrainedModel, device: torch.device
+    ) -> tuple[CountSketch, AdamMoments | None, dict[str, int]]:
+        """Projection and moments on the batches' device; made once."""
+        if self._prepared is None:
+            weights = {name: module.weight for name, module in lora_matrices(model).items()}
+            sketch = CountSketch([weight.numel() for weight in weights.values()], self._dimension, self._seed, device)
+            moments = None
+            if self._moments is not None:
+                moments = AdamMoments.load(self._moments, device) if self._real else AdamMoments.zeros(weights, device)
+            self._prepared = sketch, moments, {name: place for place, name in enumerate(weights)}
+        return self._prepared
+
+    def stand_in(self) -> GradientFeatures:
+        """The same work without a file of moments, to be timed."""
+        other = GradientFeatures(self._dimension, self._seed, self._moments)
+        other._real = False
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}  # each process makes its own
+
+
+@contextmanager
+def fresh_lora(model: PreTrainedModel, settings: TuningSettings, statistic: Any) -> Iterator[GradientFeatures]:
+    """Within it, the model has untrained LoRA matrices inside, and the statistic's stand-in runs on it."""
+    from trim_lightning.tuning.lora_module import add_lora
+
+    wrapped = add_lora(model, settings, seed=0)
+    wrapped.eval()
+    wrapped.requires_grad_(False)
+    try:
+        yield statistic.stand_in()
+    finally:
+        wrapped.unload()
+
+
+def trained_labels(input_ids: Tensor, roles: Tensor, lengths: Tensor) -> Tensor:
+    """Labels ``[batch, seq]`` of a padded batch as `trim_lightning.tuning.plan.labels_of` gives them for a record.
+
+    Args:
+        input_ids: ``[batch, seq]``.
+        roles: ``[batch, seq]``, 0 at padding.
+        lengths: ``[batch]``.
+    """
+    response = roles == RESPONSE
+    real = torch.arange(roles.shape[1], device=roles.device) < lengths[:, None]
+    ends = torch.zeros_like(response)
+    ends[:, 1:] = response[:, :-1] & (roles[:, 1:] == 0) & real[:, 1:]
+    return torch.where(response | ends, input_ids, IGNORED)
+
+
+def lora_matrices(model: nn.Module) -> dict[str, nn.Linear]:
+    """Name of the weight to module of every LoRA A and B, in the model's order."""
+    found = {}
+    for layer, module in lora_layers(model).items():
+        for kind in (A, B):
+            for adapter, matrix in getattr(module, kind).items():
+                found[f"{layer}.{kind}.{adapter}.weight"] = matrix
+    return found
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """Name to module of every layer that has LoRA matrices."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def record_gradients(
+    model: PreTrainedModel, input_ids: Tensor, labels: Tensor, collect: Callable[[str, Tensor], None]
+) -> None:
+    """Give ``collect`` every LoRA matrix's gradient of each record's mean loss, matrix after matrix.
+
+    One backward pass serves the whole batch: the gradient of a linear layer's weight is, for each record, the sum
+    over positions of (gradient of the output) ⊗ (input), so both are kept and multiplied per record, and no weight
+    needs a gradient of its own. Padding adds nothing: no trained token sees it.
+
+    Args:
+        model: A causal LM with LoRA inside, in evaluation mode.
+        input_ids: ``[batch, seq]``, padded on the right.
+        labels: ``[batch, seq]``, `IGNORED` where a token is not to be predicted.
+        collect: Called with the weight's name and ``[batch, out, in]``; may overwrite it.
+    """
+    wanted, following = predictions(labels)
+    if not len(following):
+        return
+    counts = wanted.sum(1)
+    owner = wanted.nonzero()[:, 0]
+    with torch.enable_grad(), watching(model, collect):
+        losses = cross_entropy(response_logits(model, input_ids, wanted), following, reduction="none")
+        (losses / counts[owner]).sum().backward()
+
+
+@contextmanager
+def watching(model: PreTrainedModel, collect: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within it, a backward pass gives ``collect`` the LoRA matrices' gradients per record."""
+    embeddings = model.get_input_embeddings()
+    with ExitStack() as hooks:
+
+        def hook(handle: Any) -> None:
+            hooks.callback(handle.remove)
+
+        # all weights are frozen: the graph begins at the embeddings
+        hook(embeddings.register_forward_hook(lambda module, given, output: output.requires_grad_(True)))
+        for name, layer in lora_layers(model).items():
+            held = Held()
+            # the layer's input as it comes: LoRA's float32 copy of it would be kept for each of q, k and v
+            hook(layer.register_forward_pre_hook(held.keep))
+            for adapter in layer.active_adapters:
+                if adapter not in layer.lora_A:
+                    continue
+                first = Watched(f"{name}.{A}.{adapter}.weight", collect, held)
+                second = Watched(f"{name}.{B}.{adapter}.weight", collect, None)
+                hook(layer.lora_A[adapter].register_forward_hook(first))
+                hook(layer.lora_B[adapter].register_forward_hook(second))
+        yield
+
+
+@dataclass
+class Held:
+    """The input of a layer, between its forward and its backward pass."""
+
+    states: Tensor | None = None
+
+    def keep(self, module: nn.Module, given: tuple[Any, ...]) -> None:
+        """Forward pre-hook."""
+        self.states = given[0].detach()
+
+
+@dataclass
+class Watched:
+    """Forward hook of one LoRA matrix: multiplies output gradients with inputs when they arrive.
+
+    Attributes:
+        name: Of the weight.
+        collect: Takes name and gradients.
+        held: The input, if it is kept elsewhere.
+    """
+
+    name: str
+    collect: Callable[[str, Tensor], None]
+    held: Held | None
+
+    def __call__(self, module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        states = given[0].detach() if self.held is None else None
+
+        def arrived(gradient: Tensor) -> None:
+            inputs = states if self.held is None else self.held.states
+            assert inputs is not None
+            self.collect(self.name, torch.bmm(gradient.transpose(1, 2), inputs.to(gradient.dtype)))
+            if self.held is not None:
+                self.held.states = None  # the last use
+
+        output.register_hook(arrived)

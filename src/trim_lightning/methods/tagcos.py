@@ -1,0 +1,91 @@
+"""TAGCOS: clusters of gradients, and in each a greedy match of its mean gradient (arXiv 2407.15235)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trim_lightning.engine.ranking import ScoreTable
+from trim_lightning.engine.record_values import read_values
+from trim_lightning.methods._checkpoints import CHECKPOINTS, gradient_features, train_checkpoints
+from trim_lightning.methods._clusters import cluster, members_of, ranked_by_order, scoped_rows
+from trim_lightning.methods._matching import matching_order
+from trim_lightning.methods._stages import unit
+from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.progress import progress_bar
+from trim_lightning.settings import key
+from trim_lightning.store import Entry, StageKey
+
+
+@dataclass
+class TagcosSelector(Selector):
+    """A small set whose gradients add up to the pool's, cluster by cluster.
+
+    A record's feature is the mean of its unit gradients at the warm-up's checkpoints (those of ``method=less``),
+    weighted by the epochs' mean learning rates. k-means divides the pool; in each cluster orthogonal matching
+    pursuit orders the records by how they add up to the cluster's mean; clusters get shares of the budget by size.
+    """
+
+    needs_targets: ClassVar[bool] = False
+    num_checkpoints: int = key(4, CHECKPOINTS, low=1)
+    projection_dim: int = key(8192, "numbers that a gradient is projected to", low=1)
+    num_clusters: int = key(100, "clusters of gradients", low=1)
+    round_share: float = key(
+        0.05, "share of a cluster that one round of matching picks; the next one starts anew", above=0, high=1
+    )
+
+    def score(self, task: SelectionTask) -> ScoreTable:
+        """Warm-up, gradients of the pool at every checkpoint, clusters, and a greedy order in each."""
+        checkpoints = train_checkpoints(task, "tagcos", self.num_checkpoints)
+        entries, _ = gradient_features(task, checkpoints, self.projection_dim, None)
+        settings, seed = task.settings, task.settings.seed
+        choices = {
+            "method": "tagcos",
+            "clusters": self.num_clusters,
+            "round_share": self.round_share,
+            "weights": checkpoints.weights.tolist(),
+            "seed": seed,
+            "scope": settings.scope,
+        }
+        inputs = {"gradients": [entry.key.hex for entry in entries]}
+
+        def order_rows() -> NDArray[np.int64]:
+            features = weighted_mean(entries, checkpoints.weights, len(task.pool))
+            rows = scoped_rows(task, features.any(1))
+            features = features[rows]
+            clusters = members_of(cluster(features, self.num_clusters, seed))
+            orders = []
+            with progress_bar("matching", total=len(rows), unit="records") as bar:
+                for members in clusters:
+                    order = matching_order(features[members].astype(np.float64), self.round_share)
+                    orders.append(members[order])
+                    bar.update(len(members))
+            return rows[spread_by_size(orders)]
+
+        return ranked_by_order(task, StageKey("order", 1, choices, inputs), order_rows)
+
+
+def weighted_mean(entries: Sequence[Entry], weights: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+    """``[size, dimension]`` weighted means of the stored features' unit vectors; zeros in rows without."""
+    result: NDArray[np.float32] | None = None
+    for weight, entry in zip(weights, entries, strict=True):
+        for rows, values in read_values(entry.path):
+            if result is None:
+                result = np.zeros((size, values.shape[1]), dtype=np.float32)
+            result[rows] += (weight * unit(values.astype(np.float64))).astype(np.float32)
+    return np.zeros((size, 1), dtype=np.float32) if result is None else result
+
+
+def spread_by_size(orders: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """One order of all clusters' members, in any beginning of which each cluster has a share by its size.
+
+    The member at place j of a cluster of n, from 0, comes at (j + ½)/n of the whole; ties by place in the pool. The
+    paper fixes the budget of each cluster beforehand; this is one order for all budgets (our choice).
+    """
+    places = np.concatenate([np.zeros(0), *((np.arange(len(order)) + 0.5) / len(order) for order in orders)])
+    members = np.concatenate([np.zeros(0, dtype=np.int64), *orders])
+    return members[np.lexsort((members, places))]
