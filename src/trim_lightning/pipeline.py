@@ -54,8 +54,12 @@ class Selection:
     summary: str
 
 
-def select(settings: SelectSettings) -> Selection:
+def select(settings: SelectSettings, command: str | None = None) -> Selection:
     """Select a coreset and write the files of the contract into ``paths.output_dir``.
+
+    Args:
+        settings: All keys.
+        command: The command line that repeats this run, for the report.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -68,7 +72,7 @@ def select(settings: SelectSettings) -> Selection:
     tracker = open_tracker(settings.logger, directory, job_type="select", name=name, config=asdict(settings))
     succeeded = False
     try:
-        selection = run_selection(settings, directory, store)
+        selection = run_selection(settings, directory, store, command)
         tracker.metrics(selection_metrics(selection.manifest))
         tracker.artifact("scores", "scores", [directory / "scores.parquet", directory / "manifest.json"])
         tracker.artifact("coreset", "coreset", [directory / "coreset.jsonl"], uses=["scores"])
@@ -78,7 +82,7 @@ def select(settings: SelectSettings) -> Selection:
         tracker.finish(succeeded)
 
 
-def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Selection:
+def run_selection(settings: SelectSettings, directory: Path, store: Store, command: str | None = None) -> Selection:
     """Select and write the files, reporting to no tracker.
 
     Raises:
@@ -133,6 +137,12 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store) -> Se
         },
         ledger=ledger,
     )
+    if settings.report.enabled:
+        from trim_lightning.report.gather import Outcome
+        from trim_lightning.report.write import write_report
+
+        outcome = Outcome(task, selector, scores, order, chosen, manifest, directory)
+        write_report(outcome, settings.report.examples, command)
     summary = selection_summary(manifest, pool, targets, order, chosen, directory, names)
     return Selection(directory, scores, order, chosen, manifest, summary)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +18,7 @@ from trim_lightning.engine.batches import WINDOW
 from trim_lightning.engine.ranking import ScoreTable, rank_round_robin
 from trim_lightning.engine.shards import shard_path
 from trim_lightning.errors import UserError
-from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.base import MatchedTokens, SelectionTask, Selector
 from trim_lightning.settings import FallbackSettings, PoolerSettings
 from trim_lightning.store import Entry, StageKey
 from trim_lightning.trim.pooling import Pooled, aggregate_groups, penalise, pool
@@ -147,10 +147,12 @@ class TrimSelector(Selector):
         groups: list[str] = shards["groups"]
         size = len(task.pool)
         parts = {group: np.full((4, size), np.nan) for group in groups}
+        self._shard_of = np.full(size, -1, dtype=np.int32)
         fallback = scoped_tokens = 0
         for index in range(shards["shards"]):
             table = pq.read_table(shard_path(self._scoring.path, index))
             rows = table["row"].to_numpy()
+            self._shard_of[rows] = index
             for group in groups:
                 tokens = ScopedTokens.read(table, group)
                 pooled = pool_tokens(tokens, task.settings.fallback, task.settings.pooler, self._bank_idf[group])
@@ -158,6 +160,7 @@ class TrimSelector(Selector):
                 fallback += int((~tokens.direct).sum())
                 scoped_tokens += len(tokens.direct)
         pooled_groups = {group: Pooled(*values) for group, values in parts.items()}
+        self._group_scores = {group: pooled.score for group, pooled in pooled_groups.items()}
         combined = aggregate_groups(pooled_groups, task.settings.target.aggregate)
         task.ledger.facts["fallback_share"] = fallback / scoped_tokens if scoped_tokens else None
         named = {group: pooled.score.astype(np.float32) for group, pooled in pooled_groups.items() if group}
@@ -185,6 +188,18 @@ class TrimSelector(Selector):
                 copy_atomically(self._fingerprint_entry.path / name, directory / name)
         if task.settings.scoring.save_token_scores:
             write_token_scores(task, self._scoring, directory / "token_scores.parquet")
+
+    def matched_tokens(self, task: SelectionTask, rows: Sequence[int]) -> Mapping[int, MatchedTokens]:
+        """Read a few records from their shards, each as its best target group saw it."""
+        by_shard: dict[int, list[int]] = {}
+        for row in rows:
+            by_shard.setdefault(int(self._shard_of[row]), []).append(row)
+        found: dict[int, MatchedTokens] = {}
+        for index, members in by_shard.items():
+            if index >= 0:
+                best = {row: best_group(self._group_scores, row) for row in members}
+                found.update(read_matched(shard_path(self._scoring.path, index), best, task.settings.fallback))
+        return found
 
 
 @dataclass(frozen=True)
@@ -306,6 +321,44 @@ def shard_facts(entry: Entry) -> dict[str, Any]:
     """Number of shards, groups and records per shard of a scoring pass."""
     facts: dict[str, Any] = json.loads((entry.path / "shards.json").read_text())
     return facts
+
+
+def best_group(scores: Mapping[str, NDArray[Any]], row: int) -> str:
+    """The target group with the highest score of a record; the first if it has none."""
+    return max(scores, key=lambda group: -np.inf if np.isnan(scores[group][row]) else float(scores[group][row]))
+
+
+def read_matched(path: Path, groups: Mapping[int, str], fallback: FallbackSettings) -> dict[int, MatchedTokens]:
+    """Token similarities of some records of one shard.
+
+    Args:
+        path: The shard file.
+        groups: Row of each wanted record to the target group whose match is wanted.
+        fallback: Mode and penalty.
+    """
+    wanted = sorted(set(groups.values()))
+    columns = [f"{kind}/{group}" if group else kind for group in wanted for kind in ("similarity", "match")]
+    table = pq.read_table(path, columns=["row", "token_ids", "scope", *columns])
+    places = {row: place for place, row in enumerate(table["row"].to_pylist())}
+
+    def values(name: str, row: int) -> NDArray[Any]:
+        return np.asarray(table[name][places[row]].values.to_numpy(zero_copy_only=False))
+
+    found = {}
+    for row, group in groups.items():
+        if row not in places:
+            continue
+        suffix = f"/{group}" if group else ""
+        token_ids, match = values("token_ids", row), values(f"match{suffix}", row)
+        similarity = values(f"similarity{suffix}", row).astype(np.float64)
+        found[row] = MatchedTokens(
+            token_ids=token_ids,
+            scope=values("scope", row),
+            similarity=penalise(similarity, match == token_ids, fallback.mode, fallback.penalty),
+            match=match,
+            group=group,
+        )
+    return found
 
 
 def spread(values: NDArray[Any], scope: NDArray[np.bool_]) -> list[Any]:

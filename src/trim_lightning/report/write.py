@@ -1,0 +1,30 @@
+"""Write the report of a selection into its directory."""
+
+from __future__ import annotations
+
+import logging
+
+from trim_lightning.outputs import write_text
+from trim_lightning.report.gather import Outcome, gather
+from trim_lightning.report.selection_page import selection_page
+
+log = logging.getLogger(__name__)
+NAME = "report.html"
+
+
+def write_report(outcome: Outcome, examples: int, command: str | None = None) -> None:
+    """Write ``report.html``; see `gather`.
+
+    A fault in here is told and does no harm: the selection is finished, and the other jobs of a sweep go on.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    try:
+        page = selection_page(gather(outcome, examples, command))
+    except OSError:
+        raise
+    except Exception:
+        log.exception("%s could not be made; all other files are there", NAME)
+        return
+    write_text(page, outcome.directory / NAME)
