@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,8 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
     lengths = {"pool": scores.num_tokens, "random": scores.num_tokens[drawn], "coreset": scores.num_tokens[chosen]}
     coverage = None if scores.coverage is None or np.isnan(scores.coverage).all() else scores.coverage
     mixes, counted = mixes_of(outcome.task.pool, outcome.task.targets, chosen.tolist())
-    reader = Reader(outcome.task.pool, scores, outcome.order, picked)
+    fields = {mix.field for mix in mixes}
+    reader = Reader(outcome.task.pool, scores, outcome.order, picked, fields)
     places = candidate_places(outcome.order, picked, examples)
     tokens = token_facts(outcome, [row for rows in places.values() for row in rows])
     top, borderline, bottom = (
@@ -133,17 +134,21 @@ class Reader:
     """Reads candidates from the pool, with their place in the ranking."""
 
     def __init__(
-        self, pool: RecordFile, scores: ScoreTable, order: NDArray[np.int64], picked: NDArray[np.bool_]
+        self,
+        pool: RecordFile,
+        scores: ScoreTable,
+        order: NDArray[np.int64],
+        picked: NDArray[np.bool_],
+        fields: Collection[str],
     ) -> None:
-        self._pool, self._scores, self._picked = pool, scores, picked
+        self._pool, self._scores, self._picked, self._fields = pool, scores, picked, fields
         self._rank = np.zeros(len(scores), dtype=np.int64)
         self._rank[order] = np.arange(1, len(order) + 1)
 
     def candidate(self, row: int) -> Candidate:
-        """One record with its text and its short fields."""
+        """One record with its text and the fields that the page counts by."""
         record = self._pool.record(row)
-        contents = {turn.content for turn in record.turns}
-        fields = {name: text for name, text in short_fields(self._pool.object(row)) if text not in contents}
+        fields = dict(short_fields(self._pool.object(row)))
         scores = self._scores
         return Candidate(
             row=row,
@@ -156,7 +161,7 @@ class Reader:
             num_tokens=int(scores.num_tokens[row]),
             selected=bool(self._picked[row]),
             turns=[(turn.role, turn.content) for turn in record.turns],
-            fields={name: text for name, text in fields.items() if name != "id"},
+            fields={name: text for name, text in fields.items() if name in self._fields},
         )
 
 
