@@ -74,6 +74,8 @@ def train(settings: TrainSettings, command: str | None = None) -> Training:
     try:
         training = _train(settings, directory, store, ledger, tracker, command)
         tracker.metrics(training.metrics)
+        if training.selection is not None:
+            training.selection.show(tracker)
         log_artifacts(tracker, training)
         succeeded = True
         return training

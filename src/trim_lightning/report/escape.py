@@ -8,7 +8,7 @@ from typing import Any
 
 # what a reader must see and a browser must not obey: controls, direction marks, lone halves of surrogate pairs
 _UNSEEN = (
-    "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f\ud800-\udfff"
 )
 _HIDDEN = re.compile(f"[{_UNSEEN}]")

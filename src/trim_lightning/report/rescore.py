@@ -44,8 +44,9 @@ def rescore(run: Run, turns: Sequence[Turn]) -> Rescored:
             scope.
     """
     settings = run.settings
+    adapter = adapter_of(run)
     banks = load_banks(run.directory / BANKS)
-    model = ModelRecipe(run.source, resolve_dtype(settings.model.dtype), adapter_of(run)).load()
+    model = ModelRecipe(run.source, resolve_dtype(settings.model.dtype), adapter).load()
     length = min(settings.max_length, run.source.max_positions or settings.max_length)
     (encoded,) = ChatRenderer(load_tokenizer(run.source), run.source.chat_template).encode([list(turns)], length)
     if isinstance(encoded, RenderError):
@@ -85,7 +86,7 @@ def adapter_of(run: Run) -> Path | None:
     entry = run.stage("warmup")
     if entry is None:
         raise UserError(
-            f"paths.store_dir={run.settings.paths.store_dir}: holds the warm-up of this run no more; name another "
+            f"the store {run.store.root}: holds the warm-up of this run no more; name another "
             "store with --store, or run the selection again"
         )
     return entry / ADAPTER

@@ -152,7 +152,9 @@ def open_run(path: Path, store: Path | None = None) -> Run:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{directory / MANIFEST}: its config cannot be read ({reason}); select again") from None
-    root = store or Path(settings.paths.store_dir)
+    root = (store or Path(settings.paths.store_dir)).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root}: the run's stage store is not there; name it with --store DIR")
     return Run(directory, manifest, settings, Store(root, settings.paths.store_lock))
 
 
