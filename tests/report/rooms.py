@@ -120,7 +120,8 @@ def large_facts(facts: SelectionFacts, size: int) -> SelectionFacts:
     coreset = [
         Candidate(
             row=place, id=f"record-{place}", rank=place + 1, score=1 - place / size, mean=0.5, max=0.9, coverage=0.25,
-            num_tokens=300, selected=True, turns=[("user", f"{place}: {text * 10}"), ("assistant", f"{text * 10}{place}")],
+            num_tokens=300, selected=True,
+            turns=[("user", f"{place}: {text * 10}"), ("assistant", f"{text * 10}{place}")],
             fields={"subtask": "maths"},
         )
         for place in range(size)

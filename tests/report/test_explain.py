@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-
 from rooms import HOSTILE, Page, Room
+
 from trim_lightning.report.explain import explain_row, explain_text
 from trim_lightning.report.explain_main import main
 from trim_lightning.report.run_files import open_run

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-
 from rooms import HOSTILE, KINDS, LONG_LINE, Page, Room, large_facts
+
 from trim_lightning.compare.main import main as compare_main
 from trim_lightning.pipeline import select
 from trim_lightning.report.gather import candidate_places, random_rows
@@ -115,7 +115,13 @@ def test_every_section_and_link_is_there(plain: Path) -> None:
     text = " ".join(page.text)
     assert "12 of 60 records, picked by TRIM" in text
     assert "trim-select seed=0" in text
-    for heading in ("What was picked", "Is it what you wanted", "What the targets say", "Why these records", "Repeat it"):
+    for heading in (
+        "What was picked",
+        "Is it what you wanted",
+        "What the targets say",
+        "Why these records",
+        "Repeat it",
+    ):
         assert heading in text
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a" and attributes.get("href")]
     for link in links:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from rooms import HOSTILE
+
 from tiny_models import build_tiny_tokenizer
 from trim_lightning.report.escape import data_block, visible
 from trim_lightning.report.mix import count_fields, counted_rows, order_values
@@ -34,7 +34,9 @@ def test_plain_text_stands_in_a_data_block_as_it_is() -> None:
     assert "café 日本語 👩 שלום & > '" in data_block("café 日本語 👩 שלום & > '")
 
 
-@pytest.mark.parametrize("text", ["\x00", "\x1b", "\x7f", "\x9b", "\u202e", "\u2066", "\u200f", "\ufeff", "\ud800", "\U000e0041"])
+@pytest.mark.parametrize(
+    "text", ["\x00", "\x1b", "\x7f", "\x9b", "\u202e", "\u2066", "\u200f", "\ufeff", "\ud800", "\U000e0041"]
+)
 def test_what_cannot_be_seen_is_written_out(text: str) -> None:
     shown = visible(f"a{text}b")
     assert text not in shown
@@ -119,7 +121,13 @@ def test_quantiles_leave_out_what_is_not_there() -> None:
 
 def test_fields_are_counted_one_level_deep_and_given_up_when_they_are_no_kind() -> None:
     records = [
-        {"id": str(place), "kind": "ab"[place % 2], "meta": {"level": place % 3, "deep": {"x": 1}}, "flag": True, "n": 0.5}
+        {
+            "id": str(place),
+            "kind": "ab"[place % 2],
+            "meta": {"level": place % 3, "deep": {"x": 1}},
+            "flag": True,
+            "n": 0.5,
+        }
         for place in range(300)
     ]
     counts = count_fields(records)

@@ -35,6 +35,7 @@ COSTS: dict[str, Callable[[Run], float | None]] = {
     "tokens trained": lambda run: run.trained_tokens,
     "seconds of the training": lambda run: run.train_seconds,
 }
+NOTHING = ("–", "-", "null")
 MEAN_LENGTH = "mean length of a picked record"
 
 
@@ -221,14 +222,19 @@ def columns_of(report: Report, folder: Path) -> list[Column]:
 
 
 def words(name: str, texts: Sequence[str]) -> Column:
-    """A column of texts; sorted as numbers where all of them are."""
-    try:
-        values: list[float | str] = [float(text) for text in texts]
-        if not all(math.isfinite(float(value)) for value in values):
-            values = list(texts)
-    except ValueError:
-        values = list(texts)
+    """A column of texts; sorted as numbers where all of them are, those that say nothing last."""
+    known = [text for text in texts if text not in NOTHING]
+    numeric = all(is_finite(text) for text in known)
+    values = [None if text in NOTHING else float(text) if numeric else text for text in texts]
     return Column(name, [Cell(text, value) for text, value in zip(texts, values, strict=True)], numeric=False)
+
+
+def is_finite(text: str) -> bool:
+    """True for the text of a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def numbers(name: str, values: Sequence[float | None], digits: int, chosen: Sequence[int] = ()) -> Column:

@@ -77,6 +77,8 @@
       const svg = draw(width);
       svg.setAttribute("role", "img");
       svg.setAttribute("aria-label", holder.dataset.label || "chart");
+      for (const part of svg.querySelectorAll("g")) part.removeAttribute("aria-label"); // names that say nothing
+      for (const part of svg.children) part.setAttribute("aria-hidden", "true");
       holder.replaceChildren(svg);
     };
     render();
