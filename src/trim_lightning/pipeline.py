@@ -83,8 +83,8 @@ def select(settings: SelectSettings, command: str | None = None) -> Selection:
     succeeded = False
     try:
         selection = run_selection(settings, directory, store, command)
-        tracker.metrics(selection_metrics(selection.manifest))
         selection.show(tracker)
+        tracker.metrics(selection_metrics(selection.manifest))
         tracker.artifact("scores", "scores", [directory / "scores.parquet", directory / "manifest.json"])
         tracker.artifact("coreset", "coreset", [directory / "coreset.jsonl"], uses=["scores"])
         succeeded = True

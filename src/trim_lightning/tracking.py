@@ -8,7 +8,8 @@ import logging
 import netrc
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,6 +105,7 @@ class WandbTracker(Tracker):
         name: str,
         config: Mapping[str, Any],
     ) -> None:
+        self._directory = directory.absolute()
         self._log_artifacts = settings.log_artifacts
         self._made: dict[str, dict[str, str]] = {}
         mode = wandb_mode(settings.offline)
@@ -169,7 +171,8 @@ class WandbTracker(Tracker):
         for name, (columns, rows) in report_tables(facts).items():
             if rows:
                 shown[f"report/{name}_table"] = wandb.Table(columns=columns, data=rows)
-        self.run.log(shown)
+        with copies_in(self._directory / "wandb"):
+            self.run.log(shown)
 
     def training_logger(self) -> Any:
         """Curves in the same run."""
@@ -180,6 +183,20 @@ class WandbTracker(Tracker):
     def finish(self, succeeded: bool) -> None:
         """Close the run with its exit code."""
         self.run.finish(exit_code=0 if succeeded else 1)
+
+
+@contextmanager
+def copies_in(directory: Path) -> Iterator[None]:
+    """Keep the copies that W&B makes of tables beside its run rather than in the home directory."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = str(directory)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_DATA_DIR"]
+        else:
+            os.environ["WANDB_DATA_DIR"] = before
 
 
 def png(picture: io.BytesIO) -> Any:

@@ -73,9 +73,9 @@ def train(settings: TrainSettings, command: str | None = None) -> Training:
     succeeded = False
     try:
         training = _train(settings, directory, store, ledger, tracker, command)
-        tracker.metrics(training.metrics)
         if training.selection is not None:
             training.selection.show(tracker)
+        tracker.metrics(training.metrics)
         log_artifacts(tracker, training)
         succeeded = True
         return training

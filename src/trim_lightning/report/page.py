@@ -103,7 +103,9 @@ def environment() -> jinja2.Environment:
 
 def fixed(value: float | None, digits: int) -> str:
     """A number with so many decimals, a dash for none."""
-    return "–" if value is None else f"{value:,.{digits}f}"
+    if value is None:
+        return "–"
+    return f"{round(value, digits) + 0.0:,.{digits}f}"  # no minus zero
 
 
 def token_text(text: str) -> str:
