@@ -12,7 +12,7 @@ from trim_lightning.records.record_file import RecordFile
 from trim_lightning.report.facts import Mix, MixLine
 from trim_lightning.summary import KIND_FIELDS
 
-LARGEST_COUNT = 20_000  # pool records that are read; of a larger pool every k-th
+LARGEST_COUNT = 10_000  # pool records that are read; of a larger pool every k-th
 MOST_VALUES = 200  # a field with more is no kind of record
 LONGEST_VALUE = 80  # characters
 SHOWN_VALUES, SHOWN_FIELDS = 15, 12

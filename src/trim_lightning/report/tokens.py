@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,7 +146,7 @@ def match_view(tokens: MatchedTokens, texts: TokenTexts, most: int) -> MatchView
     direct = tokens.match == tokens.token_ids
     return MatchView(
         texts=texts.pieces(tokens.token_ids.tolist())[:most],
-        similarity=[round(value, 4) if inside else None for value, inside in zip(similarity, scope, strict=False)],
+        similarity=rounded(value if inside else None for value, inside in zip(similarity, scope, strict=False)),
         match=[value if inside else None for value, inside in zip(tokens.match.tolist(), scope, strict=False)],
         direct=[value if inside else None for value, inside in zip(direct.tolist(), scope, strict=False)],
         group=tokens.group,
@@ -154,5 +155,5 @@ def match_view(tokens: MatchedTokens, texts: TokenTexts, most: int) -> MatchView
 
 
 def rounded(values: Iterable[float | None]) -> list[float | None]:
-    """Four digits are all that a tint can show."""
-    return [None if value is None else round(value, 4) for value in values]
+    """Four digits are all that a tint can show; what is not a finite number is not shown."""
+    return [None if value is None or not math.isfinite(value) else round(value, 4) for value in values]
