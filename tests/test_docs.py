@@ -164,6 +164,8 @@ def compositions(command: str) -> Iterator[list[str]]:
 )
 def test_commands_compose(page: Path, command: str) -> None:
     name = next(filter(None, PROGRAM.match(command).groups()))  # type: ignore[union-attr]
+    if "hparams_search=optuna" in command:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     for overrides in compositions(command):
         directory = [] if any("output_dir" in override for override in overrides) else ["paths.output_dir=unused"]
         settings = compose_settings(name, SCHEMAS[name], [*overrides, *directory])

@@ -80,8 +80,8 @@ def build_tiny_tokenizer(*, chat_template: str | None = CHATML, vocab_size: int 
     )
 
 
-def tiny_config(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    """The config of a tiny model: 4 layers (gemma3: 6), 4 heads, hidden 32, up to 512 positions.
+def tiny_config(architecture: str, tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> PreTrainedConfig:
+    """The config of a tiny model: 4 layers unless said otherwise (gemma3: 6), 4 heads, hidden 32, 512 positions.
 
     ``opt_projected`` has embeddings of width 16, which OPT projects to and from the hidden width.
 
@@ -91,7 +91,7 @@ def tiny_config(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTra
     shared: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": HIDDEN,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "max_position_embeddings": 512,
         "bos_token_id": tokenizer.bos_token_id,
@@ -117,7 +117,12 @@ def tiny_config(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTra
 
 
 def build_tiny_model(
-    architecture: str, directory: str | Path, *, seed: int = 0, chat_template: str | None = CHATML
+    architecture: str,
+    directory: str | Path,
+    *,
+    seed: int = 0,
+    chat_template: str | None = CHATML,
+    layers: int = 4,
 ) -> Path:
     """Save a random model and its tokenizer where ``from_pretrained`` finds them.
 
@@ -129,6 +134,7 @@ def build_tiny_model(
         directory: Made if it is missing; files there are overwritten.
         seed: Seed of the weights. The global random state is left as it was.
         chat_template: As in `build_tiny_tokenizer`.
+        layers: Number of layers; gemma3 has 6 whatever this says.
 
     Returns:
         ``directory``.
@@ -139,7 +145,7 @@ def build_tiny_model(
     directory = Path(directory)
     tokenizer = build_tiny_tokenizer(chat_template=chat_template)
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(tiny_config(architecture, tokenizer), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(tiny_config(architecture, tokenizer, layers), dtype=torch.float32)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from hydra_plugins.trim_launcher.launcher import sweep_name
 from trim_lightning.config import SCHEMAS, config_directory, explain, first_line, register_schemas, to_settings
 from trim_lightning.errors import UserError
 from trim_lightning.settings import SelectSettings, TrainSettings
@@ -42,6 +43,9 @@ NOT_OURS = {
 def select_task(config: DictConfig) -> float | None:
     """One selection job; returns the coreset's mean score, which a Hydra sweeper may maximise."""
     settings = to_settings(config, SelectSettings)
+    if settings.dry_run:
+        plan_alone(settings)
+        return None
     name_group(settings)
     from trim_lightning.pipeline import select
 
@@ -51,16 +55,32 @@ def select_task(config: DictConfig) -> float | None:
 
 
 def train_task(config: DictConfig) -> float | None:
-    """One training job; returns the held-out loss if there is one, which a Hydra sweeper may minimise."""
+    """One training job; returns the metric ``evaluation.objective``, which a Hydra sweeper may minimise."""
     settings = to_settings(config, TrainSettings)
+    if settings.dry_run:
+        plan_alone(settings)
+        return None
     name_group(settings)
-    from trim_lightning.training import train
+    from trim_lightning.training import objective, train
 
     training = train(settings, command_line("trim-train"))
     if training.selection is not None:
         print(f"\n{training.selection.summary}", flush=True)
     print(f"\n{training.summary}", flush=True)
-    return training.metrics.get("eval/nll")
+    return objective(training.metrics, settings.evaluation.objective)
+
+
+def plan_alone(settings: SelectSettings) -> None:
+    """Print the plan of a single job.
+
+    Raises:
+        UserError: if it cannot run.
+    """
+    from trim_lightning.sweep.dry_run import dry_run
+
+    plan = dry_run([settings])
+    if plan.problems:
+        raise UserError(plan.problems[0])
 
 
 def command_line(program: str) -> str:
@@ -71,7 +91,7 @@ def command_line(program: str) -> str:
 def name_group(settings: SelectSettings) -> None:
     """Let the tracker group the jobs of a multirun under the sweep's own name, unless the user named a group."""
     if in_multirun() and settings.logger.group is None:
-        settings.logger.group = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
+        settings.logger.group = sweep_name(Path(HydraConfig.get().sweep.dir))
 
 
 def train_main() -> int:

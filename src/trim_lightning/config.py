@@ -32,8 +32,11 @@ Settings = TypeVar("Settings")
 SCHEMAS: dict[str, type] = {"select": SelectSettings, "train": TrainSettings}
 GROUPS = (
     "model", "pool", "target", "warmup", "saliency", "fallback", "pooler", "method", "selection", "trainer",
-    "logger", "paths", "train", "evaluation", "experiment", "debug",
+    "logger", "paths", "train", "evaluation", "experiment", "hparams_search", "debug",
 )  # fmt: skip
+RECIPES = ("experiment", "hparams_search", "debug")  # groups that set keys of others
+TRAINING_ONLY = ("hparams_search", "coreset", "train", "evaluation")
+EXTRAS = {"hydra/sweeper/optuna": "optuna"}  # what an extra of this package installs
 
 
 def config_directory() -> Path:
@@ -49,8 +52,10 @@ def config_directory() -> Path:
 def register_schemas() -> None:
     """Give Hydra the types and defaults of every key.
 
-    Free mappings (``trainer``, ``method``, ``where`` ...) take new keys without Hydra's plus sign.
+    Free mappings (``trainer``, ``method``, ``where`` ...) take new keys without Hydra's plus sign. The resolver
+    ``${complement:x}`` gives 1 - x, for two weights that share a whole.
     """
+    OmegaConf.register_new_resolver("complement", lambda share: round(1 - float(share), 12), replace=True)
     for command, kind in SCHEMAS.items():
         schema = OmegaConf.structured(kind)
         for name, _, default in known_keys(kind):
@@ -158,7 +163,9 @@ def first_line(error: BaseException) -> str:
 
 def no_such_key(name: str, schema: type) -> str:
     """Say that a key does not exist, and which one may have been meant."""
-    parts = {spec.name for spec in dataclasses.fields(schema)} | {"experiment", "debug"}
+    if schema is not TrainSettings and name in {*TRAINING_ONLY, *(key for key, *_ in known_keys(TrainSettings))}:
+        return f"{name}: a key of trim-train, which trim-select does not have"
+    parts = {spec.name for spec in dataclasses.fields(schema)} | {*RECIPES}
     guess = closest(name, [*(key for key, *_ in known_keys(schema)), *(group for group in GROUPS if group in parts)])
     return f"{name}: no such key" + (f"; did you mean {guess}?" if guess else "; --cfg job prints all keys")
 
@@ -168,6 +175,8 @@ def _unknown_option(error: MissingConfigException) -> str:
     missing, options = error.missing_cfg_file, list(error.options or ())
     if not missing or "/" not in missing:
         return first_line(error)
+    if missing in EXTRAS:
+        return f"{missing} is not installed; pip install 'trim-lightning[{EXTRAS[missing]}]'"
     group, _, option = missing.rpartition("/")
     guess = difflib.get_close_matches(option, options, n=1)
     hint = f"; did you mean {group}={guess[0]}?" if guess else ""

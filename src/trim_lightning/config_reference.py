@@ -20,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from trim_lightning.config import RECIPES as RECIPE_GROUPS
 from trim_lightning.config import SCHEMAS, config_directory, register_schemas
 from trim_lightning.methods.base import load_selector, method_names
 
@@ -63,7 +64,7 @@ def reference_page() -> str:
         parts += [group_section(spec, defaults, only) for spec in fresh if spec not in single]
     parts.append(f"## method\n\n{METHOD}\n\n{options_table('method')}\n{method_keys()}")
     parts.append(f"## trainer\n\n{TRAINER}\n\n{options_table('trainer')}")
-    parts += [f"## {name}\n\n{RECIPES}\n\n{options_table(name)}" for name in ("experiment", "debug")]
+    parts += [f"## {name}\n\n{RECIPES}\n\n{options_table(name)}" for name in RECIPE_GROUPS]
     return "\n".join(parts)
 
 
@@ -141,7 +142,12 @@ def options_table(group: str) -> str:
         mark = " (default)" if file.stem == chosen else ""
         prefix = "" if "# @package _global_" in file.read_text(encoding="utf-8") else f"{group}."
         bases = list(base_options(content.pop("defaults", [])))
-        values = ", ".join([*bases, *(f"`{name}={compact(value)}`" for name, value in leaves(content, prefix))])
+        axes = pop_axes(content)
+        set_keys = [f"`{name}={compact(value)}`" for name, value in leaves(content, prefix)]
+        values = ", ".join([*bases, *set_keys])
+        if axes:
+            swept = f"sweeps {' × '.join(axes)}"
+            values = f"{values}; {swept}" if values else swept
         rows.append([f"`{group}={file.stem}`{mark}", values, note_of(file)])
     return table(["option", "sets", "note"], rows) if rows else ""
 
@@ -168,6 +174,15 @@ def base_options(defaults: Sequence[Any]) -> Iterator[str]:
             yield from (f"`{name.removeprefix('override ').lstrip('/')}={option}`" for name, option in entry.items())
         elif entry != "_self_":
             yield f"all that `{entry}` sets"
+
+
+def pop_axes(content: dict[str, Any]) -> list[str]:
+    """Take the axes of a sweep out of a recipe's content, each as it would be written behind ``-m``."""
+    hydra = content.get("hydra", {})
+    if hydra.pop("mode", None) != "MULTIRUN":
+        return []
+    params = hydra.get("sweeper", {}).pop("params", {})
+    return [f"`{name}={compact(value)}`" for name, value in params.items()]
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

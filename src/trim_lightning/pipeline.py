@@ -82,7 +82,7 @@ def select(settings: SelectSettings, command: str | None = None) -> Selection:
     tracker = open_tracker(settings.logger, directory, job_type="select", name=name, config=asdict(settings))
     succeeded = False
     try:
-        selection = run_selection(settings, directory, store, command)
+        selection = run_selection(settings, directory, store, command=command)
         selection.show(tracker)
         tracker.metrics(selection_metrics(selection.manifest))
         tracker.artifact("scores", "scores", [directory / "scores.parquet", directory / "manifest.json"])
@@ -93,18 +93,29 @@ def select(settings: SelectSettings, command: str | None = None) -> Selection:
         tracker.finish(succeeded)
 
 
-def run_selection(settings: SelectSettings, directory: Path, store: Store, command: str | None = None) -> Selection:
+def run_selection(
+    settings: SelectSettings, directory: Path, store: Store, announce: bool = True, command: str | None = None
+) -> Selection:
     """Select and write the files, reporting to no tracker.
+
+    Args:
+        settings: All keys.
+        directory: Where the files go.
+        store: Stage results.
+        announce: Say what is found and done.
+        command: The command line that repeats this run, for the report.
 
     Raises:
         UserError: for anything that the user can mend.
     """
     selector = load_selector(settings.method)
-    task = open_task(settings, selector, store)
+    task = open_task(settings, selector, store, announce)
     pool, targets, ledger = task.pool, task.targets, task.ledger
 
     scores = selector.score(task)
     store.dismiss_helpers()
+    if settings.scoring.profile:
+        selector.profile(task, Path(settings.paths.output_dir) / "profile")
 
     started = time.perf_counter()
     order = scores.order if scores.order is not None else rank_by_score(scores.score)
@@ -138,18 +149,20 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store, comma
             "pool": len(pool),
             "scored": len(pool) - unscored,
             "unscored": unscored,
+            "max_length": task.scorer.max_length,
             "truncated": task.pool_tokens.truncated,
             "selected": len(chosen),
             "selected_tokens": int(scores.num_tokens[chosen].sum()),
             "mean_tokens_pool": mean(scores.num_tokens),
             "mean_tokens_selected": mean(scores.num_tokens[chosen]),
             "fallback_share": ledger.facts.get("fallback_share"),
+            "bank_coverage": ledger.facts.get("bank_coverage"),
             "padding_share": ledger.facts.get("padding"),
         },
         ledger=ledger,
     )
     report = None
-    if settings.report.enabled:
+    if settings.report.enabled and announce:
         from trim_lightning.report.gather import Outcome
         from trim_lightning.report.write import write_report
 

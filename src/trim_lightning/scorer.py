@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trim_lightning.models.handle import ModelHandle
 from trim_lightning.settings import WarmupSettings
-from trim_lightning.store import Entry, StageKey
+from trim_lightning.store import Entry, Measured, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ class Scorer(ModelHandle):
             {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
         )
 
+        rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
+
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.tuning.run import Surroundings, merge, train_lora
 
             model = self.base_model()
-            rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
             started = time.perf_counter()
             around = Surroundings(directory, self.trainer, "warm-up")
             wrapped, facts = train_lora(model, pool, rows, settings, around, seed=self.seed)
@@ -61,7 +62,14 @@ class Scorer(ModelHandle):
             self._model = merge(wrapped, self.dtype)
             return facts
 
-        self._adapter = self.store.get(key, build, resumable=True)
+        def measure(model: Any) -> Measured:
+            from trim_lightning.tuning.sample import sample_training
+
+            return sample_training(model, pool, rows, settings, trainer=self.trainer, seed=self.seed)
+
+        tokens = settings.epochs * int(pool.lengths[rows].sum())
+        cost = self.cost("warmup", tokens, ("training", "lora", settings.lora_rank, settings.batch_size), measure)
+        self._adapter = self.store.get(key, build, resumable=True, cost=cost)
         self.ledger.book("warmup", self._adapter)
 
     def model(self) -> PreTrainedModel:

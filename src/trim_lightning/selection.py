@@ -54,6 +54,13 @@ def check_budget(selection: SelectionSettings, pool_size: int) -> None:
         )
 
 
+def budget_of(selection: SelectionSettings, pool_size: int) -> int | None:
+    """Records that the budget allows; None if it counts tokens."""
+    if selection.count is not None or selection.tokens is not None:
+        return selection.count
+    return budget_count(pool_size, selection.fraction or DEFAULT_FRACTION)
+
+
 def select_rows(
     selection: SelectionSettings,
     pool: RecordFile,
@@ -73,14 +80,12 @@ def select_rows(
         ledger: Is warned when filters leave less than the budget, or when a budget is ignored.
         everything: Take every record that the filters admit; for methods that have no budget.
     """
-    count, tokens = selection.count, selection.tokens
+    count, tokens = budget_of(selection, len(pool)), selection.tokens
     if everything:
         for name in ("fraction", "count", "tokens"):
             if getattr(selection, name) is not None:
                 ledger.warn(f"this method takes the whole pool: selection.{name}={getattr(selection, name)} is ignored")
         count = tokens = None
-    elif count is None and tokens is None:
-        count = budget_count(len(pool), selection.fraction or DEFAULT_FRACTION)
     filters = make_filters(selection, pool, scores)
     chosen = choose(
         order,

@@ -92,6 +92,7 @@ class TargetSettings(SourceSettings):
     num_examples: int | None = key(10, "targets drawn by seed, per group if there are groups; null = all", low=1)
     group_field: str | None = key(None, "field that divides the targets into groups, one bank each")
     aggregate: str = key("max", "how group scores become one", choices=("max", "mean", "round_robin"))
+    noise: float = key(0.0, "share of the drawn targets replaced by pool records, for experiments", low=0, high=1)
 
 
 @dataclass
@@ -181,6 +182,7 @@ class ScoringSettings:
     """The pass over the pool."""
 
     save_token_scores: bool = key(False, "write token_scores.parquet")
+    profile: bool = key(False, "trace some batches of the scoring pass into profile/ of the output directory")
     tokens_per_batch: int | None = key(None, "padded tokens per batch; null fits the device", low=1)
     num_workers: int | None = key(
         None, "processes that make batches ahead of the model; null takes 2 for a GPU, else 0", low=0
@@ -242,6 +244,7 @@ class SelectSettings:
     max_length: int = key(2048, "tokens of a record that are kept", low=1)
     seed: int = key(0, "seed of every draw", low=0, high=2**32 - 1)
     scope: str = key("all", "content tokens that count", choices=("all", "prompt", "response"))
+    dry_run: bool = key(False, "print what would be done and what it takes, and do nothing")
 
 
 @dataclass
@@ -280,6 +283,9 @@ class EvaluationSettings:
     data_dir: str | None = key(None, "folder of <task>.test.jsonl files for our local tasks")
     num_fewshot: int | None = key(None, "shots of the lm-eval tasks; null takes each task's own", low=0)
     task_limit: int | None = key(None, "examples per lm-eval task; null takes all", low=1)
+    objective: str | None = key(
+        None, "number of metrics.json that a sweeper gets, e.g. eval/exact_match; null is eval/nll if there is one"
+    )
 
 
 @dataclass

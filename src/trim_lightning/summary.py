@@ -65,7 +65,7 @@ def selection_summary(
         ],
     ]
     if counts["truncated"]:
-        rows.append(["truncated", f"{counts['truncated']:,} records at {config['max_length']} tokens"])
+        rows.append(["truncated", f"{counts['truncated']:,} records at {counts['max_length']} tokens"])
     if counts["fallback_share"] is not None:
         rows.append(
             [

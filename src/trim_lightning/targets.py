@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import TargetSet
 from trim_lightning.records.filters import draw_targets, group_of
-from trim_lightning.records.record_file import RecordFile
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
 from trim_lightning.records.sources import open_records
 from trim_lightning.settings import SelectSettings
 from trim_lightning.store import Store
+
+# Keeps the draws of noise independent of other draws that use the same seed.
+_NOISE_STREAM = 0x6E6F
+_NOISY = "targets.jsonl"
 
 
 def check_target(settings: SelectSettings) -> None:
@@ -27,7 +38,8 @@ def check_target(settings: SelectSettings) -> None:
 def choose_targets(settings: SelectSettings, pool: RecordFile, store: Store) -> TargetSet:
     """Draw the target examples, per group if there are groups.
 
-    ``target=from_pool`` (in-domain selection) draws them from the pool itself.
+    ``target=from_pool`` (in-domain selection) draws them from the pool itself. ``target.noise`` replaces a share of
+    them, of each group if there are groups; a substitute takes the group of the target that it replaces.
 
     Raises:
         UserError: if the target set cannot be read or is empty.
@@ -46,4 +58,66 @@ def choose_targets(settings: SelectSettings, pool: RecordFile, store: Store) -> 
         name = group_of(drawn, place, target.group_field) if target.group_field else ""
         groups.setdefault(name, []).append(place)
     # by name: round robin and the columns of scores.parquet must not depend on which examples were drawn
-    return TargetSet(drawn, dict(sorted(groups.items())))
+    groups = dict(sorted(groups.items()))
+    places = [place for members in groups.values() for place in noisy_places(members, target.noise, settings.seed)]
+    if not places:
+        return TargetSet(drawn, groups)
+    taken = set(rows) if source is pool else set()
+    noisy = replace_targets(drawn, places, pool, taken, settings.seed, store)
+    return TargetSet(noisy, groups, replaced=len(places))
+
+
+def noisy_places(places: list[int], noise: float, seed: int) -> list[int]:
+    """Those of some places in the target set that noise takes: ``noise`` times their number, halves rounded up.
+
+    The draw of a smaller share is part of that of a larger one (our choice).
+    """
+    count = int(np.floor(noise * len(places) + 0.5))
+    order = np.random.default_rng([seed, _NOISE_STREAM]).permutation(len(places))
+    return [places[place] for place in order[:count]]
+
+
+def replace_targets(
+    targets: RecordFile, places: list[int], pool: RecordFile, taken: set[int], seed: int, store: Store
+) -> RecordFile:
+    """The targets with records of the pool at some places: noise, to see how much of it a selection stands.
+
+    The records are drawn by seed, without repetition, from all of the pool; they stay in the pool, and nothing keeps
+    one from being of the targets' own kind. Their ids say ``pool:``. An experiment's tool, and our choice.
+
+    Args:
+        targets: The drawn targets.
+        places: Which of them go.
+        pool: Where their substitutes are drawn from.
+        taken: Rows of the pool that are targets already.
+        seed: Seed of the draw.
+        store: Holds the mixture; its content decides its key.
+
+    Raises:
+        UserError: if the pool has too few records.
+    """
+    others = np.array([row for row in range(len(pool)) if row not in taken], dtype=np.int64)
+    if len(others) < len(places):
+        raise UserError(
+            f"target.noise: {len(places)} targets are to be replaced, the pool has only {len(others)} other records; "
+            "give a larger pool or a smaller target.num_examples"
+        )
+    rows = np.random.default_rng([seed, _NOISE_STREAM, 1]).permutation(others)[: len(places)]
+    substitutes = dict(zip(places, map(int, rows), strict=True))
+    lines = []
+    for place in range(len(targets)):
+        row = substitutes.get(place)
+        record = targets.record(place) if row is None else pool.record(row)
+        name = record.id if row is None else f"pool:{record.id}"
+        lines.append(json.dumps({"id": name, "messages": [asdict(turn) for turn in record.turns]}) + "\n")
+    text = "".join(lines)
+
+    def build(directory: Path) -> None:
+        (directory / _NOISY).write_text(text, encoding="utf-8")
+
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path = store.spool("conversations", {"targets": digest}, build) / _NOISY
+    label = f"{targets.name} with target.noise"
+    mixed = index(LineSource(path, label=label, name=targets.name, what="target"), ReadOptions())
+    mixed.source_rows = targets.source_rows
+    return mixed

@@ -42,6 +42,10 @@ class Tracker(ABC):
         """Show a selection: its page, its pictures and its tables."""
 
     @abstractmethod
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Report a table: one mapping of column to value per row."""
+
+    @abstractmethod
     def training_logger(self) -> Any:
         """A Lightning logger for the curves of a training, or False."""
 
@@ -61,6 +65,9 @@ class NoTracker(Tracker):
 
     def report(self, facts: SelectionFacts, page: Path) -> None:
         """Show nothing: the page is in the output directory."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Drop it."""
 
     def training_logger(self) -> Any:
         """No curves."""
@@ -105,7 +112,6 @@ class WandbTracker(Tracker):
         name: str,
         config: Mapping[str, Any],
     ) -> None:
-        self._directory = directory.absolute()
         self._log_artifacts = settings.log_artifacts
         self._made: dict[str, dict[str, str]] = {}
         mode = wandb_mode(settings.offline)
@@ -171,8 +177,17 @@ class WandbTracker(Tracker):
         for name, (columns, rows) in report_tables(facts).items():
             if rows:
                 shown[f"report/{name}_table"] = wandb.Table(columns=columns, data=rows)
-        with copies_in(self._directory / "wandb"):
+        with staging_in(Path(self.run.dir).parent):
             self.run.log(shown)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log a W&B table; a column that holds values of several types is text."""
+        columns: list[Any] = list(dict.fromkeys(column for row in rows for column in row))
+        table = self._wandb.Table(columns=columns, allow_mixed_types=True)
+        for row in rows:
+            table.add_data(*(row.get(column) for column in columns))
+        with staging_in(Path(self.run.dir).parent):
+            self.run.log({name: table})
 
     def training_logger(self) -> Any:
         """Curves in the same run."""
@@ -186,17 +201,17 @@ class WandbTracker(Tracker):
 
 
 @contextmanager
-def copies_in(directory: Path) -> Iterator[None]:
-    """Keep the copies that W&B makes of tables beside its run rather than in the home directory."""
-    before = os.environ.get("WANDB_DATA_DIR")
-    os.environ["WANDB_DATA_DIR"] = str(directory)
+def staging_in(directory: Path) -> Iterator[None]:
+    """Let W&B keep its copy of what is logged beside the run, not in the user's home, unless the user says where."""
+    name = "WANDB_DATA_DIR"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(directory)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["WANDB_DATA_DIR"]
-        else:
-            os.environ["WANDB_DATA_DIR"] = before
+        del os.environ[name]
 
 
 def png(picture: io.BytesIO) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_lightning.models.handle import ModelHandle
 from trim_lightning.settings import FineTuneSettings
-from trim_lightning.store import Entry, StageKey
+from trim_lightning.store import Cost, Entry, Measured, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
@@ -88,9 +88,35 @@ class Trainee(ModelHandle):
             facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
             return facts
 
-        entry = self.store.get(key, build, resumable=True)
+        entry = self.store.get(
+            key, build, resumable=True, cost=self.training_cost(coreset, range(len(coreset)), settings)
+        )
         self.ledger.book("finetune", entry)
         return entry
+
+    def training_cost(
+        self, records: TokenizedRecords, rows: Sequence[int], settings: FineTuneSettings, assumed: str = ""
+    ) -> Cost:
+        """What fine-tuning on some records takes.
+
+        Args:
+            records: Tokenised records.
+            rows: Those that are trained on.
+            settings: Hyperparameters.
+            assumed: See `Cost`.
+        """
+
+        def measure(model: Any) -> Measured:
+            from trim_lightning.tuning.sample import sample_training
+
+            return sample_training(
+                model, records, rows, settings, trainer=self.trainer, seed=self.seed, mode=settings.mode
+            )
+
+        tokens = settings.epochs * int(records.lengths[list(rows)].sum())
+        kind = ("training", settings.mode, settings.lora_rank, settings.batch_size)
+        dtype = (lambda: self.training_dtype) if settings.mode == "full" else None
+        return self.cost("finetune", tokens, kind, measure, assumed=assumed, dtype=dtype)
 
     def model(self, tuned: Entry | None) -> PreTrainedModel:
         """The trainee as it is on disk (None), or fine-tuned, on its device; the last one asked for is kept.

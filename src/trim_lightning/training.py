@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _train(
 
     selection = None
     if settings.coreset.path is None:
-        selection = run_selection(settings, directory / "selection", store, command)
+        selection = run_selection(settings, directory / "selection", store, command=command)
         coreset = open_coreset(settings, directory / "selection" / "coreset.jsonl", store)
     else:
         store.dismiss_helpers()
@@ -103,7 +104,7 @@ def _train(
     if held_out is not None:
         tokens, entry = trainee.tokenize(held_out)
         watched = (tokens, entry.key)
-        warn_of_held_out(settings, held_out, tokens.truncated, coreset, ledger)
+        warn_of_held_out(trainee.max_length, held_out, tokens.truncated, coreset, ledger)
     before = None if held_out is None else evaluate(trainee, None, held_out, settings.evaluation, title="before")
     tuned = trainee.fine_tune(settings.train, coreset_tokens, coreset_entry.key, watched, tracker.training_logger)
     after = None if held_out is None else evaluate(trainee, tuned, held_out, settings.evaluation, title="after")
@@ -162,6 +163,13 @@ def check_training(settings: TrainSettings) -> None:
             tasks_path=evaluation.tasks_path,
             data_dir=evaluation.data_dir,
             num_fewshot=evaluation.num_fewshot,
+        )
+    if (evaluation.objective or "").startswith("eval/") and not (
+        evaluation.path or evaluation.generated or evaluation.tasks
+    ):
+        raise UserError(
+            f"evaluation.objective={evaluation.objective} needs something to evaluate; give evaluation.path=FILE, "
+            "evaluation=generated or evaluation.tasks"
         )
     if settings.train.early_stop is not None and evaluation.path is None and not evaluation.generated:
         raise UserError("train.early_stop needs held-out records; give evaluation.path=FILE")
@@ -249,12 +257,12 @@ def in_one_order(coreset: RecordFile, store: Store) -> RecordFile:
 
 
 def warn_of_held_out(
-    settings: TrainSettings, held_out: RecordFile, truncated: int, coreset: RecordFile, ledger: Ledger
+    max_length: int, held_out: RecordFile, truncated: int, coreset: RecordFile, ledger: Ledger
 ) -> None:
     """Say what makes a measurement on the held-out records mean less than it seems to."""
     if truncated:
         ledger.warn(
-            f"max_length={settings.max_length}: {truncated} of the {len(held_out)} held-out records are cut, and "
+            f"{truncated} of the {len(held_out)} held-out records are longer than {max_length} tokens: cut, and "
             "measured on what is left"
         )
     learnt = {prompt_turns(coreset, row) for row in range(len(coreset))} - {(), (Turn("user", ""),)}
@@ -285,6 +293,25 @@ def tuning_metrics(tuned: Entry) -> dict[str, Any]:
     """``train/...`` metrics."""
     names = ("loss", "records", "tokens", "trained_tokens", "steps", "seconds")
     return {f"train/{name}": tuned.facts.get(name) for name in names}
+
+
+def objective(metrics: Mapping[str, Any], name: str | None) -> float | None:
+    """The number that a sweeper optimises.
+
+    Args:
+        metrics: Content of ``metrics.json``.
+        name: ``evaluation.objective``; None is the held-out loss where there is one.
+
+    Raises:
+        UserError: if there is no such number.
+    """
+    value = metrics.get(name or "eval/nll")
+    if name is None:
+        return value
+    if not isinstance(value, int | float):
+        numbers = ", ".join(found for found, other in metrics.items() if isinstance(other, int | float))
+        raise UserError(f"evaluation.objective={name}: metrics.json has no such number; it has {numbers}")
+    return float(value)
 
 
 def selection_costs(selection: Selection | None) -> dict[str, Any]:

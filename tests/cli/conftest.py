@@ -79,16 +79,20 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
-    """``run(*arguments)`` is ``trim-select *arguments`` in ``tmp_path``, without a new process."""
+    """``run(*arguments)`` is ``trim-select *arguments`` in ``tmp_path``, without a new process.
+
+    With ``main=train_main`` it is ``trim-train``.
+    """
     monkeypatch.chdir(tmp_path)
     root, terminate = logging.getLogger(), signal.getsignal(signal.SIGTERM)
     handlers, level, environment = root.handlers[:], root.level, dict(os.environ)
 
-    def run_here(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["trim-select", *arguments])
+    def run_here(*arguments: str, main: Callable[[], int] = select_main) -> Outcome:
+        program = "trim-select" if main is select_main else "trim-train"
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = select_main()
+            code = main()
         return Outcome(code, out.getvalue(), err.getvalue())
 
     yield run_here

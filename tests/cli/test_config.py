@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli.recipes import CONF, axes_of, read, sweeps
 from trim_lightning.config import (
     GROUPS,
+    RECIPES,
     SCHEMAS,
     closest,
     compose_select,
     compose_settings,
-    config_directory,
     no_such_key,
 )
 from trim_lightning.errors import UserError
@@ -27,15 +28,7 @@ from trim_lightning.models.source import BUNDLED
 from trim_lightning.selection import check_settings
 from trim_lightning.settings import POOLERS, SelectSettings, TrainSettings, known_keys
 
-CONF = config_directory()
 OUTPUT = "paths.output_dir=out"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A YAML file as a mapping."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert isinstance(content, dict), path
-    return content
 
 
 def groups_of(command: str) -> set[str]:
@@ -53,7 +46,7 @@ def options() -> list[tuple[str, str, str]]:
             continue
         commands = [command for command in SCHEMAS if group in groups_of(command)]
         assert commands, f"no command uses conf/{group}"
-        for command in commands if group in ("experiment", "debug") else commands[:1]:
+        for command in commands if group in RECIPES else commands[:1]:
             found.append((command, group, path.stem))
     return found
 
@@ -73,11 +66,24 @@ def test_option(command: str, group: str, option: str) -> None:
     choice = f"{group}={option}"
     content = read(CONF / group / f"{option}.yaml")
     content.pop("defaults", None)
-    is_global = group in ("experiment", "debug")
-    if is_global and not set(content) <= {spec.name for spec in dataclasses.fields(SCHEMAS[command])}:
-        with pytest.raises(UserError, match=r"evaluation|train"):  # another command's
+    axes = axes_of(content)
+    content.pop("hydra", None)
+    is_global = group in RECIPES
+    if choice == "hparams_search=optuna" and not importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper"):
+        with pytest.raises(UserError, match=r"pip install 'trim-lightning\[optuna\]'"):
             compose_settings(command, SCHEMAS[command], [choice, OUTPUT])
         return
+    parts = {*content, *(name.partition(".")[0] for name in axes)}
+    if is_global and not parts <= {spec.name for spec in dataclasses.fields(SCHEMAS[command])}:
+        one_cell = [f"{name}={values[0]}" for name, values in axes.items()]
+        with pytest.raises(UserError, match=r"(evaluation|train)\S*: a key of trim-train"):  # another command's
+            compose_settings(command, SCHEMAS[command], [choice, *one_cell, OUTPUT])
+        return
+    for place in range(max(map(len, axes.values()), default=0)):  # every value of every axis
+        cell = [f"{name}={values[place % len(values)]}" for name, values in axes.items()]
+        settings = compose_settings(command, SCHEMAS[command], [choice, *cell, OUTPUT])
+        check_settings(settings)
+        load_selector(settings.method)
     left_to_the_user = [f"{group}.{name}=somewhere" for name, value in content.items() if value == "???"]
     settings = compose_settings(command, SCHEMAS[command], [choice, *left_to_the_user, OUTPUT])
     assert isinstance(settings, SelectSettings)
@@ -96,7 +102,7 @@ def test_every_group_is_known_and_has_options(command: str) -> None:
     assert {path.name for path in CONF.iterdir() if path.is_dir()} >= groups
     composed = compose_settings(command, SCHEMAS[command], [OUTPUT])
     fields = {spec.name for spec in dataclasses.fields(composed)}  # type: ignore[arg-type]
-    assert groups - {"experiment", "debug"} <= fields
+    assert groups - {*RECIPES} <= fields
 
 
 def test_yaml_files_and_schemas_agree() -> None:
@@ -125,6 +131,30 @@ def test_defaults() -> None:
     weights = (settings.pooler.mean_weight, settings.pooler.max_weight, settings.pooler.coverage_weight)
     assert (settings.pooler.name, weights) == ("mean_max_coverage", (0.5, 0.5, 0.05))
     assert (settings.max_length, settings.seed, settings.scope, settings.logger.name) == (2048, 0, "all", "csv")
+
+
+def test_the_recipes_that_the_documentation_promises_are_there() -> None:
+    expected = {
+        "pooling_ablation": 7, "layer_ablation": 3, "saliency_ablation": 4, "row_weight_ablation": 5,
+        "fallback_ablation": 24, "scope_ablation": 3, "budget_curve": 4, "target_size": 4, "target_noise": 4,
+        "seed_spread": 5, "transfer": 8, "in_domain": 6,
+    }  # fmt: skip
+    cells = {name: len(list(itertools.product(*axes.values()))) for name, axes in sweeps().items()}
+    assert cells.pop("method_table") == 3 * (len(method_names()) - 1)
+    assert cells == expected
+
+
+@pytest.mark.parametrize("recipe", ["experiment=row_weight_ablation"])
+def test_the_weights_of_a_recipe_share_one(recipe: str) -> None:
+    for row, column in ((0, 1), (0.1, 0.9), (0.25, 0.75), (1, 0)):
+        saliency = compose_select([recipe, f"saliency.row_weight={row}", OUTPUT]).saliency
+        assert (saliency.row_weight, saliency.column_weight) == (row, column)
+
+
+def test_a_key_of_training_alone_is_named_as_such() -> None:
+    for override in ("train.model=other", "evaluation.limit=3", "train=lora", "hparams_search=optuna"):
+        with pytest.raises(UserError, match=r"^\S+: a key of trim-train, which trim-select does not have$"):
+            compose_select([override, OUTPUT])
 
 
 def test_store_directory_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,8 +127,9 @@ def test_debug_options_run(option: str, run: Run, inputs: Inputs, tmp_path: Path
     outcome = run(*inputs.arguments, f"debug={option}", "paths.output_dir=out")
     assert (outcome.code, outcome.complaints) == (0, [])
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    limit = yaml.safe_load((CONF / "debug" / f"{option}.yaml").read_text())["pool"]["limit"]
+    limit = yaml.safe_load((CONF / "debug" / f"{option}.yaml").read_text()).get("pool", {}).get("limit", 40)
     assert manifest["counts"]["pool"] == min(limit, 40)
+    assert (tmp_path / "out" / "profile").is_dir() == (option == "profile")
 
 
 def test_what_a_user_sees(run: Run, inputs: Inputs, tmp_path: Path) -> None:

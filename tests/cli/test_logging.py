@@ -156,7 +156,9 @@ def sweep(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 def test_offline_without_a_key(sweep: Sweep) -> None:
     assert sweep.outcome.code == 0, sweep.outcome.err
     assert sweep.outcome.complaints == []
-    assert sweep.outcome.out.count("W&B: logging offline; `wandb sync` uploads the run later") == 2
+    assert (
+        sweep.outcome.out.count("W&B: logging offline; `wandb sync` uploads the run later") == 3
+    )  # each job's, and the sweep's
 
 
 def test_nobody_is_called(sweep: Sweep) -> None:
@@ -171,6 +173,19 @@ def test_a_run_for_each_job(sweep: Sweep) -> None:
     assert {run.run.project for run in (first, second)} == {"trim-lightning"}
     assert {run.run.run_group for run in (first, second)} == {"sweep/first"}
     assert [run.run.display_name for run in (first, second)] == ["first/0", "first/1"]
+
+
+def test_a_run_for_the_sweep_holds_its_table(sweep: Sweep) -> None:
+    (file,) = (sweep.directory / "wandb").rglob("*.wandb")
+    run = WandbRun.read(file)
+    assert (run.run.job_type, run.run.run_group, run.exit_code) == ("sweep", "sweep/first", 0)
+    assert run.config["axes"] == {"pooler.name": ["mean", "max"]}
+    assert run.metrics["sweep/runs"] == 2
+    (table,) = (sweep.directory / "wandb").rglob("files/media/table/*.json")
+    content = json.loads(table.read_text())
+    place = {name: number for number, name in enumerate(content["columns"])}
+    assert [row[place["config/pooler.name"]] for row in content["data"]] == ["mean", "max"]
+    assert content["data"][0][place["overlap/1"]] == content["data"][1][place["overlap/0"]]
 
 
 def test_metrics_in_the_run(sweep: Sweep) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
+
+from tiny_models import write_records
 
 from .conftest import CONSOLE_SCRIPT, Inputs, run_process
 
@@ -64,3 +70,65 @@ def test_another_launcher_runs_the_jobs_after_the_shared_pass(inputs: Inputs, tm
     told = sweep(inputs, tmp_path, "saliency.num_layers=1,2", "hydra/launcher@hydra.launcher.inner=joblib")
     assert "one pass over the pool for 2 jobs with 2 banks" in told
     assert [(tmp_path / "sweep" / job / "coreset.jsonl").exists() for job in "01"] == [True, True]
+
+
+def begin(inputs: Inputs, tmp_path: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
+    """Start a sweep over one store in a process group of its own."""
+    return subprocess.Popen(
+        [
+            str(CONSOLE_SCRIPT), "-m", *inputs.arguments, f"pool.path={tmp_path / 'pool.jsonl'}",
+            f"paths.store_dir={tmp_path / 'store'}", f"hydra.sweep.dir={tmp_path / name}",
+            "scoring.tokens_per_batch=64", *AXES, *overrides,
+        ],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def passes_of(told: str) -> list[str]:
+    """What a sweep's own forward passes over the pool said."""
+    return re.findall(r"INFO +score: [\d,]+ tokens", told)
+
+
+def coresets(folder: Path) -> list[bytes]:
+    return [(folder / str(job) / "scores.parquet").read_bytes() for job in range(6)]
+
+
+def test_two_sweeps_at_once_run_one_pass(inputs: Inputs, tmp_path: Path) -> None:
+    write_records(tmp_path / "pool.jsonl", 400, seed=3)
+    both = [begin(inputs, tmp_path, name) for name in ("first", "second")]
+    told = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert len(passes_of(told[0]) + passes_of(told[1])) == 1
+    assert len(re.findall(r"INFO +warmup: [\d,]+ tokens", told[0] + told[1])) == 1
+    assert coresets(tmp_path / "first") == coresets(tmp_path / "second")
+    assert (
+        run_process(CONSOLE_SCRIPT.with_name("trim-store"), "--store", tmp_path / "store", "verify", cwd=tmp_path).code
+        == 0
+    )
+
+
+def test_a_killed_sweep_repeats_nothing_that_was_finished(inputs: Inputs, tmp_path: Path) -> None:
+    write_records(tmp_path / "pool.jsonl", 1200, seed=3)
+    killed = begin(inputs, tmp_path, "killed", "warmup=none")
+    partial = tmp_path / "store" / "partial"
+    deadline = time.monotonic() + 120
+    # the pass writes a shard for each of the three banks; a few of them are to be kept
+    while len(list(partial.glob("score-*/shard-*.parquet"))) < 12:
+        assert killed.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    kept = {file: file.stat().st_mtime_ns for file in partial.glob("score-*/shard-*.parquet")}
+    assert len({file.parent for file in kept}) == 3
+    again = begin(inputs, tmp_path, "again", "warmup=none")
+    told, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, told
+    finished = {file.stat().st_mtime_ns for file in (tmp_path / "store" / "score").glob("*/shard-*.parquet")}
+    folders = {file.parent for file in kept}
+    whole = set.intersection(*({file.name for file in kept if file.parent == folder} for folder in folders))
+    assert whole, "no shard that all banks had finished"
+    assert {time for file, time in kept.items() if file.name in whole} <= finished, "a finished shard was written again"
+    fresh = begin(inputs, tmp_path, "fresh", "warmup=none", f"paths.store_dir={tmp_path / 'other'}")
+    fresh.communicate(timeout=200)
+    assert coresets(tmp_path / "again") == coresets(tmp_path / "fresh")

@@ -246,7 +246,9 @@ def test_held_out_records_that_are_not_held_out_are_named(
 def test_held_out_records_that_are_cut_are_counted(trained: Callable[..., Training], tmp_path: Path) -> None:
     write_records(tmp_path / "long.jsonl", 10, seed=5)  # rows 4 and 5 are about 300 tokens long
     run = trained(f"evaluation.path={tmp_path / 'long.jsonl'}", "max_length=150")
-    assert any("max_length=150: 2 of the 10 held-out records are cut" in line for line in run.manifest["warnings"])
+    assert any(
+        "2 of the 10 held-out records are longer than 150 tokens: cut" in line for line in run.manifest["warnings"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+
+if TYPE_CHECKING:
+    from trim_lightning.settings import SelectSettings
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +44,35 @@ class SharingLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Share, launch, and list the jobs that failed."""
-        if self._share and len(job_overrides) > 1:
-            self._share_passes(job_overrides, initial_job_idx)
+        may_plan = self._config.get("dry_run") or any("dry_run" in text for job in job_overrides for text in job)
+        may_share = self._share and len(job_overrides) > 1
+        jobs, mistakes = self._compose(job_overrides, initial_job_idx) if may_plan or may_share else ({}, {})
+        if any(job.dry_run for job in jobs.values()):
+            return self._plan(jobs, mistakes, job_overrides)
+        if may_share:
+            from trim_lightning.sweep.planner import share_passes
+
+            share_passes(list(jobs.values()))
         results = self._inner.launch(job_overrides, initial_job_idx)
         failed = [(place, result) for place, result in enumerate(results) if result.status == JobStatus.FAILED]
         if failed:
             log.error("%d of %d jobs failed:", len(failed), len(results))
+        results = [tell_quietly(result) if result.status == JobStatus.FAILED else result for result in results]
         for place, result in failed:
             overrides = " ".join(job_overrides[place])
             log.error("\t#%d %s: %s", initial_job_idx + place, overrides, reason_of(result))
+        self._report(jobs or self._compose(job_overrides[:1], initial_job_idx)[0])
         return results
+
+    def _report(self, jobs: Mapping[int, SelectSettings]) -> None:
+        """Tell the tracker of the sweep as a whole."""
+        if not any(job.logger.name == "wandb" for job in jobs.values()):
+            return
+        from trim_lightning.sweep.summary_run import log_summary
+
+        folder = Path(self._config.hydra.sweep.dir)
+        job = next(job for job in jobs.values() if job.logger.name == "wandb")
+        log_summary(folder, job.logger, sweep_name(folder))
 
     def _console_logging(self) -> DictConfig:
         """The jobs' logging without their log files: there is no job yet."""
@@ -59,15 +82,18 @@ class SharingLauncher(Launcher):
             logging_config.root.handlers = ["console"]
         return logging_config
 
-    def _share_passes(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+    def _compose(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> tuple[dict[int, SelectSettings], dict[int, str]]:
+        """Settings of the jobs by their place, and what is wrong with the others."""
         from trim_lightning.config import to_settings
         from trim_lightning.errors import UserError
         from trim_lightning.settings import SelectSettings, TrainSettings
-        from trim_lightning.sweep.planner import share_passes
 
         setup_globals()
         configure_log(self._console_logging(), self._config.hydra.verbose)
-        jobs = []
+        jobs: dict[int, SelectSettings] = {}
+        mistakes: dict[int, str] = {}
         for place, overrides in enumerate(job_overrides):
             try:
                 job = self._context.config_loader.load_sweep_config(self._config, list(overrides))
@@ -76,10 +102,67 @@ class SharingLauncher(Launcher):
                     job.paths.output_dir = ""  # known only when the job runs, and no part of what is shared
                     del job["hydra"]
                 kind: Any = TrainSettings if "train" in job else SelectSettings
-                jobs.append(to_settings(job, kind))
-            except UserError:
-                continue  # the job itself will say what is wrong with it
-        share_passes(jobs)
+                jobs[place] = to_settings(job, kind)
+            except UserError as error:
+                mistakes[place] = str(error)
+        return jobs, mistakes
+
+    def _plan(
+        self,
+        jobs: Mapping[int, SelectSettings],
+        mistakes: Mapping[int, str],
+        job_overrides: Sequence[Sequence[str]],
+    ) -> list[JobReturn]:
+        """Print the plan of all jobs; one that cannot run is returned as a failed one."""
+        from trim_lightning.errors import UserError
+        from trim_lightning.sweep.dry_run import dry_run
+
+        plan = dry_run(list(jobs.values()))
+        problems = dict(mistakes)
+        problems.update({place: plan.problems[number] for number, place in enumerate(jobs) if number in plan.problems})
+        results = []
+        for place, overrides in enumerate(job_overrides):
+            result = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+            if place in problems:
+                result.status, result.return_value = JobStatus.FAILED, UserError(problems[place])
+                result = tell_quietly(result)
+            results.append(result)
+        return results
+
+
+class QuietReturn(JobReturn):
+    """A failed job that raises its error without printing all its overrides: the list of failed jobs has them."""
+
+    @property
+    def return_value(self) -> Any:
+        """There is none.
+
+        Raises:
+            Exception: what ended the job.
+        """
+        raise self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
+
+def tell_quietly(result: JobReturn) -> JobReturn:
+    """The same failed job as one that prints nothing."""
+    return QuietReturn(
+        overrides=result.overrides,
+        cfg=result.cfg,
+        hydra_cfg=result.hydra_cfg,
+        working_dir=result.working_dir,
+        task_name=result.task_name,
+        status=result.status,
+        _return_value=result._return_value,
+    )
+
+
+def sweep_name(folder: Path) -> str:
+    """The name of a multirun folder by which a tracker groups its jobs."""
+    return "/".join(folder.parts[-2:])
 
 
 def reason_of(result: JobReturn) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.engine.modules import TargetPass
+from trim_lightning.engine.sample import as_shards
 from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
 from trim_lightning.engine.writer import Collector, TokenProgress
 from trim_lightning.settings import SaliencySettings
+from trim_lightning.store.cost import Measured
 from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
 from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
 from trim_lightning.trim.saliency import token_saliency
@@ -73,9 +76,7 @@ def run_target_pass(
     shards = plan_shards(records.lengths, tokens_per_batch)
     batches = ShardBatches(records, shards, "all")
     collector = Collector()
-    runner = make_trainer(one_device(trainer), [collector, TokenProgress("fingerprint", batches.tokens)])
-    with interruptible(runner):
-        runner.predict(TargetPass(model, num_layers), DataLoader(batches, batch_size=None), return_predictions=False)
+    run_batches(model, batches, num_layers, collector, trainer)
     found = sorted(collector.records, key=lambda record: record["row"])
     table = {
         name: [record[name].flatten().numpy() if name != "row" else record[name] for record in found]
@@ -83,6 +84,33 @@ def run_target_pass(
     }
     pq.write_table(pa.table(table), directory / FILE, compression="zstd")
     return {"tokens": batches.tokens}
+
+
+def run_batches(
+    model: PreTrainedModel, batches: ShardBatches, num_layers: int, collector: Collector, trainer: Mapping[str, Any]
+) -> None:
+    """Run the target pass on some batches, on one device."""
+    runner = make_trainer(one_device(trainer), [collector, TokenProgress("fingerprint", batches.tokens)])
+    with interruptible(runner):
+        runner.predict(TargetPass(model, num_layers), DataLoader(batches, batch_size=None), return_predictions=False)
+
+
+def sample_target_pass(
+    model: PreTrainedModel,
+    records: TokenizedRecords,
+    num_layers: int,
+    *,
+    trainer: Mapping[str, Any],
+    tokens_per_batch: int,
+) -> Measured:
+    """Speed of the target pass, from one batch of its middle."""
+    batches = [rows for shard in plan_shards(records.lengths, tokens_per_batch) for rows in shard.batches]
+    if not batches:
+        return Measured(float("inf"))
+    sample = ShardBatches(records, as_shards([batches[len(batches) // 2]], records), "all")
+    started = time.perf_counter()
+    run_batches(model, sample, num_layers, Collector(), trainer)
+    return Measured(sample.tokens / (time.perf_counter() - started))
 
 
 def read_signals(directory: Path) -> list[TargetSignals]:

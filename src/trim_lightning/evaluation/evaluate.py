@@ -16,7 +16,8 @@ from trim_lightning.errors import UserError
 from trim_lightning.evaluation.statistics import bootstrap_ratio
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings import EvaluationSettings
-from trim_lightning.store import Entry, StageKey
+from trim_lightning.store import Entry, Measured, StageKey
+from trim_lightning.store.keys import digest_of
 from trim_lightning.trainee import Trainee
 
 RESULTS = "held_out.json"
@@ -68,7 +69,15 @@ def evaluate(
         (directory / RESULTS).write_text(json.dumps(results), encoding="utf-8")
         return {"seconds": time.perf_counter() - started, "tokens": tokens.total_tokens}
 
-    entry = trainee.store.get(key, build)
+    def measure(model: Any) -> Measured:
+        from trim_lightning.evaluation.sample import sample_evaluation
+
+        return sample_evaluation(trainee, model, held_out, tokens, plan, settings)
+
+    kind = ("evaluation", key.settings, tokens_entry.key.hex)
+    assumed = f"answers of {settings.max_new_tokens} tokens" if plan["exact_match"] else ""
+    cost = trainee.cost(f"evaluate_{title}", tokens.total_tokens, digest_of(kind), measure, assumed=assumed)
+    entry = trainee.store.get(key, build, cost=cost)
     trainee.ledger.book(f"evaluate_{title}", entry)
     results: list[dict[str, Any]] = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))
     return results

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_lightning.settings import EvaluationSettings
-from trim_lightning.store import Entry, StageKey
+from trim_lightning.store import Cost, Entry, StageKey
 from trim_lightning.trainee import Trainee
 
 RESULTS = "tasks.json"
@@ -74,7 +74,8 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
         (directory / RESULTS).write_text(json.dumps(content, default=str), encoding="utf-8")
         return {"seconds": time.perf_counter() - started}
 
-    entry = trainee.store.get(key, build)
-    trainee.ledger.book("tasks_before" if tuned is None else "tasks_after", entry)
+    booked = "tasks_before" if tuned is None else "tasks_after"
+    entry = trainee.store.get(key, build, cost=Cost(booked, 0))
+    trainee.ledger.book(booked, entry)
     content = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))
     return TaskScores(content["metrics"], content["details"])

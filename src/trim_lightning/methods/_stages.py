@@ -16,7 +16,7 @@ from trim_lightning.engine.words import WordFile, write_words
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import SelectionTask
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.store import Entry, StageKey
+from trim_lightning.store import Entry, Measured, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
@@ -103,7 +103,14 @@ def record_values(
             title=booked,
         )
 
-    entry = task.store.get(key, build, resumable=True, together=not alone)
+    def measure(model: Any) -> Measured:
+        from trim_lightning.engine.record_pass import sample_record_pass
+
+        return sample_record_pass(model, records, statistic, scope=settings.scope, resources=resources)
+
+    kind = ("record pass", statistic.stage, alone)
+    cost = task.scorer.cost(booked, records.total_tokens, kind, measure, resources=resources)
+    entry = task.store.get(key, build, resumable=True, together=not alone, cost=cost)
     task.ledger.book(booked, entry)
     if booked == "score":
         task.ledger.facts["padding"] = entry.facts["padding"]

@@ -31,10 +31,12 @@ class TargetSet:
     Attributes:
         records: Only the drawn records, in file order.
         groups: Group name to places in ``records``; ``{"": all}`` without groups.
+        replaced: How many of the records are noise in place of targets.
     """
 
     records: RecordFile
     groups: Mapping[str, list[int]]
+    replaced: int = 0
 
     def describe(self) -> dict[str, Any]:
         """The target set's line among the inputs of a manifest."""
@@ -46,6 +48,8 @@ class TargetSet:
         }
         if set(self.groups) != {""}:
             entry["groups"] = {group: len(rows) for group, rows in self.groups.items()}
+        if self.replaced:
+            entry["replaced"] = self.replaced
         return entry
 
 
@@ -113,6 +117,18 @@ class Selector(ABC):
     @abstractmethod
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score every record of the pool; NaN for records that cannot be scored."""
+
+    def request(self, task: SelectionTask) -> None:
+        """Ask the store for every costly result that ``score`` needs, for a plan; the values are not used.
+
+        The store may answer with results that are not there and cannot be read. The default is ``score`` itself, up
+        to where it reads the first of them.
+        """
+        self.score(task)
+
+    def profile(self, task: SelectionTask, directory: Path) -> None:
+        """Trace some batches of this method's scoring pass into a directory (``scoring.profile``)."""
+        task.ledger.warn(f"scoring.profile=true: method={task.settings.method['name']} has no pass that is traced")
 
     def write_extras(self, task: SelectionTask, directory: Path) -> None:  # noqa: B027 (most have none)
         """Write files of this method's own into the output directory."""

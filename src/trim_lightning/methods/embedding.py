@@ -21,7 +21,7 @@ from trim_lightning.methods.base import SelectionTask, Selector
 from trim_lightning.progress import progress_bar
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings import key
-from trim_lightning.store import Entry, StageKey, Store
+from trim_lightning.store import Cost, Entry, StageKey, Store
 from trim_lightning.store.keys import digest_of
 
 SHARD = 512  # records a kill may lose
@@ -65,7 +65,7 @@ class EmbeddingSelector(Selector):
             encoder.load()
             return {"seconds": embed_records(records, scope, encoder, directory, booked)}
 
-        entry = task.store.get(stage_key, build, resumable=True)
+        entry = task.store.get(stage_key, build, resumable=True, cost=Cost(booked, 0))
         task.ledger.book(booked, entry)
         return entry
 

@@ -37,8 +37,8 @@ class IfdSelector(Selector):
         """Two passes over the pool: responses with their prompts, and without."""
         warm_up(task, self.use_warmup)
         size = len(task.pool)
-        given = mean_losses(response_losses(task), size)
-        alone = mean_losses(self._losses_alone(task), size)
+        passes = response_losses(task), self._losses_alone(task)
+        given, alone = (mean_losses(entry, size) for entry in passes)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = np.where(alone > 0, given / alone, np.nan)
         # without a prompt both losses are the same number, but batches of other shapes round it differently

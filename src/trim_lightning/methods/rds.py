@@ -39,7 +39,7 @@ class RdsSelector(Selector):
         for problem in targets.problems:
             task.ledger.warn(f"target {problem}")
         if targets.truncated:
-            task.ledger.warn(f"{targets.truncated} targets are longer than max_length={task.settings.max_length}: cut")
+            task.ledger.warn(f"{targets.truncated} targets are longer than {task.scorer.max_length} tokens: cut")
         scoped = targets.content_lengths(task.settings.scope)
         groups = usable_groups(task, lambda row: scoped[row] > 0, "no token")
 

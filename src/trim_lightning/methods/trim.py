@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,8 @@ from trim_lightning.engine.shards import shard_path
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import MatchedTokens, SelectionTask, Selector
 from trim_lightning.settings import FallbackSettings, PoolerSettings
-from trim_lightning.store import Entry, StageKey
+from trim_lightning.store import Entry, Measured, StageKey
+from trim_lightning.store.keys import digest_of
 from trim_lightning.trim.pooling import Pooled, aggregate_groups, penalise, pool
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from trim_lightning.engine.sharded_pass import Resources
     from trim_lightning.engine.target_pass import SalientTarget
 
+log = logging.getLogger(__name__)
 BANKS = "fingerprints.safetensors"
 
 
@@ -39,10 +42,14 @@ class TrimSelector(Selector):
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score the pool against the target set's fingerprints."""
-        work = self.prepare(task)
+        self._work = work = self.prepare(task)
         self._scoring = self._scoring_pass(task, work)
         self._bank_idf = read_idf(self._fingerprint_entry.path)
         return self._pool(task)
+
+    def request(self, task: SelectionTask) -> None:
+        """Everything but pooling, which is no work to plan."""
+        self._scoring_pass(task, self.prepare(task))
 
     def prepare(self, task: SelectionTask) -> ScoringWork:
         """Everything before the pass over the pool, and what is wanted of that pass."""
@@ -61,7 +68,7 @@ class TrimSelector(Selector):
             "fingerprint": fingerprints.key.hex,
             "scorer": task.scorer.identity,
         }
-        return ScoringWork(StageKey("score", 1, choices, inputs), fingerprints.path / BANKS, resources)
+        return ScoringWork(StageKey("score", 1, choices, inputs), fingerprints, resources)
 
     def _target_pass(self, task: SelectionTask) -> Entry:
         """Stage `signals`: per-layer signals and hidden states of the targets."""
@@ -70,7 +77,7 @@ class TrimSelector(Selector):
         for problem in targets.problems:
             task.ledger.warn(f"target {problem}")
         if targets.truncated:
-            task.ledger.warn(f"{targets.truncated} targets are longer than max_length={task.settings.max_length}: cut")
+            task.ledger.warn(f"{targets.truncated} targets are longer than {task.scorer.max_length} tokens: cut")
         key = StageKey("signals", 1, {}, {"targets": entry.key.hex, "scorer": task.scorer.identity})
 
         def build(directory: Path) -> dict[str, Any]:
@@ -88,7 +95,19 @@ class TrimSelector(Selector):
             )
             return {**facts, "seconds": time.perf_counter() - started}
 
-        result = task.store.get(key, build)
+        def measure(model: Any) -> Measured:
+            from trim_lightning.engine.target_pass import sample_target_pass
+
+            return sample_target_pass(
+                model,
+                targets,
+                task.scorer.source.num_layers,
+                trainer=task.scorer.trainer,
+                tokens_per_batch=task.scorer.tokens_per_batch,
+            )
+
+        cost = task.scorer.cost("fingerprint", targets.total_tokens, "target pass", measure)
+        result = task.store.get(key, build, cost=cost)
         task.ledger.book("fingerprint", result)
         return result
 
@@ -136,7 +155,20 @@ class TrimSelector(Selector):
                 resources=work.resources,
             )
 
-        result = task.store.get(work.key, build, resumable=True, together=True)
+        def measure(model: Any) -> Measured:
+            from trim_lightning.engine.scoring_pass import sample_scoring_pass
+
+            return sample_scoring_pass(model, task.pool_tokens, resources=work.resources)
+
+        cost = task.scorer.cost(
+            "score",
+            task.pool_tokens.total_tokens,
+            "scoring pass",
+            measure,
+            resources=work.resources,
+            shared=digest_of([work.pass_identity, str(task.store.root)]),
+        )
+        result = task.store.get(work.key, build, resumable=True, together=True, cost=cost)
         task.ledger.book("score", result)
         task.ledger.facts["padding"] = result.facts["padding"]
         return result
@@ -149,10 +181,12 @@ class TrimSelector(Selector):
         parts = {group: np.full((4, size), np.nan) for group in groups}
         self._shard_of = np.full(size, -1, dtype=np.int32)
         fallback = scoped_tokens = 0
+        seen: set[int] = set()
         for index in range(shards["shards"]):
             table = pq.read_table(shard_path(self._scoring.path, index))
             rows = table["row"].to_numpy()
             self._shard_of[rows] = index
+            seen.update(scoped_classes(table))
             for group in groups:
                 tokens = ScopedTokens.read(table, group)
                 pooled = pool_tokens(tokens, task.settings.fallback, task.settings.pooler, self._bank_idf[group])
@@ -163,6 +197,7 @@ class TrimSelector(Selector):
         self._group_scores = {group: pooled.score for group, pooled in pooled_groups.items()}
         combined = aggregate_groups(pooled_groups, task.settings.target.aggregate)
         task.ledger.facts["fallback_share"] = fallback / scoped_tokens if scoped_tokens else None
+        task.ledger.facts["bank_coverage"] = bank_coverage(seen, [self._bank_idf[group] for group in groups])
         named = {group: pooled.score.astype(np.float32) for group, pooled in pooled_groups.items() if group}
         turns = named and task.settings.target.aggregate == "round_robin"
         return ScoreTable(
@@ -175,6 +210,17 @@ class TrimSelector(Selector):
             groups=named,
             order=rank_round_robin(list(named.values())) if turns else None,
         )
+
+    def profile(self, task: SelectionTask, directory: Path) -> None:
+        """Trace some batches of the scoring pass, be its result from the store or not."""
+        if not self._work.resources.team.leads:
+            return
+        from trim_lightning.engine.profiling import profile_scoring
+
+        number = profile_scoring(
+            task.scorer.model(), task.pool_tokens, self._work.request(), directory, resources=self._work.resources
+        )
+        log.info("profile: %d batches of the scoring pass, see %s", number, directory)
 
     def write_extras(self, task: SelectionTask, directory: Path) -> None:
         """Write ``fingerprints.safetensors``, ``target_tokens.parquet`` and, when asked, ``token_scores.parquet``."""
@@ -208,12 +254,12 @@ class ScoringWork:
 
     Attributes:
         key: Key of its result.
-        banks: File of the fingerprint banks.
+        banks: The fingerprint banks.
         resources: What it runs on.
     """
 
     key: StageKey
-    banks: Path
+    banks: Entry
     resources: Resources
 
     def request(self) -> ScoringRequest:
@@ -222,16 +268,16 @@ class ScoringWork:
         from trim_lightning.trim.fingerprints import load_banks
 
         settings = self.key.settings
-        return ScoringRequest(load_banks(self.banks), settings["nearest"], settings["scope"])
+        return ScoringRequest(load_banks(self.banks.path / BANKS), settings["nearest"], settings["scope"])
 
     def shares_pass_with(self, other: ScoringWork) -> bool:
         """True if one forward pass serves both: same pool, same scorer, same batches."""
-        one, two = self.key, other.key
-        return (one.inputs["pool"], one.inputs["scorer"], one.settings["tokens_per_batch"]) == (
-            two.inputs["pool"],
-            two.inputs["scorer"],
-            two.settings["tokens_per_batch"],
-        )
+        return self.pass_identity == other.pass_identity
+
+    @property
+    def pass_identity(self) -> list[Any]:
+        """What a forward pass depends on, whatever is read from it."""
+        return [self.key.inputs["pool"], self.key.inputs["scorer"], self.key.settings["tokens_per_batch"]]
 
 
 @dataclass(frozen=True)
@@ -293,6 +339,26 @@ def pool_tokens(
         temperature=pooler.temperature,
         q=pooler.q,
     )
+
+
+def scoped_classes(table: pa.Table) -> list[int]:
+    """The token classes in the scope of one shard table."""
+    scope = table["scope"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    classes: list[int] = np.unique(table["token_ids"].combine_chunks().flatten().to_numpy()[scope]).tolist()
+    return classes
+
+
+def bank_coverage(seen: set[int], idf: list[NDArray[np.float64]]) -> float | None:
+    """Share of the pool's token classes that have a fingerprint, the mean over the banks; None of no class.
+
+    Args:
+        seen: Classes in the pool's scope.
+        idf: For each bank the idf by token id, 0 where there is no fingerprint.
+    """
+    if not seen:
+        return None
+    ids = np.array(sorted(seen))
+    return float(np.mean([np.count_nonzero(bank[ids[ids < len(bank)]]) / len(ids) for bank in idf]))
 
 
 def read_idf(directory: Path) -> dict[str, NDArray[np.float64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trim_lightning.ledger import Ledger
 from trim_lightning.models.source import ModelSource
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.store import Entry, StageKey, Store
+from trim_lightning.store import Cost, Entry, Measured, StageKey, Store
 from trim_lightning.store.keys import digest_of
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from trim_lightning.engine.sharded_pass import Resources
+    from trim_lightning.models.load import ModelRecipe
     from trim_lightning.tokens.rendering import ChatRenderer
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32_768}
@@ -105,6 +107,46 @@ class ModelHandle:
         import torch
 
         return TOKENS_PER_BATCH["cuda" if torch.cuda.is_available() else "cpu"]
+
+    def cost(
+        self,
+        stage: str,
+        tokens: int,
+        kind: Any,
+        measure: Callable[[Any], Measured],
+        *,
+        resources: Resources | None = None,
+        shared: str | None = None,
+        assumed: str = "",
+        dtype: Callable[[], torch.dtype] | None = None,
+    ) -> Cost:
+        """What a stage costs that this model runs.
+
+        Args:
+            stage: Name in the manifest.
+            tokens: Tokens fed to the model.
+            kind: Works of one kind run at one speed.
+            measure: Runs a sample on the loaded model, without an adapter: a merged one changes no speed.
+            resources: What it runs on, if it may be spread over devices.
+            shared: See `Cost`.
+            assumed: See `Cost`.
+            dtype: Gives the number format if it is not the handle's own.
+        """
+
+        def recipe() -> ModelRecipe:
+            from trim_lightning.models.load import ModelRecipe
+
+            return ModelRecipe(self.source, self.dtype if dtype is None else dtype())
+
+        devices = 1
+        batch = None
+        if resources is not None:
+            from trim_lightning.engine.trainer import number_of_devices
+
+            devices = number_of_devices(resources.trainer) * int(resources.trainer.get("num_nodes") or 1)
+            batch = resources.tokens_per_batch
+        speed = (self.source.digest, self._dtype, kind, batch)
+        return Cost(stage, tokens, recipe, measure, speed, shared, devices, assumed)
 
     def tokens_key(self, records: RecordFile) -> StageKey:
         """Key of the tokenised form of some records."""

@@ -1,6 +1,7 @@
 """The stage store: content-addressed results of expensive stages, shared by runs and processes."""
 
+from trim_lightning.store.cost import Cost, Measured
 from trim_lightning.store.keys import StageKey
 from trim_lightning.store.store import Entry, Store, StoreError
 
-__all__ = ["Entry", "StageKey", "Store", "StoreError"]
+__all__ = ["Cost", "Entry", "Measured", "StageKey", "Store", "StoreError"]

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, SoftFileLock
 
 from trim_lightning.errors import UserError
+from trim_lightning.store.cost import Cost
 from trim_lightning.store.keys import StageKey, digest_of
 from trim_lightning.store.team import ALONE, PartDone, Team
 
@@ -107,6 +108,7 @@ class Store:
         *,
         resumable: bool = False,
         together: bool = False,
+        cost: Cost | None = None,
     ) -> Entry:
         """The result of ``key``, built at most once.
 
@@ -118,6 +120,7 @@ class Store:
                 and every file by rename.
             resumable: Keep the unfinished directory when the builder fails or is killed.
             together: All processes of the team build, each its part, in the leader's directory.
+            cost: What building takes, if that is much; only a plan reads it.
 
         Raises:
             UserError: in a process that does not see what the leader has built.

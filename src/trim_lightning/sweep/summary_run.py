@@ -1,0 +1,57 @@
+"""One tracker run for a whole sweep: the table over its jobs, and what each axis did."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from trim_lightning.compare.files import run_rows
+from trim_lightning.compare.report import Report, compare
+from trim_lightning.compare.runs import lower_is_better, text_of
+from trim_lightning.errors import UserError
+from trim_lightning.settings import LoggerSettings
+from trim_lightning.tracking import open_tracker
+
+log = logging.getLogger(__name__)
+SAMPLES = 1000  # bootstrap resamples of the paired tests
+
+
+def log_summary(sweep: Path, logger: LoggerSettings, group: str) -> None:
+    """Report a finished sweep as a run of its own in the jobs' group.
+
+    Args:
+        sweep: The multirun folder.
+        logger: The jobs' logger; only W&B gets such a run, the files have all of it.
+        group: The jobs' group.
+    """
+    if logger.name != "wandb":
+        return
+    try:
+        report = compare([sweep], all_pairs=False, samples=SAMPLES, seed=0)
+    except UserError as error:
+        log.warning("W&B: no summary of the sweep: %s", error)
+        return
+    logger.group = logger.group or group
+    config = {
+        "axes": {axis.name: [" + ".join(map(text_of, level)) for level in axis.levels] for axis in report.axes},
+        "jobs": len(report.runs),
+    }
+    tracker = open_tracker(logger, sweep, job_type="sweep", name=group, config=config)
+    succeeded = False
+    try:
+        tracker.table("sweep", run_rows(report))
+        tracker.metrics(best_values(report))
+        succeeded = True
+    finally:
+        tracker.finish(succeeded)
+
+
+def best_values(report: Report) -> dict[str, Any]:
+    """The best value of every metric, over runs, and how many runs finished."""
+    values: dict[str, Any] = {"sweep/runs": len(report.runs), "sweep/unfinished": len(report.broken)}
+    for metric in report.metrics:
+        found = [run.measurements[metric].value for run in report.runs if metric in run.measurements]
+        if found:
+            values[f"best/{metric}"] = min(found) if lower_is_better(metric) else max(found)
+    return values

@@ -1,0 +1,101 @@
+"""A plan and its estimate as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tabulate import tabulate
+
+from trim_lightning.sweep.estimate import Estimate
+from trim_lightning.sweep.plan import Plan
+
+ORDER = ("warmup", "fingerprint", "score", "finetune", "evaluate_before", "evaluate_after")
+HEADERS = ["stage", "results", "in the store", "to build", "passes", "tokens", "tokens/s", "seconds", "disk"]
+
+
+def plan_text(plan: Plan, estimated: Estimate, opening: float) -> str:
+    """The plan as a table, and what it will take in all.
+
+    Args:
+        plan: The plan.
+        estimated: Its estimate.
+        opening: Seconds that going through the jobs took.
+    """
+    jobs = f"{plan.jobs} jobs" if plan.jobs != 1 else "1 job"
+    parts = [f"plan of {jobs}; nothing but reading, tokenising and measuring has been done"]
+    lines = [stage_line(stage, plan, estimated) for stage in stages_of(plan)]
+    if lines:
+        align = ("left", *["right"] * (len(HEADERS) - 1))
+        parts.append(tabulate(lines, headers=HEADERS, tablefmt="simple", disable_numparse=True, colalign=align))
+    else:
+        parts.append("no costly stage is needed")
+    total = estimated.total(plan, opening)
+    disk = sum(estimated.written(cost) for cost in plan.missing)
+    memory = f"{size_text(estimated.memory)} of memory"
+    if estimated.accelerator:
+        memory += f", {size_text(estimated.accelerator)} on the accelerator"
+    parts.append(
+        f"in all about {time_text(total)} ({time_text(estimated.loading)} of it for loading models), {memory}, "
+        f"{size_text(disk)} of disk in {plan.store.name or 'the stores'}; measured in {estimated.measuring:.0f} s on "
+        "this machine"
+    )
+    assumed = unique(cost.assumed for cost in plan.missing if cost.assumed)
+    unknown = unique(cost.stage for cost in plan.missing if cost.measure is None)
+    if assumed:
+        parts.append(f"assumed: {'; '.join(assumed)}")
+    if unknown:
+        parts.append(f"not in the estimate: {', '.join(unknown)}")
+    for number, problem in plan.problems.items():
+        parts.append(f"job #{number} cannot run: {problem}")
+    return "\n\n".join(parts)
+
+
+def stages_of(plan: Plan) -> list[str]:
+    """Names of the stages in the order of need."""
+    names = unique(wanted.cost.stage for wanted in plan.wanted if wanted.cost is not None)
+    return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def stage_line(stage: str, plan: Plan, estimated: Estimate) -> list[str]:
+    """One line of the table."""
+    wanted = [item for item in plan.wanted if item.cost is not None and item.cost.stage == stage]
+    missing = [cost for cost in plan.missing if cost.stage == stage]
+    passes = [cost for cost in plan.passes if cost.stage == stage]
+    tokens = sum(cost.tokens for cost in passes)
+    seconds = [estimated.seconds(cost) for cost in passes]
+    known = sum(value for value in seconds if value is not None)
+    disk = sum(estimated.written(cost) for cost in missing)
+    return [
+        stage,
+        str(len(wanted)),
+        str(len(wanted) - len(missing)),
+        str(len(missing)),
+        str(len(passes)),
+        f"{tokens:,}" if tokens else "",
+        f"{tokens / known:,.0f}" if known and tokens else "",
+        "unknown" if None in seconds else f"{known:.1f}",
+        size_text(disk) if disk else "",
+    ]
+
+
+def unique(texts: Iterable[str]) -> list[str]:
+    """Each text once, in order."""
+    return list(dict.fromkeys(texts))
+
+
+def size_text(size: float) -> str:
+    """Bytes in a unit that reads well."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit in ("B", "KiB") else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds in a unit that reads well."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,144 @@
+"""`dry_run`: the plan says what would be done, does nothing of it, and knows what is done already."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from trim_lightning.config import compose_select, compose_train
+from trim_lightning.pipeline import select
+from trim_lightning.store import Store
+from trim_lightning.sweep.estimate import estimate
+from trim_lightning.sweep.plan import Plan, plan_jobs
+from trim_lightning.sweep.planning_store import NotBuilt, UnbuiltEntry
+from trim_lightning.training import train
+
+from .conftest import CONSOLE_SCRIPT, Inputs, Outcome, run_process
+
+
+def lines_of(told: str) -> dict[str, list[str]]:
+    """The table: stage to results, in the store, to build, passes."""
+    found = {}
+    for line in told.splitlines():
+        cells = re.split(r"\s{2,}", line.strip())
+        if len(cells) > 5 and cells[1].isdigit():
+            found[cells[0]] = cells[1:5]
+    return found
+
+
+def dry(inputs: Inputs, tmp_path: Path, *overrides: str, flags: tuple[str, ...] = (), code: int = 0) -> Outcome:
+    outcome = run_process(
+        CONSOLE_SCRIPT, *flags, *inputs.arguments, f"paths.store_dir={tmp_path / 'store'}", "dry_run=true", *overrides,
+        f"hydra.run.dir={tmp_path / 'out'}", f"hydra.sweep.dir={tmp_path / 'sweep'}", cwd=tmp_path,
+    )  # fmt: skip
+    assert outcome.code == code, outcome.err
+    return outcome
+
+
+def plan_of(inputs: Inputs, store: Path, *overrides: str) -> Plan:
+    paths = [f"paths.store_dir={store}", f"paths.output_dir={store}-out"]
+    return plan_jobs([compose_select([*inputs.arguments, *paths, *overrides])])
+
+
+def test_a_single_run_is_planned_and_nothing_is_done(inputs: Inputs, tmp_path: Path) -> None:
+    told = dry(inputs, tmp_path).out
+    assert lines_of(told) == {
+        "warmup": ["1", "0", "1", "1"], "fingerprint": ["1", "0", "1", "1"], "score": ["1", "0", "1", "1"],
+    }  # fmt: skip
+    assert re.search(r"in all about .* of memory, .* of disk in store; measured in \d+ s", told)
+    stages = {path.name for path in (tmp_path / "store").iterdir()}
+    assert not stages & {"warmup", "signals", "fingerprint", "score"}
+    assert not list(tmp_path.rglob("scores.parquet"))
+
+
+def test_a_sweep_is_planned_as_one(inputs: Inputs, tmp_path: Path) -> None:
+    axes = ("warmup=none", "saliency.num_layers=1,2,99", "pooler=mean,max")
+    told = dry(inputs, tmp_path, *axes, flags=("-m",), code=2)
+    assert "plan of 6 jobs" in told.out
+    assert lines_of(told.out) == {"fingerprint": ["1", "0", "1", "1"], "score": ["2", "0", "2", "1"]}
+    assert told.out.count("cannot run: saliency.num_layers=99") == 2
+    assert told.err.splitlines()[-1].startswith("error: saliency.num_layers=99")
+    assert not list(tmp_path.rglob("scores.parquet"))
+
+
+def test_what_the_store_has_is_not_planned_again(inputs: Inputs, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    paths = [f"paths.store_dir={store}", f"paths.output_dir={tmp_path / 'out'}", "logger=none", "warmup=none"]
+    select(compose_select([*inputs.arguments, *paths]))
+    assert plan_of(inputs, store, "warmup=none").missing == []
+    assert plan_of(inputs, store, "warmup=none", "pooler=max", "fallback=zero", "selection.count=2").missing == []
+    assert [cost.stage for cost in plan_of(inputs, store, "warmup=none", "saliency=row").missing] == ["score"]
+    assert [cost.stage for cost in plan_of(inputs, store).missing] == ["warmup", "fingerprint", "score"]
+
+
+@pytest.mark.parametrize(
+    ("method", "stages"),
+    [
+        ("random", []),
+        ("bm25", []),
+        ("rds", ["fingerprint", "score"]),
+        ("perplexity", ["score"]),
+        ("ifd", ["score", "score"]),
+    ],
+)
+def test_every_pass_of_a_method_is_planned(inputs: Inputs, tmp_path: Path, method: str, stages: list[str]) -> None:
+    plan = plan_of(inputs, tmp_path / "store", "warmup=none", f"method={method}")
+    assert [cost.stage for cost in plan.missing] == stages
+    measured = estimate(plan)
+    assert all((measured.seconds(cost) or 0) > 0 for cost in plan.missing)
+
+
+def test_a_training_is_planned_with_a_coreset_that_is_not_known_yet(inputs: Inputs, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    held_out = inputs.root / "targets.jsonl"
+    overrides = [
+        *inputs.arguments, f"paths.store_dir={store}", f"paths.output_dir={tmp_path / 'out'}", "warmup=none",
+        f"evaluation.path={held_out}", "logger=none", "selection.count=4", "train.epochs=1",
+    ]  # fmt: skip
+    settings = compose_train(overrides)
+    plan = plan_jobs([settings])
+    assert [cost.stage for cost in plan.missing] == [
+        "fingerprint", "score", "finetune", "evaluate_before", "evaluate_after",
+    ]  # fmt: skip
+    (tuning,) = (cost for cost in plan.missing if cost.stage == "finetune")
+    assert tuning.assumed == "a coreset of 4 records of the pool's lengths"
+    assert all((estimate(plan).seconds(cost) or 0) > 0 for cost in plan.missing)
+    train(settings)
+    assert plan_jobs([settings]).missing == [], "the coreset is known now, and all that follows from it is there"
+    other = plan_jobs([compose_train([*overrides, "train.epochs=2"])])
+    assert [cost.stage for cost in other.missing] == ["finetune", "evaluate_after"]
+    assert other.missing[0].assumed == ""
+
+
+def test_full_fine_tuning_can_be_measured(inputs: Inputs, tmp_path: Path) -> None:
+    plan = plan_jobs([
+        compose_train([
+            *inputs.arguments, f"paths.store_dir={tmp_path / 'store'}", f"paths.output_dir={tmp_path / 'out'}",
+            f"coreset.path={inputs.root / 'targets.jsonl'}", "train=full",
+        ])
+    ])  # fmt: skip
+    assert [cost.stage for cost in plan.missing] == ["finetune"]
+    assert (estimate(plan).seconds(plan.missing[0]) or 0) > 0
+
+
+def test_tokens_are_those_of_the_run(inputs: Inputs, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    planned = plan_of(inputs, store)
+    paths = [f"paths.store_dir={store}", f"paths.output_dir={tmp_path / 'out'}", "logger=none"]
+    stages = select(compose_select([*inputs.arguments, *paths])).manifest["stages"]
+    tokens = {cost.stage: cost.tokens for cost in planned.missing}
+    assert tokens["score"] == stages["score"]["tokens"]
+    assert tokens["fingerprint"] == stages["fingerprint"]["tokens"]
+    assert tokens["warmup"] == stages["warmup"]["tokens"]
+
+
+def test_an_unbuilt_result_cannot_be_read(store: Store) -> None:
+    from trim_lightning.store import StageKey
+
+    entry = UnbuiltEntry(StageKey("score", 1))
+    assert entry.facts["anything"] == 0
+    assert not entry.cached
+    with pytest.raises(NotBuilt):
+        entry.path  # noqa: B018
