@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-trainers bench lint format build clean
+.PHONY: help setup demo test test-slow test-trainers bench browser vendor lint format build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,21 @@ test-trainers: $(INSTALLED) ## load exported coresets with TRL and LLaMA-Factory
 # nothing else should run meanwhile; ARGS='engine padding' takes only those, ARGS=million the one that takes long
 bench: $(INSTALLED) ## measure the engine (about half an hour)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# for the tests that open the pages; without it they are skipped
+browser: ## install Chromium (Debian) and fetch axe-core, for the tests of the pages
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium; } || \
+	echo "no Chromium: install the package chromium"
+	npm install --silent --no-fund --no-audit --no-save --prefix build/axe axe-core@4.14.1
+
+# the checksum is in tests/report/test_parts.py
+vendor: ## bundle the charting library of the pages anew
+	rm -rf build/plot && mkdir -p build/plot && cp vendor/plot/* build/plot/
+	cd build/plot && npm ci --silent --no-fund --no-audit --ignore-scripts
+	cd build/plot && node_modules/.bin/esbuild entry.js --bundle --minify --format=iife --global-name=Plot --legal-comments=none \
+	  --outfile=plot.min.js --metafile=meta.json --log-level=warning && node licences.mjs meta.json plot.LICENSES.txt
+	cp build/plot/plot.min.js build/plot/plot.LICENSES.txt src/trim_lightning/report/assets/
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check

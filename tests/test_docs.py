@@ -186,7 +186,7 @@ def test_keys_and_options_that_pages_name_exist(page: Path) -> None:
     keys = {name for name, *_ in known_keys(TrainSettings)}
     free = tuple(f"{name}." for name, _, default in known_keys(TrainSettings) if isinstance(default, dict))
     groups = {name.partition(".")[0] for name in keys if "." in name}
-    files = ("jsonl", "gz", "parquet", "py", "yaml", "md")
+    files = ("jsonl", "gz", "parquet", "py", "yaml", "md", "html")
     for span in spans_of(page):
         name = span.lstrip("+").partition("=")[0]
         if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", name) and name.partition(".")[0] in groups:

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -48,7 +49,7 @@ def select_task(config: DictConfig) -> float | None:
     name_group(settings)
     from trim_lightning.pipeline import select
 
-    selection = select(settings)
+    selection = select(settings, command_line("trim-select"))
     print(f"\n{selection.summary}", flush=True)
     return float(selection.scores.score[selection.chosen].mean()) if len(selection.chosen) else None
 
@@ -62,7 +63,7 @@ def train_task(config: DictConfig) -> float | None:
     name_group(settings)
     from trim_lightning.training import objective, train
 
-    training = train(settings)
+    training = train(settings, command_line("trim-train"))
     if training.selection is not None:
         print(f"\n{training.selection.summary}", flush=True)
     print(f"\n{training.summary}", flush=True)
@@ -80,6 +81,11 @@ def plan_alone(settings: SelectSettings) -> None:
     plan = dry_run([settings], Path(settings.paths.output_dir))
     if plan.problems:
         raise UserError(plan.problems[0])
+
+
+def command_line(program: str) -> str:
+    """The command that repeats this job alone."""
+    return shlex.join([program, *HydraConfig.get().overrides.task])
 
 
 def name_group(settings: SelectSettings) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,10 @@ from trim_lightning.store import Store
 from trim_lightning.store.team import find_team, helper_folder, launched_size
 from trim_lightning.summary import selection_metrics, selection_summary
 from trim_lightning.targets import check_target, choose_targets
-from trim_lightning.tracking import open_tracker
+from trim_lightning.tracking import Tracker, open_tracker
+
+if TYPE_CHECKING:
+    from trim_lightning.report.facts import SelectionFacts
 
 log = logging.getLogger(__name__)
 Settings = TypeVar("Settings", bound=SelectSettings)
@@ -44,6 +47,7 @@ class Selection:
         chosen: Selected rows, best first.
         manifest: Content of ``manifest.json``.
         summary: The table that a user sees at the end.
+        report: What ``report.html`` shows, None if there is none.
     """
 
     directory: Path
@@ -52,10 +56,20 @@ class Selection:
     chosen: NDArray[np.int64]
     manifest: dict[str, Any]
     summary: str
+    report: SelectionFacts | None = None
+
+    def show(self, tracker: Tracker) -> None:
+        """Let a tracker show the report."""
+        if self.report is not None:
+            tracker.report(self.report, self.directory / "report.html")
 
 
-def select(settings: SelectSettings) -> Selection:
+def select(settings: SelectSettings, command: str | None = None) -> Selection:
     """Select a coreset and write the files of the contract into ``paths.output_dir``.
+
+    Args:
+        settings: All keys.
+        command: The command line that repeats this run, for the report.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -68,7 +82,8 @@ def select(settings: SelectSettings) -> Selection:
     tracker = open_tracker(settings.logger, directory, job_type="select", name=name, config=asdict(settings))
     succeeded = False
     try:
-        selection = run_selection(settings, directory, store)
+        selection = run_selection(settings, directory, store, command=command)
+        selection.show(tracker)
         tracker.metrics(selection_metrics(selection.manifest))
         tracker.artifact("scores", "scores", [directory / "scores.parquet", directory / "manifest.json"])
         tracker.artifact("coreset", "coreset", [directory / "coreset.jsonl"], uses=["scores"])
@@ -78,7 +93,9 @@ def select(settings: SelectSettings) -> Selection:
         tracker.finish(succeeded)
 
 
-def run_selection(settings: SelectSettings, directory: Path, store: Store, announce: bool = True) -> Selection:
+def run_selection(
+    settings: SelectSettings, directory: Path, store: Store, announce: bool = True, command: str | None = None
+) -> Selection:
     """Select and write the files, reporting to no tracker.
 
     Args:
@@ -86,6 +103,7 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store, annou
         directory: Where the files go.
         store: Stage results.
         announce: Say what is found and done.
+        command: The command line that repeats this run, for the report.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -143,8 +161,15 @@ def run_selection(settings: SelectSettings, directory: Path, store: Store, annou
         },
         ledger=ledger,
     )
+    report = None
+    if settings.report.enabled and announce:
+        from trim_lightning.report.gather import Outcome
+        from trim_lightning.report.write import write_report
+
+        outcome = Outcome(task, selector, scores, order, chosen, manifest, directory)
+        report = write_report(outcome, settings.report.examples, command)
     summary = selection_summary(manifest, pool, targets, order, chosen, directory, names)
-    return Selection(directory, scores, order, chosen, manifest, summary)
+    return Selection(directory, scores, order, chosen, manifest, summary, report)
 
 
 def open_task(settings: SelectSettings, selector: Selector, store: Store, announce: bool = True) -> SelectionTask:

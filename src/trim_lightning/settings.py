@@ -190,6 +190,14 @@ class ScoringSettings:
 
 
 @dataclass
+class ReportSettings:
+    """The page that shows a selection."""
+
+    enabled: bool = key(True, "write report.html")
+    examples: int = key(8, "candidates shown token by token at the top, around the cut, and at the bottom", low=1)
+
+
+@dataclass
 class PathSettings:
     """Where results go."""
 
@@ -228,6 +236,7 @@ class SelectSettings:
     pooler: PoolerSettings = field(default_factory=PoolerSettings)
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     scoring: ScoringSettings = field(default_factory=ScoringSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     paths: PathSettings = field(default_factory=PathSettings)
     method: dict[str, Any] = key({"name": "trim"}, "the selector and its own keys")

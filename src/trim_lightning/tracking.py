@@ -11,14 +11,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trim_lightning.errors import UserError
 from trim_lightning.manifest import shareable
 from trim_lightning.outputs import write_text
 from trim_lightning.settings import LoggerSettings
 
+if TYPE_CHECKING:
+    from trim_lightning.report.facts import Candidate, SelectionFacts
+
 log = logging.getLogger(__name__)
+PROMPT_ROLES = ("system", "user", "tool")
+MOST_TABLE_ROWS = 1000  # of the coreset, in a tracker's table
 
 
 class Tracker(ABC):
@@ -31,6 +36,10 @@ class Tracker(ABC):
     @abstractmethod
     def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
         """Attach files as a versioned artifact; ``uses`` names artifacts of this run that it was made from."""
+
+    @abstractmethod
+    def report(self, facts: SelectionFacts, page: Path) -> None:
+        """Show a selection: its page, its pictures and its tables."""
 
     @abstractmethod
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -53,6 +62,9 @@ class NoTracker(Tracker):
 
     def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
         """Attach nothing."""
+
+    def report(self, facts: SelectionFacts, page: Path) -> None:
+        """Show nothing: the page is in the output directory."""
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Drop it."""
@@ -152,6 +164,22 @@ class WandbTracker(Tracker):
         self.run.log_artifact(artifact)
         self._made[name] = {"name": artifact.name, "type": kind, "digest": artifact.digest}
 
+    def report(self, facts: SelectionFacts, page: Path) -> None:
+        """Log the page, its pictures as images, and its tables."""
+        from trim_lightning.report.pictures import pictures
+
+        wandb = self._wandb
+        shown: dict[str, Any] = {"report/page": wandb.Html(page.read_text(encoding="utf-8"), inject=False)}
+        for name, figure in pictures(facts):
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=150)
+            shown[f"report/{name}"] = wandb.Image(png(picture), caption=name.replace("_", " "))
+        for name, (columns, rows) in report_tables(facts).items():
+            if rows:
+                shown[f"report/{name}_table"] = wandb.Table(columns=columns, data=rows)
+        with staging_in(Path(self.run.dir).parent):
+            self.run.log(shown)
+
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log a W&B table; a column that holds values of several types is text."""
         columns: list[Any] = list(dict.fromkeys(column for row in rows for column in row))
@@ -184,6 +212,38 @@ def staging_in(directory: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
+
+
+def png(picture: io.BytesIO) -> Any:
+    """A picture as the tracker takes it."""
+    from PIL import Image
+
+    picture.seek(0)
+    return Image.open(picture)
+
+
+def said_by(item: Candidate, roles: Sequence[str]) -> str:
+    """The text of some roles' turns."""
+    return "\n".join(text for role, text in item.turns if role in roles)
+
+
+def report_tables(facts: SelectionFacts) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """The report's tables: columns and rows by name."""
+    coreset = [
+        [item.rank, item.id, item.score, item.num_tokens, said_by(item, PROMPT_ROLES), said_by(item, ("assistant",))]
+        for item in facts.coreset[:MOST_TABLE_ROWS]
+    ]
+    mixes = [
+        [mix.field, line.value, line.selected, line.coreset_share, line.pool_share]
+        for mix in facts.mixes
+        for line in mix.lines
+    ]
+    classes = [[item.text, item.token_id, item.mass, item.count, item.idf, item.group] for item in facts.classes]
+    return {
+        "coreset": (["rank", "id", "score", "tokens", "prompt", "response"], coreset),
+        "mix": (["field", "value", "selected", "coreset_share", "pool_share"], mixes),
+        "token_classes": (["token", "token_id", "mass", "count", "idf", "group"], classes),
+    }
 
 
 def wandb_mode(offline: bool) -> Literal["online", "offline", "disabled"]:

@@ -54,8 +54,12 @@ class Training:
     summary: str
 
 
-def train(settings: TrainSettings) -> Training:
+def train(settings: TrainSettings, command: str | None = None) -> Training:
     """Select (or read) a coreset, fine-tune on it, evaluate before and after, and write the contract's files.
+
+    Args:
+        settings: All keys.
+        command: The command line that repeats this run, for the selection's report.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -69,7 +73,9 @@ def train(settings: TrainSettings) -> Training:
     tracker = open_tracker(settings.logger, directory, job_type="train", name=name, config=asdict(settings))
     succeeded = False
     try:
-        training = _train(settings, directory, store, ledger, tracker)
+        training = _train(settings, directory, store, ledger, tracker, command)
+        if training.selection is not None:
+            training.selection.show(tracker)
         tracker.metrics(training.metrics)
         log_artifacts(tracker, training)
         succeeded = True
@@ -78,13 +84,15 @@ def train(settings: TrainSettings) -> Training:
         tracker.finish(succeeded)
 
 
-def _train(settings: TrainSettings, directory: Path, store: Store, ledger: Ledger, tracker: Tracker) -> Training:
+def _train(
+    settings: TrainSettings, directory: Path, store: Store, ledger: Ledger, tracker: Tracker, command: str | None
+) -> Training:
     held_out = open_held_out(settings, store)
     trainee = make_trainee(settings, store, ledger)
 
     selection = None
     if settings.coreset.path is None:
-        selection = run_selection(settings, directory / "selection", store)
+        selection = run_selection(settings, directory / "selection", store, command=command)
         coreset = open_coreset(settings, directory / "selection" / "coreset.jsonl", store)
     else:
         store.dismiss_helpers()

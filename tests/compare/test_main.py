@@ -63,7 +63,7 @@ def test_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_several_selections(selections: dict[str, Path], tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     text = compared(capsys, selections["trim"], selections["random_0"])
-    assert "written: compare.csv, compare.parquet in ." in text
+    assert "written: compare.csv, compare.parquet, compare.html in ." in text
     assert "scorer" in text
     assert "warning: random (B), 6 records, has 1 selection seed; at least 3 are needed" in text
     assert "differences" not in text

@@ -172,6 +172,8 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "scoring.tokens_per_batch": ("333", SCORES),
     "scoring.num_workers": ("1", NOTHING),
     "scoring.profile": ("true", NOTHING),
+    "report.enabled": ("false", NOTHING),
+    "report.examples": ("3", NOTHING),
     "logger.name": ("none", NOTHING),
     "logger.project": ("other", NOTHING),
     "logger.entity": ("other", NOTHING),

@@ -32,6 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     from trim_lightning.compare.files import difference_rows, run_rows, write_rows
     from trim_lightning.compare.report import compare
     from trim_lightning.compare.tables import report_text
+    from trim_lightning.report.comparison_page import write_comparison
 
     report = compare(options.runs, all_pairs=options.all_pairs, samples=options.bootstrap, seed=options.seed)
     print(report_text(report), flush=True)
@@ -39,6 +40,7 @@ def run(arguments: Sequence[str]) -> None:
     written = write_rows(run_rows(report), folder / "compare")
     if report.comparisons:
         written += write_rows(difference_rows(report.comparisons), folder / "compare_differences")
+    written.append(write_comparison(report, folder))
     where = os.path.relpath(folder)
     print(f"\nwritten: {', '.join(path.name for path in written)} in {folder if where.startswith('..') else where}")
 
@@ -53,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN_DIR|SWEEP_DIR", help="output directories, or multirun folders"
     )
-    made.add_argument("--output", type=Path, metavar="DIR", help="where compare.csv and compare.parquet go (default: "
+    made.add_argument("--output", type=Path, metavar="DIR", help="where compare.html, .csv and .parquet go (default: "
                       "the multirun folder if one is given, else the current directory)")  # fmt: skip
     made.add_argument("--all-pairs", action="store_true", help="test every pair of groups, not only against random")
     made.add_argument("--bootstrap", type=int, default=SAMPLES, metavar="N", help=f"resamples (default {SAMPLES})")

@@ -18,7 +18,7 @@ from trim_lightning.records.record_file import sha256_of
 
 TRAINING_SECTIONS = ("coreset", "train", "evaluation")  # what a selection's config may hold and not use
 SHARED_KEYS = ("max_length", "model.dtype")  # that selection and training both read
-HOUSEKEEPING = ("paths", "logger", "dry_run")  # where a run writes, and to whom it reports
+HOUSEKEEPING = ("paths", "logger", "report", "dry_run")  # where a run writes, and to whom it reports
 SUFFIXES = ("_before", "_low", "_high")
 LOWER_IS_BETTER = re.compile(r"(nll|loss|perplexity|bits_per_byte|_err|error)$")
 

@@ -6,10 +6,13 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import ScoreTable
 from trim_lightning.errors import UserError
@@ -48,6 +51,25 @@ class TargetSet:
         if self.replaced:
             entry["replaced"] = self.replaced
         return entry
+
+
+@dataclass(frozen=True)
+class MatchedTokens:
+    """One record's tokens as a method matched them with the targets.
+
+    Attributes:
+        token_ids: ``[tokens]`` int32, scaffolding included.
+        scope: ``[tokens]`` bool, the tokens that count.
+        similarity: ``[tokens]`` float64 with the fallback penalty; meaningless outside the scope.
+        match: ``[tokens]`` int32 vocabulary ids of the matched classes; direct where that is the token's own.
+        group: The target group that they were matched with, the best of the record's groups.
+    """
+
+    token_ids: NDArray[np.int32]
+    scope: NDArray[np.bool_]
+    similarity: NDArray[np.float64]
+    match: NDArray[np.int32]
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +132,10 @@ class Selector(ABC):
 
     def write_extras(self, task: SelectionTask, directory: Path) -> None:  # noqa: B027 (most have none)
         """Write files of this method's own into the output directory."""
+
+    def matched_tokens(self, task: SelectionTask, rows: Sequence[int]) -> Mapping[int, MatchedTokens]:
+        """The tokens of a few scored records, after ``score``; nothing from methods that match no tokens."""
+        return {}
 
 
 def method_names() -> list[str]:

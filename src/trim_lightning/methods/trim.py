@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +20,7 @@ from trim_lightning.engine.ranking import ScoreTable, rank_round_robin
 from trim_lightning.engine.shards import shard_path
 from trim_lightning.errors import UserError
 from trim_lightning.methods._stages import target_tokens
-from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.base import MatchedTokens, SelectionTask, Selector
 from trim_lightning.settings import FallbackSettings, PoolerSettings
 from trim_lightning.store import Entry, Measured, StageKey
 from trim_lightning.store.keys import digest_of
@@ -175,11 +175,13 @@ class TrimSelector(Selector):
         groups: list[str] = shards["groups"]
         size = len(task.pool)
         parts = {group: np.full((4, size), np.nan) for group in groups}
+        self._shard_of = np.full(size, -1, dtype=np.int32)
         fallback = scoped_tokens = 0
         seen: set[int] = set()
         for index in range(shards["shards"]):
             table = pq.read_table(shard_path(self._scoring.path, index))
             rows = table["row"].to_numpy()
+            self._shard_of[rows] = index
             seen.update(scoped_classes(table))
             for group in groups:
                 tokens = ScopedTokens.read(table, group)
@@ -188,6 +190,7 @@ class TrimSelector(Selector):
                 fallback += int((~tokens.direct).sum())
                 scoped_tokens += len(tokens.direct)
         pooled_groups = {group: Pooled(*values) for group, values in parts.items()}
+        self._group_scores = {group: pooled.score for group, pooled in pooled_groups.items()}
         combined = aggregate_groups(pooled_groups, task.settings.target.aggregate)
         task.ledger.facts["fallback_share"] = fallback / scoped_tokens if scoped_tokens else None
         task.ledger.facts["bank_coverage"] = bank_coverage(seen, [self._bank_idf[group] for group in groups])
@@ -227,6 +230,18 @@ class TrimSelector(Selector):
                 copy_atomically(self._fingerprint_entry.path / name, directory / name)
         if task.settings.scoring.save_token_scores:
             write_token_scores(task, self._scoring, directory / "token_scores.parquet")
+
+    def matched_tokens(self, task: SelectionTask, rows: Sequence[int]) -> Mapping[int, MatchedTokens]:
+        """Read a few records from their shards, each as its best target group saw it."""
+        by_shard: dict[int, list[int]] = {}
+        for row in rows:
+            by_shard.setdefault(int(self._shard_of[row]), []).append(row)
+        found: dict[int, MatchedTokens] = {}
+        for index, members in by_shard.items():
+            if index >= 0:
+                best = {row: best_group(self._group_scores, row) for row in members}
+                found.update(read_matched(shard_path(self._scoring.path, index), best, task.settings.fallback))
+        return found
 
 
 @dataclass(frozen=True)
@@ -368,6 +383,44 @@ def shard_facts(entry: Entry) -> dict[str, Any]:
     """Number of shards, groups and records per shard of a scoring pass."""
     facts: dict[str, Any] = json.loads((entry.path / "shards.json").read_text())
     return facts
+
+
+def best_group(scores: Mapping[str, NDArray[Any]], row: int) -> str:
+    """The target group with the highest score of a record; the first if it has none."""
+    return max(scores, key=lambda group: -np.inf if np.isnan(scores[group][row]) else float(scores[group][row]))
+
+
+def read_matched(path: Path, groups: Mapping[int, str], fallback: FallbackSettings) -> dict[int, MatchedTokens]:
+    """Token similarities of some records of one shard.
+
+    Args:
+        path: The shard file.
+        groups: Row of each wanted record to the target group whose match is wanted.
+        fallback: Mode and penalty.
+    """
+    wanted = sorted(set(groups.values()))
+    columns = [f"{kind}/{group}" if group else kind for group in wanted for kind in ("similarity", "match")]
+    table = pq.read_table(path, columns=["row", "token_ids", "scope", *columns])
+    places = {row: place for place, row in enumerate(table["row"].to_pylist())}
+
+    def values(name: str, row: int) -> NDArray[Any]:
+        return np.asarray(table[name][places[row]].values.to_numpy(zero_copy_only=False))
+
+    found = {}
+    for row, group in groups.items():
+        if row not in places:
+            continue
+        suffix = f"/{group}" if group else ""
+        token_ids, match = values("token_ids", row), values(f"match{suffix}", row)
+        similarity = values(f"similarity{suffix}", row).astype(np.float64)
+        found[row] = MatchedTokens(
+            token_ids=token_ids,
+            scope=values("scope", row),
+            similarity=penalise(similarity, match == token_ids, fallback.mode, fallback.penalty),
+            match=match,
+            group=group,
+        )
+    return found
 
 
 def spread(values: NDArray[Any], scope: NDArray[np.bool_]) -> list[Any]:

@@ -1,0 +1,234 @@
+"""Why one record was picked, or why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from trim_lightning.errors import UserError
+from trim_lightning.methods.base import MatchedTokens
+from trim_lightning.records.record import Turn
+from trim_lightning.report.facts import Candidate, Occurrence, TargetView
+from trim_lightning.report.gather import occurrences_of
+from trim_lightning.report.pieces import TokenTexts, read_token_texts
+from trim_lightning.report.run_files import Run
+from trim_lightning.report.tokens import BANKS, TARGETS, TargetTokens, match_view, named, read_banks
+
+STRONGEST = 8
+ALL = 1 << 30  # tokens: none is clipped
+
+
+@dataclass(frozen=True)
+class TokenLine:
+    """One token of the record and what it was matched with."""
+
+    text: str
+    similarity: float
+    direct: bool
+    matched: str
+    occurrence: Occurrence | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that is said of one record.
+
+    Attributes:
+        title: What the record is called.
+        verdict: Picked or not, and why, in sentences.
+        candidate: The record; without tokens where the method matches none.
+        scored: Records with a score.
+        cut: Score of the last picked record.
+        formula: How the score is made of its parts; empty where that is not a sum.
+        strongest: The tokens with the highest similarity.
+        weakest: Those with the lowest.
+        class_texts: Vocabulary id to text.
+        occurrences: As in the report.
+        targets: The target examples.
+        notes: What the reader should know.
+    """
+
+    title: str
+    verdict: list[str]
+    candidate: Candidate
+    scored: int
+    cut: float | None
+    formula: str
+    strongest: list[TokenLine]
+    weakest: list[TokenLine]
+    class_texts: dict[int, str]
+    occurrences: dict[str, Occurrence]
+    targets: list[TargetView]
+    notes: list[str]
+
+
+def explain_row(run: Run, row: int) -> Explanation:
+    """Explain a record of the pool.
+
+    Raises:
+        UserError: if there is no such row, or what it needs is gone.
+    """
+    scores = run.scores
+    if not 0 <= row < len(scores):
+        raise UserError(f"--row={row}: the pool has rows 0 to {len(scores) - 1}")
+    line = {name: scores[name][row].as_py() for name in scores.column_names}
+    tokens, notes = None, []
+    scored = line["score"] is not None
+    if matches_tokens(run) and scored:
+        tokens = run.matched_tokens(row)
+        if tokens is None:
+            from trim_lightning.report.rescore import rescore
+
+            notes.append("the store holds the scoring pass no more: this record was scored again")
+            tokens = rescore(run, run.record(row).turns).tokens
+    elif not matches_tokens(run):
+        notes.append(f"method={run.settings.method['name']} ranks whole records: it has no scores of tokens")
+    turns: list[tuple[str, str]] = []
+    if tokens is None:
+        turns = [(turn.role, turn.content) for turn in run.record(row).turns]
+    candidate = Candidate(
+        row=row,
+        id=line["id"],
+        rank=line["rank"],
+        **{name: line[name] for name in ("score", "mean", "max", "coverage", "num_tokens", "selected")},
+        turns=turns,
+    )
+    return finish(run, f"row {row}, id {line['id']}", verdict_of_row(run, candidate), candidate, tokens, notes)
+
+
+def explain_text(run: Run, turns: list[Turn]) -> Explanation:
+    """Explain a record that the pool does not hold.
+
+    Raises:
+        UserError: for a method that matches no tokens, or if what it needs is gone.
+    """
+    if not matches_tokens(run):
+        raise UserError(f"--text: method={run.settings.method['name']} has no fingerprints to score a text against")
+    from trim_lightning.report.rescore import rescore
+
+    found = rescore(run, turns)
+    known = run.scores["score"].drop_null().to_numpy()
+    rank = int((known >= np.float32(found.score)).sum()) + 1
+    candidate = Candidate(
+        row=-1, id="text", rank=rank, score=found.score, mean=found.mean, max=found.max, coverage=found.coverage,
+        num_tokens=int(found.tokens.scope.sum()), selected=False,
+    )  # fmt: skip
+    cut = cut_of(run)
+    verdict = [f"Not in the pool. It would rank {rank:,} of {len(known) + 1:,} with a score of {found.score:.4f}."]
+    if cut is not None:
+        would = "would be among" if found.score > cut else "would not be among"
+        verdict.append(f"The last picked record scores {cut:.4f}: this one {would} the picked ones.")
+    return finish(run, "text", verdict, candidate, found.tokens, [])
+
+
+def matches_tokens(run: Run) -> bool:
+    """True for a run that left fingerprints and the targets' saliency."""
+    return all((run.directory / name).is_file() for name in (BANKS, TARGETS))
+
+
+def cut_of(run: Run) -> float | None:
+    """Score of the last picked record."""
+    picked = run.scores.filter(pc.field("selected")).sort_by("rank")
+    return None if not len(picked) else float(picked["score"][-1].as_py())
+
+
+def verdict_of_row(run: Run, candidate: Candidate) -> list[str]:
+    """Picked or not, and why."""
+    if candidate.score is None or candidate.rank is None:
+        scope = run.settings.scope
+        return [f"Not picked: it has no score, for it has no token in scope={scope} or could not be rendered."]
+    scores = run.scores
+    scored = len(scores["score"].drop_null())
+    picked = scores.filter(pc.field("selected"))
+    lines = [f"{'Picked' if candidate.selected else 'Not picked'}: rank {candidate.rank:,} of {scored:,}."]
+    cut, last = cut_of(run), pc.max(picked["rank"]).as_py()
+    if cut is None:
+        return [*lines, "No record was picked."]
+    if candidate.selected:
+        lines.append(f"It scores {candidate.score:.4f}; the last picked record (rank {last:,}) scores {cut:.4f}.")
+    elif candidate.rank < last:
+        lines.append(
+            f"It ranks before the last picked record (rank {last:,}), so a filter left it out: a cap, a duplicate, "
+            "a length bound or the token budget (the keys of selection)."
+        )
+    else:
+        lines.append(
+            f"It scores {candidate.score:.4f}, {cut - candidate.score:.4f} below the last picked record "
+            f"(rank {last:,}, {cut:.4f})."
+        )
+    return lines
+
+
+def formula_of(run: Run, candidate: Candidate) -> str:
+    """The score as a sum of its parts, where the pooler makes one."""
+    pooler = run.settings.pooler
+    if pooler.name not in ("mean_max_coverage", "mean_max") or candidate.mean is None:
+        return ""
+    if len(read_banks(run.directory / BANKS)[0]) > 1:
+        return ""
+    parts = [(pooler.mean_weight, "mean", candidate.mean), (pooler.max_weight, "max", candidate.max)]
+    if pooler.name == "mean_max_coverage":
+        parts.append((pooler.coverage_weight, "coverage", candidate.coverage))
+    terms = " + ".join(f"{weight:g} × {name} {value:.4f}" for weight, name, value in parts)
+    return f"{candidate.score:.4f} = {terms}"
+
+
+def finish(
+    run: Run, title: str, verdict: list[str], candidate: Candidate, tokens: MatchedTokens | None, notes: list[str]
+) -> Explanation:
+    """Add the tokens."""
+    scored = len(run.scores["score"].drop_null())
+    shared: dict[str, Any] = {"title": title, "verdict": verdict, "scored": scored, "cut": cut_of(run), "notes": notes}
+    if tokens is None:
+        return Explanation(
+            **shared,
+            candidate=candidate,
+            formula="",
+            strongest=[],
+            weakest=[],
+            class_texts={},
+            occurrences={},
+            targets=[],
+        )
+    texts = texts_of(run)
+    _, groups = read_banks(run.directory / BANKS)
+    targets = TargetTokens(run.directory / TARGETS, groups, texts)
+    matched = sorted({int(token) for token in np.unique(tokens.match[tokens.scope])})
+    occurrences = occurrences_of(targets, [(tokens.group, token) for token in matched])
+    pieces = texts.pieces(tokens.token_ids.tolist())
+    order = [int(place) for place in np.argsort(-tokens.similarity, kind="stable") if tokens.scope[place]]
+
+    def line(place: int) -> TokenLine:
+        match = int(tokens.match[place])
+        return TokenLine(
+            text=pieces[place] or texts.name(int(tokens.token_ids[place])),
+            similarity=float(tokens.similarity[place]),
+            direct=bool(match == tokens.token_ids[place]),
+            matched=texts.name(match),
+            occurrence=occurrences.get(named(tokens.group, match)),
+        )
+
+    strongest = order[:STRONGEST]
+    return Explanation(
+        **shared,
+        candidate=Candidate(**{**vars(candidate), "view": match_view(tokens, texts, ALL)}),
+        formula=formula_of(run, candidate),
+        strongest=[line(place) for place in strongest],
+        weakest=[line(place) for place in order[len(strongest) :][-STRONGEST // 2 :]],
+        class_texts={token: texts.name(token) for token in matched},
+        occurrences=occurrences,
+        targets=[targets.view(place, ALL) for place in range(len(targets))],
+    )
+
+
+def texts_of(run: Run) -> TokenTexts:
+    """Writes the scorer's tokens."""
+    file = run.source.directory / "tokenizer.json"
+    if file.is_file():
+        return read_token_texts(file)
+    from trim_lightning.models.load import load_tokenizer
+
+    return TokenTexts(load_tokenizer(run.source).backend_tokenizer)

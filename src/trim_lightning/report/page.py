@@ -1,0 +1,136 @@
+"""From facts to a page: one file, no network, nothing from data that a browser would obey."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from trim_lightning.report.escape import data_block, visible
+
+HOME = Path(__file__).parent
+METHOD_NAMES = {
+    "trim": "TRIM", "random": "chance", "full": "taking all", "longest": "length", "bm25": "BM25", "dsir": "DSIR",
+    "embedding": "sentence embeddings", "rds": "RDS+", "perplexity": "perplexity", "ifd": "IFD", "less": "LESS",
+}  # fmt: skip
+
+
+def render(page: str, values: Mapping[str, Any], data: Any) -> str:
+    """Fill a page's template.
+
+    Args:
+        page: Name of the template.
+        values: What it shows itself; escaped.
+        data: JSON-able; what the page's script shows.
+    """
+    assets = page_assets()
+    return (
+        environment()
+        .get_template(f"{page}.html.j2")
+        .render(
+            **values,
+            page=page,
+            version=version("trim-lightning"),
+            policy=assets.policy,
+            css=assets.css,
+            plot=assets.plot,
+            script=assets.script,
+            data=Markup(data_block(data)),
+        )
+    )
+
+
+class Assets:
+    """The style and the scripts that every page carries.
+
+    Attributes:
+        css: Our style.
+        plot: Observable Plot, bundled.
+        script: Our script.
+        policy: Content security policy: these two scripts run and nothing else, and nothing is fetched.
+    """
+
+    def __init__(self) -> None:
+        self.css, self.plot, self.script = (
+            Markup((HOME / "assets" / name).read_text(encoding="utf-8"))
+            for name in ("page.css", "plot.min.js", "page.js")
+        )
+        hashes = " ".join(f"'sha256-{digest(text)}'" for text in (self.plot, self.script))
+        self.policy = (
+            f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+            "form-action 'none'"
+        )
+
+
+def digest(text: str) -> str:
+    """sha256 as a content security policy names it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+@lru_cache(maxsize=1)
+def page_assets() -> Assets:
+    """Read once for all jobs of a process."""
+    return Assets()
+
+
+@lru_cache(maxsize=1)
+def environment() -> jinja2.Environment:
+    """Templates with autoescape, and our filters."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HOME / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    made.filters.update(
+        visible=lambda value: visible(str(value)),
+        token=token_text,
+        num=lambda value: "–" if value is None else f"{value:,}",
+        fixed=fixed,
+        duration=duration,
+        size=size,
+    )
+    return made
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """A number with so many decimals, a dash for none."""
+    if value is None:
+        return "–"
+    return f"{round(value, digits) + 0.0:,.{digits}f}"  # no minus zero
+
+
+def token_text(text: str) -> str:
+    """A token whose white space can be seen."""
+    return visible(text).replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that people would use."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(number: int) -> str:
+    """Bytes in the unit that people would use."""
+    amount = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000 or unit == "GB":
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 10 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    raise AssertionError
+
+
+def pretty(value: Any) -> str:
+    """JSON to be read."""
+    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,0 +1,140 @@
+"""``report.html``: one selection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from trim_lightning.report.facts import Candidate, Histogram, MatchView, Occurrence, SelectionFacts, Spread, TargetView
+from trim_lightning.report.page import METHOD_NAMES, pretty, render
+
+MODEL_STAGES = ("warmup", "fingerprint", "score")
+
+
+def selection_page(facts: SelectionFacts) -> str:
+    """The whole page as text."""
+    manifest = facts.manifest
+    stages = manifest["stages"]
+    method = manifest["config"]["method"]["name"]
+    tokens = sum(stages[name]["tokens"] for name in MODEL_STAGES if name in stages)
+    values = {
+        "facts": facts,
+        "manifest": manifest,
+        "counts": manifest["counts"],
+        "inputs": manifest["inputs"],
+        "target": manifest["inputs"].get("target"),
+        "method_name": METHOD_NAMES.get(method, method),
+        "scored_by_model": bool(tokens),
+        "warmed_up": "warmup" in stages,
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "some_cached": any(stage["cached"] for stage in stages.values()),
+        "model_tokens": tokens,
+        "words": {"scores": score_words(facts), "lengths": length_words(facts.length_spreads)},
+        "grouped": any(item.group for item in facts.classes),
+        "heaviest_mass": max((item.mass for item in facts.classes), default=1.0) or 1.0,
+        "saliency_top": saliency_top(facts.targets),
+        "config": pretty(manifest["config"]),
+        "versions": pretty({"git": manifest["git"], **manifest["versions"]}),
+    }
+    return render("report", values, page_data(facts))
+
+
+def score_words(facts: SelectionFacts) -> str:
+    """What the score chart shows, for those who do not see it."""
+    by_name = {spread.name: spread for spread in facts.score_spreads}
+    if facts.cut is None or by_name["coreset"].mean is None or by_name["pool"].mean is None:
+        return "No record was picked."
+    return (
+        f"The last picked record scores {facts.cut:.4f}. Mean score: {by_name['coreset'].mean:.4f} in the coreset, "
+        f"{by_name['pool'].mean:.4f} in the pool."
+    )
+
+
+def length_words(spreads: Sequence[Spread]) -> str:
+    """What the length chart shows."""
+    parts = [
+        f"{spread.mean:,.0f} in {'a' if spread.name == 'random' else 'the'} "
+        f"{'random coreset of the same size' if spread.name == 'random' else spread.name}"
+        for spread in sorted(spreads, key=lambda spread: ("coreset", "random", "pool").index(spread.name))
+        if spread.mean is not None
+    ]
+    return f"Mean content tokens of a record: {', '.join(parts)}." if parts else "No record was picked."
+
+
+def saliency_top(targets: Sequence[TargetView]) -> float:
+    """The largest value of any signal: what the strongest tint stands for."""
+    signals = (values for target in targets for values in (target.row, target.column, target.saliency))
+    return max((value for values in signals for value in values if value is not None), default=1.0) or 1.0
+
+
+def page_data(facts: SelectionFacts) -> dict[str, Any]:
+    """What the script draws. Names are short where they are repeated for every record or token."""
+    return {
+        "cut": facts.cut,
+        "scores": histogram_data(facts.scores),
+        "lengths": histogram_data(facts.lengths),
+        "top": saliency_top(facts.targets),
+        "targets": [target_data(target) for target in facts.targets],
+        "candidates": {
+            "top": [candidate_data(item) for item in facts.top],
+            "borderline": [candidate_data(item) for item in facts.borderline],
+            "bottom": [candidate_data(item) for item in facts.bottom],
+        },
+        "classes": {str(token): text for token, text in facts.class_texts.items()},
+        "occurrences": occurrence_data(facts.occurrences),
+        "coreset": [candidate_data(item, turns=True) for item in facts.coreset],
+    }
+
+
+def occurrence_data(occurrences: dict[str, Occurrence]) -> dict[str, Any]:
+    """The heaviest target token of each class."""
+    return {name: asdict(place) for name, place in occurrences.items()}
+
+
+def histogram_data(found: Histogram | None) -> dict[str, Any] | None:
+    """Edges and counts."""
+    return None if found is None else asdict(found)
+
+
+def target_data(target: TargetView) -> dict[str, Any]:
+    """A target example."""
+    return {
+        "id": target.id,
+        "t": target.texts,
+        "r": target.row,
+        "c": target.column,
+        "s": target.saliency,
+        "clipped": target.clipped,
+    }
+
+
+def candidate_data(item: Candidate, turns: bool = False) -> dict[str, Any]:
+    """A pool record; its text only where there is no token view that shows it, or ``turns`` asks for it."""
+    return {
+        "row": item.row,
+        "id": item.id,
+        "rank": item.rank,
+        "score": item.score,
+        "mean": item.mean,
+        "max": item.max,
+        "cov": item.coverage,
+        "n": item.num_tokens,
+        "in": item.selected,
+        "f": item.fields,
+        **({"turns": item.turns} if turns or item.view is None else {}),
+        **({} if item.view is None else {"view": view_data(item.view)}),
+    }
+
+
+def view_data(view: MatchView) -> dict[str, Any]:
+    """Tokens of a candidate."""
+    direct = [None if value is None else int(value) for value in view.direct]
+    return {
+        "t": view.texts,
+        "s": view.similarity,
+        "m": view.match,
+        "d": direct,
+        "group": view.group,
+        "clipped": view.clipped,
+    }

@@ -1,0 +1,187 @@
+"""``trim-explain``: the same numbers as the run's files, in the terminal and as a page."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from rooms import HOSTILE, Page, Room
+
+from trim_lightning.report.explain import explain_row, explain_text
+from trim_lightning.report.explain_main import main
+from trim_lightning.report.run_files import open_run
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Runs the command and returns its exit code, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def warm(room: Room) -> Path:
+    """A selection by a warmed-up scorer, on a store of its own."""
+    store = room.root / "warm_store"
+    return room.select(
+        "warm", "selection.count=12", "warmup=lora", "warmup.epochs=1", "scoring.save_token_scores=true",
+        f"paths.store_dir={store}",
+    )  # fmt: skip
+
+
+def test_a_picked_and_an_unpicked_record(plain: Path, said) -> None:  # type: ignore[no-untyped-def]
+    scores = pq.read_table(plain / "scores.parquet").to_pandas().dropna(subset=["rank"]).set_index("rank")
+    code, out, _ = said(plain, "--row", scores.row[3])
+    assert code == 0
+    assert f"Picked: rank 3 of {len(scores)}." in out
+    code, out, _ = said(plain, "--id", scores.id[20])
+    assert code == 0
+    assert f"Not picked: rank 20 of {len(scores)}." in out
+    assert f"{scores.score[12] - scores.score[20]:.4f} below the last picked record" in out
+    assert "\x1b[" not in out
+
+
+def test_the_parts_add_up(plain: Path) -> None:
+    run = open_run(plain)
+    found = explain_row(run, int(run.scores["row"][0].as_py()))
+    candidate = found.candidate
+    assert None not in (candidate.score, candidate.mean, candidate.max, candidate.coverage)
+    parts = 0.5 * candidate.mean + 0.5 * candidate.max + 0.05 * candidate.coverage  # type: ignore[operator]
+    assert candidate.score == pytest.approx(parts, abs=1e-5)
+    assert candidate.view is not None
+    known = [value for value in candidate.view.similarity if value is not None]
+    assert max(known) == pytest.approx(candidate.max, abs=1e-4)
+    assert sum(known) / len(known) == pytest.approx(candidate.mean, abs=1e-4)
+    assert found.strongest[0].similarity == pytest.approx(candidate.max, abs=1e-4)
+
+
+def test_a_filter_is_named_when_it_left_a_better_record_out(room: Room) -> None:
+    run = open_run(room.select("capped", "selection.count=6", "selection.cap_field=subtask", "selection.cap=2"))
+    scores = run.scores.to_pandas()
+    last = scores[scores.selected]["rank"].max()
+    passed_over = scores[(scores["rank"] < last) & ~scores.selected].row.tolist()
+    assert passed_over
+    assert "a filter left it out" in " ".join(explain_row(run, passed_over[0]).verdict)
+
+
+def test_an_unscored_record_is_explained_without_tokens(room: Room, plain: Path, said) -> None:  # type: ignore[no-untyped-def]
+    scores = pq.read_table(plain / "scores.parquet").to_pandas()
+    unscored = scores[scores["rank"].isna()].row.tolist()
+    assert unscored
+    code, out, _ = said(plain, "--row", unscored[0])
+    assert code == 0
+    assert "it has no score" in out
+
+
+def test_a_text_is_scored_as_the_pool_was(warm: Path, room: Room) -> None:
+    run = open_run(warm)
+    scores = run.scores.to_pandas()
+    row = int(scores[scores["rank"] == 5].row.iloc[0])
+    found = explain_text(run, list(run.record(row).turns))
+    assert found.candidate.score == pytest.approx(scores.score[row], abs=1e-4)
+    line = pq.read_table(warm / "token_scores.parquet").to_pylist()[row]
+    assert found.candidate.view is not None
+    kept = [value for value in line["similarity"] if value is not None]
+    assert [value for value in found.candidate.view.similarity if value is not None] == pytest.approx(kept, abs=1e-3)
+
+
+def test_a_pruned_scoring_pass_is_made_good_for_one_record(warm: Path, room: Room, tmp_path: Path, said) -> None:  # type: ignore[no-untyped-def]
+    store = tmp_path / "store"
+    shutil.copytree(room.root / "warm_store", store)
+    shutil.rmtree(store / "score")
+    before = open_run(warm)
+    row = int(before.scores.to_pandas().query("rank == 2").row.iloc[0])
+    kept, again = explain_row(before, row), explain_row(open_run(warm, store), row)
+    assert "scored again" in again.notes[0]
+    assert kept.candidate.view is not None
+    assert again.candidate.view is not None
+    pairs = zip(kept.candidate.view.similarity, again.candidate.view.similarity, strict=True)
+    assert all(one is two or one == pytest.approx(two, abs=1e-3) for one, two in pairs)
+    shutil.rmtree(store / "warmup")
+    code, _, err = said(warm, "--row", row, "--store", store)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "holds the warm-up of this run no more" in err
+
+
+def test_the_page_of_one_record(hostile: Path, room: Room, tmp_path: Path, said) -> None:  # type: ignore[no-untyped-def]
+    for name in ("script", "arabic", "control", "emoji"):
+        record = next(record for record in room.hostile if record["response"] == HOSTILE[name])
+        code, out, _ = said(hostile, "--id", record["id"], "--html", tmp_path / "one.html")
+        assert code == 0
+        assert not set(out) & {"\x00", "\x1b", "\u202e", "\x9b"}
+        source = (tmp_path / "one.html").read_text(encoding="utf-8")
+        page = Page(source)
+        assert source.count("</script>") == 3
+        assert "<script>document" not in source
+        (item,) = page.data["candidates"]["only"]
+        assert record["response"] in "".join(item["view"]["t"])
+
+
+def test_colours_only_where_they_are_wanted(plain: Path, said, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    assert "\x1b[48;5;" in said(plain, "--row", 0, "--color", "always")[1]
+    assert "\x1b[" not in said(plain, "--row", 0, "--color", "never")[1]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    from trim_lightning.report.explain_main import wants_colour
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert wants_colour("auto")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not wants_colour("auto")
+
+
+def test_methods_without_tokens_are_explained_by_their_score(room: Room, said) -> None:  # type: ignore[no-untyped-def]
+    run = room.select("explain_longest", "method=longest", "selection.count=12")
+    code, out, _ = said(run, "--row", 0)
+    assert code == 0
+    assert "ranks whole records" in out
+    code, _, err = said(run, "--text", "hello")
+    assert code == 2
+    assert "has no fingerprints" in err
+
+
+def test_groups_are_explained_by_their_best(room: Room) -> None:
+    run = open_run(room.select("explain_groups", "selection.count=12", "target.group_field=subtask"))
+    scores = run.scores.to_pandas()
+    row = int(scores[scores["rank"] == 1].row.iloc[0])
+    found = explain_row(run, row)
+    best = max(("maths", "travel"), key=lambda group: scores.loc[row, f"score/{group}"])
+    assert found.candidate.view is not None
+    assert found.candidate.view.group == best
+    assert explain_text(run, list(run.record(row).turns)).candidate.view.group == best  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--row", "999"], "the pool has rows 0 to 59"),
+        (["--id", "nobody"], "the pool has no such record"),
+        (["--row", "1", "--response", "x"], "belongs to --text"),
+        ([], "one of the arguments"),
+        (["--row", "1", "--store", "nowhere"], "stage store is not there"),
+        (["--text", ""], "no token in scope"),
+    ],
+)
+def test_mistakes_are_one_line(plain: Path, said, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = said(plain, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_changed_pool_is_noticed(room: Room, said) -> None:  # type: ignore[no-untyped-def]
+    pool = room.root / "changing.jsonl"
+    shutil.copy(room.root / "pool.jsonl", pool)
+    run = room.select("changing", f"pool.path={pool}", "method=longest", "selection.count=12")
+    pool.write_text(pool.read_text() + '{"id": "new", "prompt": "a", "response": "b"}\n')
+    code, _, err = said(run, "--row", 0)
+    assert code == 2
+    assert "has changed since the run" in err

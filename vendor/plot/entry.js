@@ -1,0 +1,1 @@
+export { plot, rectY, ruleX, ruleY, lineY, link, dot, text, tip, pointer, pointerX } from "@observablehq/plot";
