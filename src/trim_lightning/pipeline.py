@@ -157,6 +157,7 @@ def run_selection(
             "mean_tokens_selected": mean(scores.num_tokens[chosen]),
             "fallback_share": ledger.facts.get("fallback_share"),
             "bank_coverage": ledger.facts.get("bank_coverage"),
+            "within_over_between": ledger.facts.get("within_over_between"),
             "padding_share": ledger.facts.get("padding"),
         },
         ledger=ledger,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def run_rows(report: Report) -> list[dict[str, Any]]:
             {"train/tokens": run.trained_tokens, "train/trained_tokens": run.labelled_tokens,
              "select/seconds": run.select_seconds, "train/seconds": run.train_seconds}
         )  # fmt: skip
+        found = report.diversities[place]
+        row.update({} if found is None else {f"coreset/{name}": value for name, value in asdict(found).items()})
         row.update({f"config/{key}": run.settings.get(key) for key in keys})
         row.update({f"overlap/{name}": report.overlaps[place][other] for other, name in enumerate(report.names)})
         row.update({f"rank_correlation/{name}": report.correlations[place][other]

@@ -10,6 +10,7 @@ from pathlib import Path
 from trim_lightning.compare.coresets import Coreset, overlap
 from trim_lightning.compare.differences import Comparison, compare_groups, pairs_to_test
 from trim_lightning.compare.discover import find_runs
+from trim_lightning.compare.diversity import Diversity, diversity
 from trim_lightning.compare.groups import BASELINE, ENOUGH_SEEDS, Axis, Group, axes, group_runs
 from trim_lightning.compare.runs import Run, metric_names, read_runs
 from trim_lightning.compare.statistics import spearman
@@ -31,6 +32,7 @@ class Report:
         metrics: Names of all metrics.
         axes: What varied.
         overlaps: ``[runs][runs]`` Jaccard similarity of coresets, None where it cannot be told.
+        diversities: Of each run what kind of records its coreset holds, None if they cannot be read.
         correlations: ``[runs][runs]`` Spearman correlation of scores, None for different pools.
         comparisons: The paired tests.
         notes: What the reader should know, a line each.
@@ -43,6 +45,7 @@ class Report:
     metrics: list[str]
     axes: list[Axis]
     overlaps: Matrix
+    diversities: list[Diversity | None]
     correlations: Matrix
     comparisons: list[Comparison]
     notes: list[str]
@@ -91,6 +94,7 @@ def compare(paths: Sequence[Path], *, all_pairs: bool, samples: int, seed: int) 
         metrics=list(metric_names(runs)),
         axes=axes(runs),
         overlaps=matrix(runs, overlap),
+        diversities=[diversity(run) for run in runs],
         correlations=matrix(runs, correlation),
         comparisons=comparisons,
         notes=[*warnings(groups, compared=bool(pairs)), *(f"note: {note}" for note in notes)],

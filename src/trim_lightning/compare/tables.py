@@ -21,6 +21,7 @@ from trim_lightning.compare.runs import Measurement, Run, best, text_of
 from trim_lightning.compare.statistics import spread
 
 DASH = "-"
+MANY = 30  # different coresets above which only the files have their figures
 WIDE = 12  # coresets above which a matrix no longer fits a screen
 SHOWN_KEYS = 4  # config keys named before "and N more"
 # config keys that a column of their own already shows
@@ -35,6 +36,7 @@ def report_text(report: Report) -> str:
         run_table(report),
         seeds_table(report),
         difference_table(report),
+        diversity_table(report),
         matrix_table(report, "overlap of the coresets (Jaccard)", report.overlaps),
         matrix_table(report, "rank correlation of the scores (Spearman)", report.correlations),
         sweep_text(report),
@@ -50,6 +52,36 @@ def headline(report: Report) -> str:
     counts = f"{plural(len(runs), 'finished run')} in {plural(len(groups), 'group')} (a group differs in seeds only)"
     shared = [f"{name} {getattr(runs[0], name)}" for name in constant_columns(runs) if getattr(runs[0], name)]
     return counts + (f"; all: {', '.join(shared)}" if shared else "")
+
+
+def diversity_table(report: Report) -> str:
+    """What kind of records each coreset holds; equal lines, as of many trainings on one coreset, stand once."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for run, found in zip(report.runs, report.diversities, strict=True):
+        if found is None:
+            continue
+        cells = (
+            decimal(found.median_words, 0),
+            decimal(found.response_share, 2),
+            whole(found.kinds),
+            decimal(found.effective_kinds, 1),
+            decimal(found.distinct_bigrams, 2),
+            decimal(found.compression, 2),
+            decimal(found.near_duplicates, 2),
+        )
+        lines.setdefault((run.method, *cells), []).append(run.label)
+    if len(lines) > MANY:
+        return ""
+    rows = [[shortened(labels), *cells] for cells, labels in lines.items()]
+    headers = ["coreset of", "method", "median words", "of them response", "kinds", "effective", "distinct pairs",
+               "compression", "near duplicates"]  # fmt: skip
+    return "records of the coresets\n" + grid(rows, headers, left=2) if rows else ""
+
+
+def shortened(labels: Sequence[str]) -> str:
+    """A few labels, and how many more."""
+    more = len(labels) - 2
+    return ", ".join(labels[:2]) + (f" and {more} more" if more > 0 else "")
 
 
 def constant_columns(runs: Sequence[Run]) -> list[str]:

@@ -24,6 +24,7 @@ from trim_lightning.engine.writer import Collector, TokenProgress
 from trim_lightning.settings import SaliencySettings
 from trim_lightning.store.cost import Measured
 from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
+from trim_lightning.trim.collapse import within_over_between
 from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
 from trim_lightning.trim.saliency import token_saliency
 
@@ -186,12 +187,20 @@ def banks_of(targets: Sequence[SalientTarget], groups: Mapping[str, Sequence[int
     Returns:
         Group name to bank, in the order of ``groups``.
     """
+    return {group: build_bank(tokens_of(targets, rows)) for group, rows in groups.items()}
+
+
+def tokens_of(targets: Sequence[SalientTarget], rows: Sequence[int]) -> list[TargetTokens]:
+    """The scoped tokens of some targets; rows that could not be rendered are left out."""
     by_row = {target.row: target for target in targets}
-    return {
-        group: build_bank(
-            TargetTokens(by_row[row].token_ids[by_row[row].scope], by_row[row].hidden, by_row[row].saliency)
-            for row in rows
-            if row in by_row
-        )
-        for group, rows in groups.items()
-    }
+    found = [by_row[row] for row in rows if row in by_row]
+    return [TargetTokens(target.token_ids[target.scope], target.hidden, target.saliency) for target in found]
+
+
+def separation(
+    targets: Sequence[SalientTarget], groups: Mapping[str, Sequence[int]], banks: Mapping[str, FingerprintBank]
+) -> float | None:
+    """Mean of `within_over_between` over the groups that have it."""
+    ratios = [within_over_between(tokens_of(targets, groups[group]), bank) for group, bank in banks.items()]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return sum(known) / len(known) if known else None

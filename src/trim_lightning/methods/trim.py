@@ -115,7 +115,7 @@ class TrimSelector(Selector):
         key = StageKey("fingerprint", 2, choices, {"signals": signals.key.hex})
 
         def build(directory: Path) -> dict[str, Any]:
-            from trim_lightning.engine.target_pass import banks_of, read_signals, weigh
+            from trim_lightning.engine.target_pass import banks_of, read_signals, separation, weigh
             from trim_lightning.trim.fingerprints import save_banks
 
             started = time.perf_counter()
@@ -129,12 +129,15 @@ class TrimSelector(Selector):
                         "give targets with text there, or another scope"
                     )
             save_banks(banks, directory / BANKS, choices)
+            apart = separation(salient, groups, banks)
             write_target_tokens(salient, directory / "target_tokens.parquet")
-            return {"seconds": time.perf_counter() - started, "classes": sum(map(len, banks.values()))}
+            classes = sum(map(len, banks.values()))
+            return {"seconds": time.perf_counter() - started, "classes": classes, "within_over_between": apart}
 
         result = task.store.get(key, build)
         task.ledger.book("fingerprint", result)
         self._fingerprint_entry = result
+        task.ledger.facts["within_over_between"] = result.facts.get("within_over_between")
         return result
 
     def _scoring_pass(self, task: SelectionTask, work: ScoringWork) -> Entry:

@@ -12,6 +12,7 @@ from typing import Any
 
 from trim_lightning.compare.differences import equal_budgets, other_differences
 from trim_lightning.compare.groups import Axis, axis_text
+from trim_lightning.compare.records import open_coreset
 from trim_lightning.compare.report import Matrix, Report
 from trim_lightning.compare.runs import Run, best, lower_is_better
 from trim_lightning.compare.tables import (
@@ -23,8 +24,7 @@ from trim_lightning.compare.tables import (
     p_text,
     whole,
 )
-from trim_lightning.errors import UserError
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
+from trim_lightning.records.record_file import RecordFile
 
 MOST_IN_MATRIX = 40  # runs; of more, one of each group
 MOST_SIDE_BY_SIDE, MOST_RECORDS, MOST_CHARACTERS = 10, 12, 1500
@@ -323,19 +323,6 @@ def line_keys(run: Run) -> list[str] | None:
     with run.coreset.file.open("rb") as file:
         stripped = (line.rstrip(b"\r\n") for line in file)
         return [hashlib.sha256(line).hexdigest()[:16] for line in stripped if line.strip()]
-
-
-def open_coreset(run: Run) -> RecordFile | None:
-    """The records of a coreset, None if they cannot be read."""
-    coreset = run.coreset
-    if coreset.file is None:
-        return None
-    pool = (coreset.config or {}).get("pool", {})
-    options = ReadOptions(prompt_field=pool.get("prompt_field"), response_field=pool.get("response_field"))
-    try:
-        return index(LineSource(coreset.file, label=coreset.name, name=coreset.name, what="pool"), options)
-    except UserError:
-        return None
 
 
 def record_text(records: RecordFile | None, place: int) -> dict[str, Any]:

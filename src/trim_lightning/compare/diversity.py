@@ -1,0 +1,113 @@
+"""What kind of records a coreset holds: lengths, sources, repetition."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from trim_lightning.compare.records import open_coreset
+from trim_lightning.compare.runs import Run
+from trim_lightning.errors import UserError
+from trim_lightning.near_duplicates import NearDuplicates
+from trim_lightning.records.layouts import MISSING, lookup
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.summary import KIND_FIELDS
+
+WORDS = 5000  # of every coreset, so that large and small ones can be compared
+NEAR = 0.8  # Jaccard similarity of word triples that makes a near duplicate
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Figures of one coreset; None where they cannot be told.
+
+    Attributes:
+        median_words: Of a record, prompt and response.
+        response_share: Of all words, those in responses.
+        kinds: Different values of the records' kind (the first of the usual fields that they have).
+        effective_kinds: exp of the entropy of the kinds: how many equally frequent ones would be as mixed.
+        distinct_bigrams: Share of different word pairs among the first `WORDS` words.
+        compression: Size of those words over their size compressed by zlib: higher is more repetitive.
+        near_duplicates: Share of records that are near duplicates of a better one.
+    """
+
+    median_words: float | None
+    response_share: float | None
+    kinds: int | None
+    effective_kinds: float | None
+    distinct_bigrams: float | None
+    compression: float | None
+    near_duplicates: float | None
+
+
+def diversity(run: Run) -> Diversity | None:
+    """Figures of a run's coreset, None if its records cannot be read."""
+    records = open_coreset(run)
+    if records is None or not len(records):
+        return None
+    turns = [records.record(row).turns for row in range(len(records))]
+    texts = ["\n".join(turn.content for turn in record) for record in turns]
+    lengths = [len(text.split()) for text in texts]
+    answered = sum(len(turn.content.split()) for record in turns for turn in record if turn.role == "assistant")
+    words = [word for text in texts for word in text.split()][:WORDS]
+    kinds = kinds_of(records)
+    return Diversity(
+        median_words=float(np.median(lengths)),
+        response_share=answered / sum(lengths) if sum(lengths) else None,
+        kinds=len(kinds) or None,
+        effective_kinds=effective_number(list(kinds.values())),
+        distinct_bigrams=distinct_pairs(words),
+        compression=compression(" ".join(words)),
+        near_duplicates=near_duplicates(texts),
+    )
+
+
+def kinds_of(records: RecordFile) -> Counter[str]:
+    """How often each kind of record occurs; empty if records do not say."""
+    first = records.object(0)
+    field = next((name for name in reversed(KIND_FIELDS) if lookup(first, name) is not MISSING), None)
+    if field is None:
+        return Counter()
+    found = (lookup(records.object(row), field) for row in range(len(records)))
+    return Counter(str(value) for value in found if value is not MISSING)
+
+
+def effective_number(counts: Sequence[int]) -> float | None:
+    """exp of the Shannon entropy of a distribution; None of nothing."""
+    total = sum(counts)
+    if not total:
+        return None
+    return math.exp(-sum(count / total * math.log(count / total) for count in counts))
+
+
+def distinct_pairs(words: Sequence[str]) -> float | None:
+    """Different neighbouring pairs over all pairs (distinct-2)."""
+    pairs = list(pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else None
+
+
+def compression(text: str) -> float | None:
+    """Bytes over compressed bytes."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data, 9)) if data else None
+
+
+def near_duplicates(texts: Sequence[str]) -> float | None:
+    """Share of texts that are near duplicates of an earlier one; None without the library datasketch."""
+    try:
+        seen = NearDuplicates(texts.__getitem__, NEAR)
+    except UserError:
+        return None
+    repeated = 0
+    for place in range(len(texts)):
+        if seen.admits(place):
+            seen.take(place)
+        else:
+            repeated += 1
+    return repeated / len(texts)

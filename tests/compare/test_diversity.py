@@ -1,0 +1,56 @@
+"""Figures of what a coreset holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from running import run_select
+from trim_lightning.compare.diversity import compression, distinct_pairs, diversity, effective_number, near_duplicates
+from trim_lightning.compare.report import compare
+
+
+def test_effective_number() -> None:
+    assert effective_number([5, 5, 5]) == pytest.approx(3)
+    assert effective_number([7]) == 1
+    assert effective_number([3, 1]) == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))))
+    assert effective_number([]) is None
+
+
+def test_repetition() -> None:
+    assert distinct_pairs(["a", "b", "a", "b", "a", "b"]) == 2 / 5
+    assert distinct_pairs(["alone"]) is None
+    varied, repeated = " ".join(map(str, range(500))), "the same again " * 500
+    assert (compression(varied) or 0) < (compression(repeated) or 0)
+    assert compression("") is None
+
+
+def test_near_duplicates() -> None:
+    pytest.importorskip("datasketch")
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    assert near_duplicates([long, f"{long} fifteen", "quite another text about something else"]) == pytest.approx(1 / 3)
+
+
+def test_a_run(tmp_path: Path, tiny_folder) -> None:
+    pool = [
+        {"prompt": "add one and two", "response": "three", "source": "sums"},
+        {"prompt": "add two and two", "response": "it is four", "source": "sums"},
+        {"prompt": "where is Vienna", "response": "in Austria", "source": "places"},
+    ]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pool))
+    directory = run_select(
+        "model=hf", f"model.path={tiny_folder('llama')}", "model.dtype=float32", "method=full", "pool=jsonl",
+        f"pool.path={tmp_path / 'pool.jsonl'}", "target=from_pool", "logger=none",
+        output_dir=tmp_path / "out", store_dir=tmp_path / "store",
+    )  # fmt: skip
+    report = compare([directory], all_pairs=False, samples=100, seed=0)
+    found = diversity(report.runs[0])
+    assert found == report.diversities[0]
+    assert found is not None
+    assert found.median_words == 5
+    assert found.response_share == pytest.approx(6 / 17)
+    assert found.kinds == 2
+    assert found.effective_kinds == pytest.approx(effective_number([2, 1]))
