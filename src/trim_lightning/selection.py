@@ -80,7 +80,7 @@ def select_rows(
         ledger: Is warned when filters leave less than the budget, or when a budget is ignored.
         everything: Take every record that the filters admit; for methods that have no budget.
     """
-    count, tokens = budget_of(selection, len(pool)), selection.tokens
+    count, tokens = budget_of(selection, len(scores.score)), selection.tokens
     if everything:
         for name in ("fraction", "count", "tokens"):
             if getattr(selection, name) is not None:

@@ -57,7 +57,7 @@ BAD_OVERRIDES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("pooler=median_absolute",), ("pooler=median_absolute", "pooler has max, mean,")),
     (("hydra/launcher=nope",), ("hydra/launcher=nope", "hydra/launcher has basic")),
     (("poolr=mean",), ("poolr: no such key; did you mean pooler?",)),
-    (("experiment=nope",), ("experiment=nope", "experiment has demo")),
+    (("experiment=nope",), ("experiment=nope", "experiment has budget_curve, demo")),
     (("method.name=tirm",), ("method.name=tirm", "trim")),
     (("scope=respnse",), ("scope=respnse", "all, prompt, response", "did you mean response?")),
     (("pool=null",), ("Config group override must be",)),
@@ -244,7 +244,7 @@ def test_failure_while_writing_leaves_no_result(
 
 
 def test_internal_failure(run: Run, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_down(settings: object) -> None:
+    def break_down(settings: object, command: str) -> None:
         raise RuntimeError("the sky fell")
 
     monkeypatch.setattr(trim_lightning.pipeline, "select", break_down)
@@ -256,7 +256,7 @@ def test_internal_failure(run: Run, inputs: Inputs, monkeypatch: pytest.MonkeyPa
 
 
 def test_mistake_that_a_library_wrapped(run: Run, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrap(settings: object) -> None:
+    def wrap(settings: object, command: str) -> None:
         try:
             raise UserError("pool.path=x: mend it")
         except UserError as error:
@@ -273,7 +273,7 @@ def test_mistake_that_a_library_wrapped(run: Run, inputs: Inputs, monkeypatch: p
 def test_interrupt(
     prefix: tuple[str, ...], number: signal.Signals, run: Run, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(settings: object) -> None:
+    def interrupt(settings: object, command: str) -> None:
         signal.raise_signal(number)
         raise AssertionError("the signal did not end the run")
 
@@ -341,7 +341,7 @@ def test_as_a_process_elsewhere(
 
 def test_a_library_that_ends_the_process(run: Run, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(code: object) -> Callable[[object], None]:
-        def task(settings: object) -> None:
+        def task(settings: object, command: str) -> None:
             sys.exit(code)  # type: ignore[arg-type]
 
         return task
