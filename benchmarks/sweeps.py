@@ -54,7 +54,7 @@ class Desk:
 
     def planned(self, output: str) -> float:
         """Seconds that a plan estimated."""
-        return float(json.loads((self.root / output / "plan.json").read_text())["seconds"])
+        return float(json.loads((self.root / output / "plan" / "plan.json").read_text())["seconds"])
 
 
 def axes(*more: str) -> list[str]:
@@ -96,7 +96,7 @@ def estimate() -> dict[str, Any]:
         desk.run("store-sweep", "plan-sweep", *axes("dry_run=true"), multirun=True)
         several = desk.run("store-sweep", "sweep", *axes(), multirun=True)
         plans = desk.planned("plan"), desk.planned("plan-sweep")
-        detail = json.loads((desk.root / "plan/plan.json").read_text())["stages"]
+        detail = json.loads((desk.root / "plan/plan/plan.json").read_text())["stages"]
         stages = json.loads((desk.root / "one/manifest.json").read_text())["stages"]
     finally:
         shutil.rmtree(desk.root)

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hydra_plugins.trim_launcher.launcher import sweep_name
+from hydra_plugins.trim_launcher.launcher import finished_sweeps, sweep_name
 from trim_lightning.config import SCHEMAS, config_directory, explain, first_line, register_schemas, to_settings
 from trim_lightning.errors import UserError
 from trim_lightning.settings import SelectSettings, TrainSettings
@@ -78,7 +78,7 @@ def plan_alone(settings: SelectSettings) -> None:
     """
     from trim_lightning.sweep.dry_run import dry_run
 
-    plan = dry_run([settings], Path(settings.paths.output_dir))
+    plan = dry_run({0: settings}, Path(settings.paths.output_dir))
     if plan.problems:
         raise UserError(plan.problems[0])
 
@@ -119,6 +119,7 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
         sys.argv[1:] = as_helper(sys.argv[1:])
     job = Job(task)
     try:
+        sys.argv[1:] = as_dry_run(sys.argv[1:])
         check_flags()
         register_schemas()
         with job.unmuted():
@@ -139,6 +140,8 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
         return exit_code(error, job)
     except Exception as error:
         return unexpected(error, job)
+    finally:
+        report_sweeps()
 
 
 class Job:
@@ -191,16 +194,52 @@ def as_helper(arguments: Sequence[str]) -> list[str]:
     folders = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.output_subdir=")
     kept = [argument for argument in arguments if not argument.startswith(folders)]
     nowhere = helper_folder()
-    # among the other overrides: argparse takes none after a flag that follows them
-    place = next((place for place, argument in enumerate(kept) if "=" in argument and argument[0] != "-"), len(kept))
-    return [
-        *kept[:place],
-        f"hydra.run.dir={nowhere}",
-        f"hydra.sweep.dir={nowhere}",
-        "hydra.output_subdir=null",
+    return with_overrides(
+        kept, f"hydra.run.dir={nowhere}", f"hydra.sweep.dir={nowhere}", "hydra.output_subdir=null",
         "hydra.job_logging.loggers.trim_lightning.level=ERROR",
-        *kept[place:],
-    ]
+    )  # fmt: skip
+
+
+def as_dry_run(arguments: Sequence[str]) -> list[str]:
+    """The command line of a dry run: its files go to a folder of their own, so that no run's own record is changed.
+
+    That is ``plan`` below the folder that is named for the run or the sweep, else one under ``plans``.
+
+    Raises:
+        UserError: for a sweep over ``dry_run`` itself.
+    """
+    asked = [argument.removeprefix("dry_run=") for argument in arguments if argument.startswith("dry_run=")]
+    if not asked or asked[-1].lower() in ("false", "no", "off", "0"):
+        return list(arguments)
+    if "," in asked[-1]:
+        raise UserError(f"dry_run={asked[-1]}: all jobs are planned or none; give dry_run=true")
+    folders = ("hydra.run.dir=", "hydra.sweep.dir=", "paths.output_dir=")
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith(folders)]
+    where = f"{named[-1]}/plan" if named else "plans/${hydra.job.name}/${now:%Y-%m-%d}/${now:%H-%M-%S}"
+    apart = (*folders, "hydra.output_subdir=")
+    return with_overrides(
+        [argument for argument in arguments if not argument.startswith(apart)],
+        f"hydra.run.dir={where}", f"hydra.sweep.dir={where}", "hydra.output_subdir=null",
+    )  # fmt: skip
+
+
+def with_overrides(arguments: Sequence[str], *more: str) -> list[str]:
+    """The command line with further overrides among its own: argparse takes none after a flag that follows them."""
+    found = (place for place, argument in enumerate(arguments) if "=" in argument and argument[0] != "-")
+    place = next(found, len(arguments))
+    return [*arguments[:place], *more, *arguments[place:]]
+
+
+def report_sweeps() -> None:
+    """Tell the tracker of each finished sweep as a whole; a tracker that fails takes no result with it."""
+    while finished_sweeps:
+        folder, logger = finished_sweeps.popitem()
+        try:
+            from trim_lightning.sweep.summary_run import log_summary
+
+            log_summary(folder, logger, sweep_name(folder))
+        except Exception as error:
+            log.warning("W&B: no summary of the sweep (%s)", first_line(error))
 
 
 def check_flags() -> None:

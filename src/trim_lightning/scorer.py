@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trim_lightning.models.handle import ModelHandle
+from trim_lightning.models.handle import ModelHandle, training_kind
 from trim_lightning.settings import WarmupSettings
 from trim_lightning.store import Cost, Entry, Measured, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -26,6 +27,7 @@ class Scorer(ModelHandle):
         super().__init__(*arguments, **keywords)
         self._adapter: Entry | None = None
         self._model: PreTrainedModel | None = None
+        self.before_load: Callable[[], None] = lambda: None  # where another model is to make room
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -53,6 +55,7 @@ class Scorer(ModelHandle):
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.tuning.run import Surroundings, merge, train_lora
 
+            self.before_load()
             model = self.base_model()
             started = time.perf_counter()
             around = Surroundings(directory, self.trainer, "warm-up")
@@ -89,6 +92,7 @@ class Scorer(ModelHandle):
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.tuning.checkpoints import train_checkpoints
 
+            self.before_load()
             model = self.base_model()
             started = time.perf_counter()
             facts = train_checkpoints(model, pool, rows, settings, directory, self.trainer, seed=self.seed)
@@ -106,14 +110,19 @@ class Scorer(ModelHandle):
         def measure(model: Any) -> Measured:
             from trim_lightning.tuning.sample import sample_training
 
-            return sample_training(model, pool, rows, settings, trainer=self.trainer, seed=self.seed)
+            return sample_training(model, pool, rows, settings, trainer=self.trainer, seed=self.seed, title="warm-up")
 
-        tokens = settings.epochs * int(pool.lengths[rows].sum())
-        return self.cost("warmup", tokens, ("training", "lora", settings.lora_rank, settings.batch_size), measure)
+        def tokens() -> int:
+            from trim_lightning.tuning.sample import tokens_of_training
+
+            return tokens_of_training(pool, rows, settings)
+
+        return self.cost("warmup", tokens, training_kind(settings), measure)
 
     def model(self) -> PreTrainedModel:
         """The scorer's model, its warm-up adapter merged."""
         if self._model is None:
+            self.before_load()
             self._model = self.recipe().load()
         return self._model
 

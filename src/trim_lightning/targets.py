@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,26 +60,27 @@ def choose_targets(settings: SelectSettings, pool: RecordFile, store: Store) -> 
         groups.setdefault(name, []).append(place)
     # by name: round robin and the columns of scores.parquet must not depend on which examples were drawn
     groups = dict(sorted(groups.items()))
-    places = [place for members in groups.values() for place in noisy_places(members, target.noise, settings.seed)]
+    every: list[int] = []
+    places: list[int] = []
+    for members in groups.values():
+        order = noisy_order(members, settings.seed)
+        every += order
+        places += order[: int(np.floor(target.noise * len(members) + 0.5))]
     if not places:
         return TargetSet(drawn, groups)
     taken = set(rows) if source is pool else set()
-    noisy = replace_targets(drawn, places, pool, taken, settings.seed, store)
+    # each place has its own substitute, whatever the share and the other groups
+    noisy = replace_targets(drawn, {place: every.index(place) for place in places}, pool, taken, settings.seed, store)
     return TargetSet(noisy, groups, replaced=len(places))
 
 
-def noisy_places(places: list[int], noise: float, seed: int) -> list[int]:
-    """Those of some places in the target set that noise takes: ``noise`` times their number, halves rounded up.
-
-    The draw of a smaller share is part of that of a larger one (our choice).
-    """
-    count = int(np.floor(noise * len(places) + 0.5))
-    order = np.random.default_rng([seed, _NOISE_STREAM]).permutation(len(places))
-    return [places[place] for place in order[:count]]
+def noisy_order(places: list[int], seed: int) -> list[int]:
+    """The order in which noise takes some places of the target set: a larger share contains a smaller (our choice)."""
+    return [places[place] for place in np.random.default_rng([seed, _NOISE_STREAM]).permutation(len(places))]
 
 
 def replace_targets(
-    targets: RecordFile, places: list[int], pool: RecordFile, taken: set[int], seed: int, store: Store
+    targets: RecordFile, places: Mapping[int, int], pool: RecordFile, taken: set[int], seed: int, store: Store
 ) -> RecordFile:
     """The targets with records of the pool at some places: noise, to see how much of it a selection stands.
 
@@ -87,7 +89,7 @@ def replace_targets(
 
     Args:
         targets: The drawn targets.
-        places: Which of them go.
+        places: Which of them go, and the number of the draw that takes each one's place.
         pool: Where their substitutes are drawn from.
         taken: Rows of the pool that are targets already.
         seed: Seed of the draw.
@@ -97,13 +99,14 @@ def replace_targets(
         UserError: if the pool has too few records.
     """
     others = np.array([row for row in range(len(pool)) if row not in taken], dtype=np.int64)
-    if len(others) < len(places):
+    if len(others) <= max(places.values()):
         raise UserError(
-            f"target.noise: {len(places)} targets are to be replaced, the pool has only {len(others)} other records; "
+            f"target.noise: {len(places)} of {len(targets)} targets are to be replaced, the pool has only "
+            f"{len(others)} other records; "
             "give a larger pool or a smaller target.num_examples"
         )
-    rows = np.random.default_rng([seed, _NOISE_STREAM, 1]).permutation(others)[: len(places)]
-    substitutes = dict(zip(places, map(int, rows), strict=True))
+    drawn = np.random.default_rng([seed, _NOISE_STREAM, 1]).permutation(others)
+    substitutes = {place: int(drawn[number]) for place, number in places.items()}
     lines = []
     for place in range(len(targets)):
         row = substitutes.get(place)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trim_lightning.models.handle import ModelHandle
+from trim_lightning.models.handle import ModelHandle, training_kind
 from trim_lightning.settings import FineTuneSettings
 from trim_lightning.store import Cost, Entry, Measured, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -110,13 +110,19 @@ class Trainee(ModelHandle):
             from trim_lightning.tuning.sample import sample_training
 
             return sample_training(
-                model, records, rows, settings, trainer=self.trainer, seed=self.seed, mode=settings.mode
-            )
+                model, records, rows, settings, trainer=self.trainer, seed=self.seed, mode=settings.mode,
+                title="fine-tune", length_grouped=settings.length_grouped,
+            )  # fmt: skip
 
-        tokens = settings.epochs * int(records.lengths[list(rows)].sum())
-        kind = ("training", settings.mode, settings.lora_rank, settings.batch_size)
-        dtype = (lambda: self.training_dtype) if settings.mode == "full" else None
-        return self.cost("finetune", tokens, kind, measure, assumed=assumed, dtype=dtype)
+        def tokens() -> int:
+            from trim_lightning.tuning.sample import tokens_of_training
+
+            return tokens_of_training(records, rows, settings)
+
+        full = settings.mode == "full"
+        kind = (*training_kind(settings, settings.mode), settings.length_grouped)
+        dtype = (lambda: self.training_dtype) if full else None
+        return self.cost("finetune", tokens, kind, measure, assumed=assumed, dtype=dtype, spoils=full, loads=True)
 
     def model(self, tuned: Entry | None) -> PreTrainedModel:
         """The trainee as it is on disk (None), or fine-tuned, on its device; the last one asked for is kept.

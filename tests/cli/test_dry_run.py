@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def dry(inputs: Inputs, tmp_path: Path, *overrides: str, flags: tuple[str, ...] 
 
 def plan_of(inputs: Inputs, store: Path, *overrides: str) -> Plan:
     paths = [f"paths.store_dir={store}", f"paths.output_dir={store}-out"]
-    return plan_jobs([compose_select([*inputs.arguments, *paths, *overrides])])
+    return plan_jobs({0: compose_select([*inputs.arguments, *paths, *overrides])})
 
 
 def test_a_single_run_is_planned_and_nothing_is_done(inputs: Inputs, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_single_run_is_planned_and_nothing_is_done(inputs: Inputs, tmp_path: P
     stages = {path.name for path in (tmp_path / "store").iterdir()}
     assert not stages & {"warmup", "signals", "fingerprint", "score"}
     assert not list(tmp_path.rglob("scores.parquet"))
-    written = json.loads((tmp_path / "out" / "plan.json").read_text())
+    written = json.loads((tmp_path / "out" / "plan" / "plan.json").read_text())
     assert written["stages"]["score"]["passes"] == 1
     assert written["seconds"] > written["stages"]["score"]["seconds"] > 0
     assert written["disk_bytes"] > 0
@@ -62,11 +63,14 @@ def test_a_single_run_is_planned_and_nothing_is_done(inputs: Inputs, tmp_path: P
 def test_a_sweep_is_planned_as_one(inputs: Inputs, tmp_path: Path) -> None:
     axes = ("warmup=none", "saliency.num_layers=1,2,99", "pooler=mean,max")
     told = dry(inputs, tmp_path, *axes, flags=("-m",), code=2)
-    assert "plan of 6 jobs" in told.out
+    assert "plan of 6 jobs, without the 2 that cannot run" in told.out
     assert lines_of(told.out) == {"fingerprint": ["1", "0", "1", "1"], "score": ["2", "0", "2", "1"]}
-    assert told.out.count("cannot run: saliency.num_layers=99") == 2
+    assert (
+        "cannot run: #4 (saliency.num_layers=99 pooler=mean), #5 (saliency.num_layers=99 pooler=max): saliency"
+        in told.out
+    )
     assert told.err.splitlines()[-1].startswith("error: saliency.num_layers=99")
-    assert set(json.loads((tmp_path / "sweep" / "plan.json").read_text())["problems"]) == {"4", "5"}
+    assert set(json.loads((tmp_path / "sweep" / "plan" / "plan.json").read_text())["problems"]) == {"4", "5"}
     assert not list(tmp_path.rglob("scores.parquet"))
 
 
@@ -129,7 +133,7 @@ def test_a_training_is_planned_with_a_coreset_that_is_not_known_yet(inputs: Inpu
         f"evaluation.path={held_out}", "logger=none", "selection.count=4", "train.epochs=1",
     ]  # fmt: skip
     settings = compose_train(overrides)
-    plan = plan_jobs([settings])
+    plan = plan_jobs({0: settings})
     assert [cost.stage for cost in plan.missing] == [
         "fingerprint", "score", "finetune", "evaluate_before", "evaluate_after",
     ]  # fmt: skip
@@ -137,21 +141,64 @@ def test_a_training_is_planned_with_a_coreset_that_is_not_known_yet(inputs: Inpu
     assert tuning.assumed == "a coreset of 4 records of the pool's lengths"
     assert all((estimate(plan).seconds(cost) or 0) > 0 for cost in plan.missing)
     train(settings)
-    assert plan_jobs([settings]).missing == [], "the coreset is known now, and all that follows from it is there"
-    other = plan_jobs([compose_train([*overrides, "train.epochs=2"])])
+    assert plan_jobs({0: settings}).missing == [], "the coreset is known now, and all that follows from it is there"
+    other = plan_jobs({0: compose_train([*overrides, "train.epochs=2"])})
     assert [cost.stage for cost in other.missing] == ["finetune", "evaluate_after"]
     assert other.missing[0].assumed == ""
 
 
 def test_full_fine_tuning_can_be_measured(inputs: Inputs, tmp_path: Path) -> None:
-    plan = plan_jobs([
-        compose_train([
+    plan = plan_jobs({
+        0: compose_train([
             *inputs.arguments, f"paths.store_dir={tmp_path / 'store'}", f"paths.output_dir={tmp_path / 'out'}",
             f"coreset.path={inputs.root / 'targets.jsonl'}", "train=full",
         ])
-    ])  # fmt: skip
+    })  # fmt: skip
     assert [cost.stage for cost in plan.missing] == ["finetune"]
-    assert (estimate(plan).seconds(plan.missing[0]) or 0) > 0
+    measured = estimate(plan)
+    assert (measured.seconds(plan.missing[0]) or 0) > 0
+    weights = (inputs.root / "tiny" / "model.safetensors").stat().st_size
+    assert measured.written(plan.missing[0]) == pytest.approx(weights, rel=0.1), "the whole model is kept"
+
+
+def test_a_dry_run_leaves_the_record_of_a_finished_run_alone(inputs: Inputs, tmp_path: Path) -> None:
+    overrides = ["warmup=none", "method=random", f"paths.store_dir={tmp_path / 'store'}"]
+    done = run_process(CONSOLE_SCRIPT, *inputs.arguments, *overrides, f"hydra.run.dir={tmp_path / 'out'}", cwd=tmp_path)
+    assert done.code == 0, done.err
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    dry(inputs, tmp_path, "warmup=none", "scoring.profile=true", "seed=1")
+    dry(inputs, tmp_path, "warmup=none", "seed=1,2", flags=("-m",))
+    after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before} == before
+    assert {path.name for path in after.keys() - before.keys()} == {"plan.json"}
+    assert not (tmp_path / "profile").exists()
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"plan"}
+
+
+def test_a_cell_that_cannot_be_measured_leaves_the_others_their_plan(inputs: Inputs, tmp_path: Path) -> None:
+    shutil.copytree(inputs.root / "tiny", tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    models = f"model.path={inputs.root / 'tiny'},{tmp_path / 'broken'}"
+    told = dry(inputs, tmp_path, "warmup=none", models, flags=("-m",), code=2)
+    assert lines_of(told.out)["score"] == ["2", "0", "2", "2"]
+    assert re.search(r"cannot run: #1 \(model.path=\S+broken\): model.path=broken: cannot be loaded", told.out)
+
+
+def test_jobs_with_a_wrong_configuration_keep_their_numbers(inputs: Inputs, tmp_path: Path) -> None:
+    told = dry(inputs, tmp_path, "method=random,embedding,bm25", "max_length=10,0", flags=("-m",), code=2)
+    assert "plan of 6 jobs, without the 4 that cannot run" in told.out
+    problems = json.loads((tmp_path / "sweep" / "plan" / "plan.json").read_text())["problems"]
+    assert set(problems) == {"1", "2", "3", "5"}
+    only = dry(inputs, tmp_path, "max_length=0", "pooler=mean,max", flags=("-m",), code=2)
+    assert "Launching" not in only.out
+    assert "no job can run" in only.out
+
+
+def test_dry_run_is_no_axis(inputs: Inputs, tmp_path: Path) -> None:
+    outcome = run_process(CONSOLE_SCRIPT, "-m", *inputs.arguments, "dry_run=true,false", cwd=tmp_path)
+    assert outcome.code == 2
+    assert outcome.last == "error: dry_run=true,false: all jobs are planned or none; give dry_run=true"
 
 
 def test_tokens_are_those_of_the_run(inputs: Inputs, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 if TYPE_CHECKING:
-    from trim_lightning.settings import SelectSettings
+    from trim_lightning.settings import LoggerSettings, SelectSettings
 
 log = logging.getLogger(__name__)
+finished_sweeps: dict[Path, LoggerSettings] = {}  # that a tracker is to be told of
 
 
 class SharingLauncher(Launcher):
@@ -47,8 +48,8 @@ class SharingLauncher(Launcher):
         may_plan = self._config.get("dry_run") or any("dry_run" in text for job in job_overrides for text in job)
         may_share = self._share and len(job_overrides) > 1
         jobs, mistakes = self._compose(job_overrides, initial_job_idx) if may_plan or may_share else ({}, {})
-        if any(job.dry_run for job in jobs.values()):
-            return self._plan(jobs, mistakes, job_overrides)
+        if any(job.dry_run for job in jobs.values()) or (may_plan and not jobs):
+            return self._plan(jobs, mistakes, job_overrides, initial_job_idx)
         if may_share:
             from trim_lightning.sweep.planner import share_passes
 
@@ -65,14 +66,12 @@ class SharingLauncher(Launcher):
         return results
 
     def _report(self, jobs: Mapping[int, SelectSettings]) -> None:
-        """Tell the tracker of the sweep as a whole."""
+        """Note that the tracker is to be told of the sweep as a whole, when its last job is done."""
         if not any(job.logger.name == "wandb" for job in jobs.values()):
             return
-        from trim_lightning.sweep.summary_run import log_summary
 
-        folder = Path(self._config.hydra.sweep.dir)
         job = next(job for job in jobs.values() if job.logger.name == "wandb")
-        log_summary(folder, job.logger, sweep_name(folder))
+        finished_sweeps[Path(self._config.hydra.sweep.dir)] = job.logger
 
     def _console_logging(self) -> DictConfig:
         """The jobs' logging without their log files: there is no job yet."""
@@ -112,19 +111,36 @@ class SharingLauncher(Launcher):
         jobs: Mapping[int, SelectSettings],
         mistakes: Mapping[int, str],
         job_overrides: Sequence[Sequence[str]],
+        initial_job_idx: int,
     ) -> list[JobReturn]:
-        """Print the plan of all jobs; one that cannot run is returned as a failed one."""
+        """Print the plan of all jobs; one that cannot run is returned as a failed one.
+
+        Raises:
+            UserError: under a sweeper that chooses its jobs by the results of others.
+        """
         from trim_lightning.errors import UserError
         from trim_lightning.sweep.dry_run import dry_run
 
-        plan = dry_run(list(jobs.values()), Path(self._config.hydra.sweep.dir))
-        problems = dict(mistakes)
-        problems.update({place: plan.problems[number] for number, place in enumerate(jobs) if number in plan.problems})
+        sweeper = str(self._config.hydra.sweeper.get("_target_", ""))
+        if not sweeper.endswith("BasicSweeper"):
+            raise UserError(
+                "dry_run=true: this sweeper chooses its jobs as it goes, so there is no plan of them; plan one job "
+                "without hparams_search and hydra/sweeper"
+            )
+        common = set.intersection(*map(set, job_overrides))  # what all jobs share says nothing of any
+        names = {place: " ".join(text for text in job if text not in common) for place, job in enumerate(job_overrides)}
+
+        def numbered(values: Mapping[int, Any]) -> dict[int, Any]:
+            return {initial_job_idx + place: value for place, value in values.items()}
+
+        folder = Path(self._config.hydra.sweep.dir)
+        problems = dry_run(numbered(jobs), folder, numbered(mistakes), numbered(names)).problems
         results = []
         for place, overrides in enumerate(job_overrides):
             result = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-            if place in problems:
-                result.status, result.return_value = JobStatus.FAILED, UserError(problems[place])
+            if initial_job_idx + place in problems:
+                result.status = JobStatus.FAILED
+                result.return_value = UserError(problems[initial_job_idx + place])
                 result = tell_quietly(result)
             results.append(result)
         return results
@@ -161,8 +177,16 @@ def tell_quietly(result: JobReturn) -> JobReturn:
 
 
 def sweep_name(folder: Path) -> str:
-    """The name of a multirun folder by which a tracker groups its jobs."""
-    return "/".join(folder.parts[-2:])
+    """The name of a multirun folder by which a tracker groups its jobs.
+
+    The last two parts below the working directory (a date and a time, as a rule); of a folder elsewhere its own name
+    alone, for what is above may name a user.
+    """
+    try:
+        below = folder.absolute().relative_to(Path.cwd())
+    except ValueError:
+        return folder.name
+    return "/".join(below.parts[-2:])
 
 
 def reason_of(result: JobReturn) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,14 @@ def run_scoring_pass(
     return {"seconds": seconds, **facts, "served": len(requests)}
 
 
-def sample_scoring_pass(model: PreTrainedModel, records: TokenizedRecords, *, resources: Resources) -> Measured:
-    """Speed of a scoring pass and size of its shards, with a bank of random directions in place of the real one."""
+def sample_scoring_pass(
+    model: PreTrainedModel, records: TokenizedRecords, groups: Sequence[str], *, resources: Resources
+) -> Measured:
+    """Speed of a scoring pass and size of its shards, with banks of random directions in place of the real ones."""
     bank = stand_in_bank(model, records)
     return sample_pass(
-        lambda: ScoringPass(model, [(bank, "embedding")]),
-        lambda directory: TokenShards(directory, [""], "all"),
+        lambda: ScoringPass(model, [(bank, "embedding") for _ in groups]),
+        lambda directory: TokenShards(directory, groups, "all"),
         records,
         resources,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from trim_lightning.engine.sample import as_shards
 from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
 from trim_lightning.engine.writer import Collector, TokenProgress
 from trim_lightning.settings import SaliencySettings
-from trim_lightning.store.cost import Measured
+from trim_lightning.store.cost import Measured, folder_size
 from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
 from trim_lightning.trim.collapse import within_over_between
 from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
@@ -78,13 +79,18 @@ def run_target_pass(
     batches = ShardBatches(records, shards, "all")
     collector = Collector()
     run_batches(model, batches, num_layers, collector, trainer)
+    write_signals(collector, directory)
+    return {"tokens": batches.tokens}
+
+
+def write_signals(collector: Collector, directory: Path) -> None:
+    """Write what the target pass saw, in row order."""
     found = sorted(collector.records, key=lambda record: record["row"])
     table = {
         name: [record[name].flatten().numpy() if name != "row" else record[name] for record in found]
         for name in ("row", "token_ids", "roles", "row_signal", "column_signal", "hidden")
     }
     pq.write_table(pa.table(table), directory / FILE, compression="zstd")
-    return {"tokens": batches.tokens}
 
 
 def run_batches(
@@ -104,14 +110,19 @@ def sample_target_pass(
     trainer: Mapping[str, Any],
     tokens_per_batch: int,
 ) -> Measured:
-    """Speed of the target pass, from one batch of its middle."""
+    """Speed of the target pass and size of its signals, from its first batch and one of its middle."""
     batches = [rows for shard in plan_shards(records.lengths, tokens_per_batch) for rows in shard.batches]
     if not batches:
         return Measured(float("inf"))
-    sample = ShardBatches(records, as_shards([batches[len(batches) // 2]], records), "all")
-    started = time.perf_counter()
-    run_batches(model, sample, num_layers, Collector(), trainer)
-    return Measured(sample.tokens / (time.perf_counter() - started))
+    for rows in (batches[0], batches[len(batches) // 2]):  # the first pays for what happens once
+        sample, collector = ShardBatches(records, as_shards([rows], records), "all"), Collector()
+        started = time.perf_counter()
+        run_batches(model, sample, num_layers, collector, trainer)
+        seconds = time.perf_counter() - started
+    with tempfile.TemporaryDirectory(prefix="trim-sample-") as folder:
+        write_signals(collector, Path(folder))
+        written = folder_size(Path(folder))
+    return Measured(sample.tokens / seconds, written / sample.tokens)
 
 
 def read_signals(directory: Path) -> list[TargetSignals]:

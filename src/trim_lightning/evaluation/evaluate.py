@@ -76,7 +76,7 @@ def evaluate(
 
     kind = ("evaluation", key.settings, tokens_entry.key.hex)
     assumed = f"answers of {settings.max_new_tokens} tokens" if plan["exact_match"] else ""
-    cost = trainee.cost(f"evaluate_{title}", tokens.total_tokens, digest_of(kind), measure, assumed=assumed)
+    cost = trainee.cost(f"evaluate_{title}", tokens.total_tokens, digest_of(kind), measure, assumed=assumed, loads=True)
     entry = trainee.store.get(key, build, cost=cost)
     trainee.ledger.book(f"evaluate_{title}", entry)
     results: list[dict[str, Any]] = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))

@@ -75,7 +75,7 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
         return {"seconds": time.perf_counter() - started}
 
     booked = "tasks_before" if tuned is None else "tasks_after"
-    entry = trainee.store.get(key, build, cost=Cost(booked, 0))
+    entry = trainee.store.get(key, build, cost=Cost(booked, lambda: 0))
     trainee.ledger.book(booked, entry)
     content = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))
     return TaskScores(content["metrics"], content["details"])

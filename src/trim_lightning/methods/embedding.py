@@ -65,7 +65,7 @@ class EmbeddingSelector(Selector):
             encoder.load()
             return {"seconds": embed_records(records, scope, encoder, directory, booked)}
 
-        entry = task.store.get(stage_key, build, resumable=True, cost=Cost(booked, 0))
+        entry = task.store.get(stage_key, build, resumable=True, cost=Cost(booked, lambda: 0))
         task.ledger.book(booked, entry)
         return entry
 

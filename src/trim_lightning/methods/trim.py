@@ -154,15 +154,18 @@ class TrimSelector(Selector):
                 resources=work.resources,
             )
 
+        assert task.targets is not None
+        groups = list(task.targets.groups)
+
         def measure(model: Any) -> Measured:
             from trim_lightning.engine.scoring_pass import sample_scoring_pass
 
-            return sample_scoring_pass(model, task.pool_tokens, resources=work.resources)
+            return sample_scoring_pass(model, task.pool_tokens, groups, resources=work.resources)
 
         cost = task.scorer.cost(
             "score",
             task.pool_tokens.total_tokens,
-            "scoring pass",
+            ("scoring pass", len(groups)),
             measure,
             resources=work.resources,
             shared=digest_of([work.pass_identity, str(task.store.root)]),

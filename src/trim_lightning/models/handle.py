@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trim_lightning.ledger import Ledger
 from trim_lightning.models.source import ModelSource
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.settings import TuningSettings
 from trim_lightning.store import Cost, Entry, Measured, StageKey, Store
 from trim_lightning.store.keys import digest_of
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -32,6 +33,18 @@ def first_device(trainer: Mapping[str, Any]) -> int | None:
     if isinstance(devices, str) and "," in devices:
         devices = [int(name) for name in devices.split(",") if name.strip()]
     return int(devices[0]) if isinstance(devices, list | tuple) and devices else None
+
+
+def training_kind(settings: TuningSettings, mode: str = "lora") -> tuple[Any, ...]:
+    """What the speed of a training depends on besides model, device and data."""
+    return (
+        "training",
+        mode,
+        settings.lora_rank,
+        settings.batch_size,
+        settings.tokens_per_micro_batch,
+        settings.gradient_checkpointing,
+    )
 
 
 class ModelHandle:
@@ -111,7 +124,7 @@ class ModelHandle:
     def cost(
         self,
         stage: str,
-        tokens: int,
+        tokens: int | Callable[[], int],
         kind: Any,
         measure: Callable[[Any], Measured],
         *,
@@ -119,18 +132,22 @@ class ModelHandle:
         shared: str | None = None,
         assumed: str = "",
         dtype: Callable[[], torch.dtype] | None = None,
+        spoils: bool = False,
+        loads: bool = False,
     ) -> Cost:
         """What a stage costs that this model runs.
 
         Args:
             stage: Name in the manifest.
-            tokens: Tokens fed to the model.
+            tokens: Tokens fed to the model, or what counts them.
             kind: Works of one kind run at one speed.
             measure: Runs a sample on the loaded model, without an adapter: a merged one changes no speed.
             resources: What it runs on, if it may be spread over devices.
             shared: See `Cost`.
             assumed: See `Cost`.
             dtype: Gives the number format if it is not the handle's own.
+            spoils: See `Cost`.
+            loads: See `Cost`.
         """
 
         def recipe() -> ModelRecipe:
@@ -146,7 +163,8 @@ class ModelHandle:
             devices = number_of_devices(resources.trainer) * int(resources.trainer.get("num_nodes") or 1)
             batch = resources.tokens_per_batch
         speed = (self.source.digest, self._dtype, kind, batch)
-        return Cost(stage, tokens, recipe, measure, speed, shared, devices, assumed)
+        count = tokens if callable(tokens) else lambda: tokens
+        return Cost(stage, count, recipe, measure, speed, shared, devices, assumed, spoils, loads)
 
     def tokens_key(self, records: RecordFile) -> StageKey:
         """Key of the tokenised form of some records."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from trim_lightning.outputs import writable_directory, write_text
@@ -18,24 +18,37 @@ log = logging.getLogger(__name__)
 FILE = "plan.json"
 
 
-def dry_run(jobs: Sequence[SelectSettings], directory: Path) -> Plan:
+def dry_run(
+    jobs: Mapping[int, SelectSettings],
+    directory: Path,
+    mistakes: Mapping[int, str] | None = None,
+    names: Mapping[int, str] | None = None,
+) -> Plan:
     """Plan the jobs, measure a sample of their work, print what they will take and write it to ``plan.json``.
 
     Args:
-        jobs: Settings of each.
+        jobs: Number and settings of each.
         directory: Where the file goes.
+        mistakes: Number and error line of jobs that have no settings.
+        names: What each job is called.
+
+    Returns:
+        The plan; jobs whose work could not be measured are among its problems.
 
     Raises:
-        UserError: if a model cannot be loaded, or the store not written.
+        UserError: if the store or the directory cannot be written.
     """
     started = time.perf_counter()
     before = time.process_time()  # imports so far, which the run will repeat
-    plan = plan_jobs(jobs)
+    plan = plan_jobs(jobs, mistakes)
     opening = before + time.perf_counter() - started
     if plan.missing:
         log.info("measuring a sample of the work")
     estimated = estimate(plan)
-    print(f"\n{plan_text(plan, estimated, opening)}", flush=True)
+    for speed, reason in estimated.failed.items():
+        for number in plan.users.get(speed, ()):
+            plan.problems.setdefault(number, reason)
+    print(f"\n{plan_text(plan, estimated, opening, names)}", flush=True)
     content = json.dumps(plan_dict(plan, estimated, opening), indent=2)
     write_text(content + "\n", writable_directory(str(directory), "the output directory") / FILE)
     return plan

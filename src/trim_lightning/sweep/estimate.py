@@ -6,9 +6,11 @@ import resource
 import sys
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from trim_lightning.config import first_line
+from trim_lightning.errors import UserError
 from trim_lightning.store import Cost, Measured
 from trim_lightning.sweep.plan import Plan
 
@@ -16,23 +18,29 @@ JOB_SECONDS = 0.3  # what a job takes besides its stages, once imports are done:
 JOB_SECONDS_PER_RECORD = 2e-5  # and for each record of its pool
 
 
-@dataclass(frozen=True)
+@dataclass
 class Estimate:
     """What a plan will take on this machine.
 
     Attributes:
         speeds: Of each kind of work, by `Cost.speed`.
-        loading: Seconds for loading the models, imports included.
+        failed: Why a kind of work could not be measured.
+        importing: Seconds of imports.
+        loading: Seconds of loading its model, for each kind of work.
+        models: Which model that is.
         memory: Peak bytes of this process while measuring, which the run will about need.
         accelerator: Peak bytes on the accelerator while measuring; None without one.
         measuring: Seconds that the samples took.
     """
 
-    speeds: dict[Hashable, Measured]
-    loading: float
-    memory: int
-    accelerator: int | None
-    measuring: float
+    speeds: dict[Hashable, Measured] = field(default_factory=dict)
+    failed: dict[Hashable, str] = field(default_factory=dict)
+    importing: float = 0.0
+    loading: dict[Hashable, float] = field(default_factory=dict)
+    models: dict[Hashable, Any] = field(default_factory=dict)
+    memory: int = 0
+    accelerator: int | None = None
+    measuring: float = 0.0
 
     def seconds(self, cost: Cost) -> float | None:
         """Of one piece of work; None if it cannot be said."""
@@ -44,7 +52,14 @@ class Estimate:
     def written(self, cost: Cost) -> float:
         """Bytes that a result will take in the store."""
         measured = self.speeds.get(cost.speed) if cost.measure is not None else None
-        return 0.0 if measured is None else cost.tokens * measured.bytes_per_token
+        return 0.0 if measured is None else cost.tokens * measured.bytes_per_token + measured.bytes_beside
+
+    def load_seconds(self, plan: Plan) -> float:
+        """Seconds of loading models: each once, and again for each work that loads its own."""
+        known = [cost for cost in plan.passes if cost.speed in self.loading]
+        once = {self.models[cost.speed]: self.loading[cost.speed] for cost in known if not cost.loads}
+        again = sum(self.loading[cost.speed] for cost in known if cost.loads)
+        return self.importing + sum(once.values()) + again
 
     def total(self, plan: Plan, opening: float) -> float:
         """Seconds of the whole run on this machine, one job after another.
@@ -55,42 +70,54 @@ class Estimate:
         """
         stages = sum(self.seconds(cost) or 0.0 for cost in plan.passes)
         jobs = plan.jobs - len(plan.problems)
-        return opening + self.loading + stages + jobs * (JOB_SECONDS + JOB_SECONDS_PER_RECORD * plan.pool_records)
+        each = JOB_SECONDS + JOB_SECONDS_PER_RECORD * plan.pool_records
+        return opening + self.load_seconds(plan) + stages + jobs * each
 
 
 def estimate(plan: Plan) -> Estimate:
     """Load each model that the plan needs once, and run a sample of each kind of work on it.
 
-    Raises:
-        UserError: if a model cannot be loaded or run.
+    A kind that fails is noted with its reason; the jobs that need it will most likely fail in the same way.
     """
     kinds: dict[Hashable, Cost] = {}
     for cost in plan.missing:
         if cost.measure is not None:
             kinds.setdefault(cost.speed, cost)
-    speeds: dict[Hashable, Measured] = {}
-    loading = measuring = 0.0
+    found = Estimate()
     held: tuple[Any, Any] | None = None
+    took = 0.0
     for speed, cost in sorted(kinds.items(), key=lambda item: order_of(item[1])):
-        started = time.perf_counter()
         assert cost.recipe is not None
         assert cost.measure is not None
-        recipe = cost.recipe()
-        identity = (recipe.source.digest, recipe.dtype)
-        if held is None or held[0] != identity:
-            held = None  # before the next is loaded
-            held = (identity, recipe.load())
-        loaded = time.perf_counter()
-        speeds[speed] = cost.measure(held[1])
-        loading += loaded - started
-        measuring += time.perf_counter() - loaded
-    return Estimate(speeds, loading, peak_memory(), peak_accelerator_memory(), measuring)
+        try:
+            started = time.perf_counter()
+            recipe = cost.recipe()
+            found.importing += time.perf_counter() - started
+            identity = (recipe.source.digest, str(recipe.dtype))
+            if held is None or held[0] != identity:
+                held = None  # before the next is loaded
+                started = time.perf_counter()
+                held = (identity, recipe.load())
+                took = time.perf_counter() - started
+            found.loading[speed], found.models[speed] = took, identity
+            started = time.perf_counter()
+            found.speeds[speed] = cost.measure(held[1])
+            found.measuring += time.perf_counter() - started
+        except Exception as error:
+            found.failed[speed] = (
+                str(error) if isinstance(error, UserError) else f"internal failure ({first_line(error)})"
+            )
+            held = None  # a sample that broke off may have left anything
+        if cost.spoils:
+            held = None
+    found.memory, found.accelerator = peak_memory(), peak_accelerator_memory()
+    return found
 
 
 def order_of(cost: Cost) -> tuple[str, bool, str]:
-    """Kinds of one model together, full training at the end, for it changes the weights."""
-    model, dtype, *kind = cost.speed if isinstance(cost.speed, tuple) else ("", "", cost.speed)
-    return f"{model}{dtype}", "full" in str(kind), str(kind)
+    """Kinds of one model together, and at the end what changes its weights."""
+    model = cost.speed[:2] if isinstance(cost.speed, tuple) else ()
+    return str(model), cost.spoils, str(cost.speed)
 
 
 def peak_memory() -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ class Plan:
     """The work of some jobs.
 
     Attributes:
-        jobs: How many.
+        jobs: How many, those that cannot run among them.
         problems: Number and error line of each job that cannot run.
         wanted: Every costly result that the others need, each once, in the order of need.
+        users: Of each kind of work (`Cost.speed`) the numbers of the jobs that need it.
         store: Where results are kept.
         pool_records: Records of the largest pool.
     """
@@ -38,6 +40,7 @@ class Plan:
     jobs: int
     problems: dict[int, str] = field(default_factory=dict)
     wanted: list[Wanted] = field(default_factory=list)
+    users: dict[Hashable, set[int]] = field(default_factory=dict)
     store: Path = Path()
     pool_records: int = 0
 
@@ -57,22 +60,24 @@ class Plan:
         return work
 
 
-def plan_jobs(jobs: Sequence[SelectSettings]) -> Plan:
+def plan_jobs(jobs: Mapping[int, SelectSettings], mistakes: Mapping[int, str] | None = None) -> Plan:
     """Go through every job as far as it goes without running a model.
 
     Records are read and tokenised on the way, and kept in the store, so that the run need not do it again.
 
     Args:
-        jobs: Settings of each.
+        jobs: Number and settings of each.
+        mistakes: Number and error line of those that have no settings.
 
     Raises:
         UserError: if a store cannot be written.
     """
     stores: dict[str, PlanningStore] = {}
     wanted: dict[str, Wanted] = {}
-    problems: dict[int, str] = {}
-    most = 0
-    for number, settings in enumerate(jobs):
+    problems = dict(mistakes or {})
+    users: dict[Hashable, set[int]] = defaultdict(set)
+    total, most = len(jobs) + len(problems), 0
+    for number, settings in jobs.items():
         place = settings.paths.store_dir
         if place not in stores:
             stores[place] = PlanningStore(writable_directory(place, "paths.store_dir"), settings.paths.store_lock)
@@ -86,8 +91,10 @@ def plan_jobs(jobs: Sequence[SelectSettings]) -> Plan:
         for item in store.wanted:
             if item.cost is not None:
                 wanted.setdefault(f"{store.root}/{item.key.hex}", item)
+                if not item.found:
+                    users[item.cost.speed].add(number)
     root = next(iter(stores.values())).root if len(stores) == 1 else Path()
-    return Plan(len(jobs), problems, list(wanted.values()), root, most)
+    return Plan(total, dict(sorted(problems.items())), list(wanted.values()), dict(users), root, most)
 
 
 def plan_job(settings: SelectSettings, store: PlanningStore) -> int:
@@ -149,7 +156,9 @@ def plan_fine_tuning(
     with tempfile.TemporaryDirectory(prefix="trim-plan-") as folder:
         path = None if settings.coreset.path is None else Path(settings.coreset.path)
         if task is not None and all(item.found for item in store.wanted if item.cost is not None):
-            path = run_selection(settings, Path(folder), store, announce=False).directory / "coreset.jsonl"
+            # nothing beside the coreset itself is to be written
+            bare = replace(settings, scoring=replace(settings.scoring, profile=False, save_token_scores=False))
+            path = run_selection(bare, Path(folder), store, announce=False).directory / "coreset.jsonl"
         if path is not None:
             tokens, entry = trainee.tokenize(in_one_order(open_coreset(settings, path, store), store))
             watched = None
@@ -161,7 +170,7 @@ def plan_fine_tuning(
     tokens, _ = trainee.tokenize(task.pool)
     rows = stand_in_rows(settings, tokens.lengths)
     assumed = f"a coreset of {len(rows):,} records of the pool's lengths"
-    apart = ("logger", "paths", "evaluation", "dry_run")
+    apart = ("logger", "paths", "evaluation", "dry_run", "report", "scoring", "trainer")
     choices = {name: value for name, value in asdict(settings).items() if name not in apart}
     key = StageKey("finetune", 0, {"unknown": choices}, {"pool": task.pool_key.hex, "trainee": trainee.source.digest})
     return store.get(key, lambda _: None, cost=trainee.training_cost(tokens, rows, settings.train, assumed))

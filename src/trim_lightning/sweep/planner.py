@@ -13,6 +13,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.methods.base import SelectionTask, load_selector
 from trim_lightning.methods.trim import ScoringWork, TrimSelector
 from trim_lightning.pipeline import open_store, open_task
+from trim_lightning.scorer import Scorer
 from trim_lightning.selection import check_settings
 from trim_lightning.settings import SelectSettings
 from trim_lightning.store import StageKey
@@ -46,18 +47,16 @@ def share_passes(jobs: Sequence[SelectSettings]) -> int:
         Number of passes that were run.
     """
     groups: list[list[Cell]] = []
+    holder = Holder()
     for settings in jobs:
-        cell = prepare(settings)
+        cell = prepare(settings, holder)
         if cell is None:
             continue
-        for group in groups:
-            if group[0].shares_with(cell):
-                if group[0].task.scorer.holds_model:
-                    cell.task.scorer.release()  # one copy is enough
-                group.append(cell)
-                break
-        else:
+        group = next((group for group in groups if group[0].shares_with(cell)), None)
+        if group is None:
             groups.append([cell])
+        else:
+            group.append(cell)
     passes = 0
     for group in groups:
         try:
@@ -69,8 +68,30 @@ def share_passes(jobs: Sequence[SelectSettings]) -> int:
     return passes
 
 
-def prepare(settings: SelectSettings) -> Cell | None:
-    """A job up to its pass over the pool; None if it has none to share, or a mistake in it."""
+class Holder:
+    """Lets one scorer at a time hold its model: copies of many jobs have no room beside each other."""
+
+    def __init__(self) -> None:
+        self._scorer: Scorer | None = None
+
+    def watch(self, scorer: Scorer) -> None:
+        """Have the model of any other scorer released before this one loads its own."""
+
+        def before_load() -> None:
+            if self._scorer is not None and self._scorer is not scorer:
+                self._scorer.release()
+            self._scorer = scorer
+
+        scorer.before_load = before_load
+
+
+def prepare(settings: SelectSettings, holder: Holder) -> Cell | None:
+    """A job up to its pass over the pool; None if it has none to share, or fails: it will say itself why.
+
+    Args:
+        settings: Of the job.
+        holder: Sees to it that models do not pile up.
+    """
     try:
         check_settings(settings)
         selector = load_selector(settings.method)
@@ -80,8 +101,12 @@ def prepare(settings: SelectSettings) -> Cell | None:
         if store.team.size > 1:
             return None  # processes of a launcher share passes in their own way
         task = open_task(settings, selector, store, announce=False)
+        holder.watch(task.scorer)
         return Cell(task, selector.prepare(task))
     except UserError:
+        return None
+    except Exception as error:
+        log.warning("looking ahead at a job failed (%s); it runs by itself", first_line(error))
         return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tabulate import tabulate
@@ -11,43 +11,55 @@ from trim_lightning.sweep.estimate import Estimate
 from trim_lightning.sweep.plan import Plan
 
 ORDER = ("warmup", "fingerprint", "score", "finetune", "evaluate_before", "evaluate_after")
+SHOWN = 3  # jobs named with one reason
 HEADERS = ["stage", "results", "in the store", "to build", "passes", "tokens", "tokens/s", "seconds", "disk"]
 
 
-def plan_text(plan: Plan, estimated: Estimate, opening: float) -> str:
+def plan_text(plan: Plan, estimated: Estimate, opening: float, names: Mapping[int, str] | None = None) -> str:
     """The plan as a table, and what it will take in all.
 
     Args:
         plan: The plan.
         estimated: Its estimate.
         opening: Seconds that going through the jobs took.
+        names: What each job of a sweep is called, by its number.
     """
+
+    def named(number: int) -> str:
+        return f" ({names[number]})" if names and number in names else ""
+
     jobs = f"{plan.jobs} jobs" if plan.jobs != 1 else "1 job"
-    parts = [f"plan of {jobs}; nothing but reading, tokenising and measuring has been done"]
+    without = f", without the {len(plan.problems)} that cannot run" if plan.problems else ""
+    parts = [f"plan of {jobs}{without}; nothing but reading, tokenising and measuring has been done"]
     lines = [stage_line(stage, plan, estimated) for stage in stages_of(plan)]
     if lines:
         align = ("left", *["right"] * (len(HEADERS) - 1))
         parts.append(tabulate(lines, headers=HEADERS, tablefmt="simple", disable_numparse=True, colalign=align))
     else:
-        parts.append("no costly stage is needed")
+        parts.append("no costly stage is needed" if plan.jobs > len(plan.problems) else "no job can run")
     total = estimated.total(plan, opening)
     disk = sum(estimated.written(cost) for cost in plan.missing)
     memory = f"{size_text(estimated.memory)} of memory"
     if estimated.accelerator:
         memory += f", {size_text(estimated.accelerator)} on the accelerator"
-    parts.append(
-        f"in all about {time_text(total)} ({time_text(estimated.loading)} of it for loading models), {memory}, "
-        f"{size_text(disk)} of disk in {plan.store.name or 'the stores'}; measured in {estimated.measuring:.0f} s on "
-        "this machine"
-    )
+    loading = time_text(estimated.load_seconds(plan))
+    line = f"in all about {time_text(total)} ({loading} of it for imports and loading models)"
+    if estimated.speeds:
+        line += f", {memory}, {size_text(disk)} of disk in {plan.store.name or 'the stores'}"
+        line += f"; measured in {estimated.measuring:.0f} s on this machine"
+    if plan.jobs > len(plan.problems):
+        parts.append(line)
     assumed = unique(cost.assumed for cost in plan.missing if cost.assumed)
     unknown = unique(cost.stage for cost in plan.missing if cost.measure is None)
     if assumed:
         parts.append(f"assumed: {'; '.join(assumed)}")
     if unknown:
         parts.append(f"not in the estimate: {', '.join(unknown)}")
-    for number, problem in plan.problems.items():
-        parts.append(f"job #{number} cannot run: {problem}")
+    for problem in unique(plan.problems.values()):
+        numbers = [number for number, reason in plan.problems.items() if reason == problem]
+        which = ", ".join(f"#{number}{named(number)}" for number in numbers[:SHOWN])
+        more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+        parts.append(f"cannot run: {which}{more}: {problem}")
     return "\n\n".join(parts)
 
 
@@ -72,7 +84,7 @@ def plan_dict(plan: Plan, estimated: Estimate, opening: float) -> dict[str, Any]
         "problems": {str(number): problem for number, problem in plan.problems.items()},
         "stages": stages,
         "seconds": estimated.total(plan, opening),
-        "loading_seconds": estimated.loading,
+        "loading_seconds": estimated.load_seconds(plan),
         "memory_bytes": estimated.memory,
         "accelerator_bytes": estimated.accelerator,
         "disk_bytes": sum(estimated.written(cost) for cost in plan.missing),

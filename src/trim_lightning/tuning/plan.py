@@ -83,6 +83,11 @@ def plan_micro_batches(
     return plan
 
 
+def trained_rows(records: TokenizedRecords, rows: Sequence[int]) -> list[int]:
+    """Those of some rows that have a token to learn; a training leaves the others out."""
+    return [row for row in rows if (labels_of(records[row])[1:] != IGNORED).any()]
+
+
 def group_by_length(
     order: NDArray[np.int64], lengths: NDArray[np.int64], batch_size: int, generator: np.random.Generator
 ) -> list[NDArray[np.int64]]:
