@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-trainers bench browser vendor lint format build clean
+PAGE ?=
+.PHONY: help setup demo test test-slow test-trainers bench results browser vendor lint format build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +49,10 @@ test-trainers: $(INSTALLED) ## load exported coresets with TRL and LLaMA-Factory
 # nothing else should run meanwhile; ARGS='engine padding' takes only those, ARGS=million the one that takes long
 bench: $(INSTALLED) ## measure the engine (about half an hour)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# PAGE=pooling takes only that one; needs TRIM_DATA_DIR, and hours for all of them
+results: $(INSTALLED) ## run the experiments and write their pages under docs/results
+	$(BIN)/python benchmarks/pages.py $(PAGE)
 
 # for the tests that open the pages; without it they are skipped
 browser: ## install Chromium (Debian) and fetch axe-core, for the tests of the pages

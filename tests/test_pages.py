@@ -1,0 +1,82 @@
+"""Pages of results: what their files say can be run, and a page says what its runs say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from running import run_select
+from tiny_models import write_records
+from trim_lightning.settings import TrainSettings, known_keys
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+GROUPS = ("pool", "target", "warmup", "pooler", "method", "saliency", "fallback", "evaluation", "experiment")
+
+
+@pytest.fixture(scope="module")
+def pages() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module("pages")
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (BENCHMARKS / "experiments").glob("*.yaml")))
+def test_commands_name_keys_that_exist(pages: ModuleType, name: str) -> None:
+    experiment = pages.Experiment.read(name)
+    known = {key for key, *_ in known_keys(TrainSettings)} | set(GROUPS)
+    for part in experiment.parts:
+        program, *words = experiment.words(part)
+        assert program in ("trim-select", "trim-train")
+        overrides = [word for word in words if word != "-m"]
+        for override in OverridesParser.create().parse_overrides(overrides):
+            assert override.key_or_group in known, override.key_or_group
+    assert experiment.finding.strip()
+    assert experiment.title
+    assert set(experiment.axes) <= known
+
+
+def test_a_page_says_what_its_runs_say(
+    pages: ModuleType, tmp_path: Path, tiny_folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(tmp_path / "pool.jsonl", 40, seed=1)
+    lines = [json.loads(line) for line in (tmp_path / "pool.jsonl").read_text().splitlines()]
+    marked = [{**line, "category": "cot_math" if place % 2 else "other"} for place, line in enumerate(lines)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(line) + "\n" for line in marked))
+    monkeypatch.setattr(pages, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(pages, "PAGES", tmp_path / "pages")
+    for method, seed in (("longest", 0), ("random", 0), ("random", 1), ("random", 2)):
+        run_select(
+            "model=hf", f"model.path={tiny_folder('llama')}", f"method={method}", "pool=jsonl", "target=from_pool",
+            f"pool.path={tmp_path / 'pool.jsonl'}", "selection.count=8", f"seed={seed}", "logger=none",
+            output_dir=tmp_path / "runs" / "trial" / method / str(seed), store_dir=tmp_path / "store",
+        )  # fmt: skip
+    experiment = pages.Experiment(
+        name="trial", title="A trial", question="What is?", data="Some.",
+        parts=[pages.Part(name, f"trim-select method={name}") for name in ("longest", "random")],
+        metrics=["share_cot_math", "mean_tokens_selected"], axes=["method"], finding="It shows that.", overlap=True,
+    )  # fmt: skip
+    text = pages.write(experiment).read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| random") or line.startswith("| longest")]
+    assert len(rows) == 2
+    coresets = [
+        [json.loads(line)["category"] for line in (tmp_path / f"runs/trial/random/{seed}/coreset.jsonl").open()]
+        for seed in range(3)
+    ]
+    shares = [kinds.count("cot_math") / len(kinds) for kinds in coresets]
+    assert f"| {pages.interval(shares)} " in rows[1]
+    assert "trim-select method=longest" in text
+    assert "It shows that." in text
+    assert (tmp_path / "pages" / "trial.svg").read_text().startswith("<?xml")
+
+
+def test_intervals(pages: ModuleType) -> None:
+    assert pages.interval([]) == ""
+    assert pages.interval([0.5]) == "0.5000"
+    assert pages.interval([1.0, 2.0, 3.0]) == "2.0 ± 2.5"  # t of 2 degrees of freedom 4.30, standard error 0.577
