@@ -114,5 +114,7 @@ def test_a_share_outside_0_to_1_is_refused(noise: str, desk: Path) -> None:
 
 
 def test_too_small_a_pool_is_named(desk: Path) -> None:
-    with pytest.raises(UserError, match=r"target\.noise: 30 targets are to be replaced, the pool has only 10 other"):
+    with pytest.raises(
+        UserError, match=r"target\.noise: 30 of \d+ targets are to be replaced, the pool has only 10 other"
+    ):
         drawn(desk, "target=from_pool", "target.num_examples=30", "target.noise=1")

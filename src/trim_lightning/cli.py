@@ -25,11 +25,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hydra_plugins.trim_launcher.launcher import finished_sweeps, sweep_name
 from trim_lightning.config import SCHEMAS, config_directory, explain, first_line, register_schemas, to_settings
 from trim_lightning.errors import UserError
 from trim_lightning.settings import SelectSettings, TrainSettings
 from trim_lightning.store.team import PartDone, helper_folder, launched_rank
+from trim_lightning.sweep.finished import finished_sweeps, sweep_name
 
 log = logging.getLogger(__name__)
 

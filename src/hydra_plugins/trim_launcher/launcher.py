@@ -15,10 +15,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 if TYPE_CHECKING:
-    from trim_lightning.settings import LoggerSettings, SelectSettings
+    from trim_lightning.settings import SelectSettings
 
 log = logging.getLogger(__name__)
-finished_sweeps: dict[Path, LoggerSettings] = {}  # that a tracker is to be told of
 
 
 class SharingLauncher(Launcher):
@@ -69,6 +68,8 @@ class SharingLauncher(Launcher):
         """Note that the tracker is to be told of the sweep as a whole, when its last job is done."""
         if not any(job.logger.name == "wandb" for job in jobs.values()):
             return
+
+        from trim_lightning.sweep.finished import finished_sweeps
 
         job = next(job for job in jobs.values() if job.logger.name == "wandb")
         finished_sweeps[Path(self._config.hydra.sweep.dir)] = job.logger
@@ -174,19 +175,6 @@ def tell_quietly(result: JobReturn) -> JobReturn:
         status=result.status,
         _return_value=result._return_value,
     )
-
-
-def sweep_name(folder: Path) -> str:
-    """The name of a multirun folder by which a tracker groups its jobs.
-
-    The last two parts below the working directory (a date and a time, as a rule); of a folder elsewhere its own name
-    alone, for what is above may name a user.
-    """
-    try:
-        below = folder.absolute().relative_to(Path.cwd())
-    except ValueError:
-        return folder.name
-    return "/".join(below.parts[-2:])
 
 
 def reason_of(result: JobReturn) -> str:
