@@ -213,14 +213,14 @@ def as_dry_run(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     if "," in asked[-1]:
         raise UserError(f"dry_run={asked[-1]}: all jobs are planned or none; give dry_run=true")
-    folders = ("hydra.run.dir=", "hydra.sweep.dir=", "paths.output_dir=")
-    named = [argument.partition("=")[2] for argument in arguments if argument.startswith(folders)]
-    where = f"{named[-1]}/plan" if named else "plans/${hydra.job.name}/${now:%Y-%m-%d}/${now:%H-%M-%S}"
-    apart = (*folders, "hydra.output_subdir=")
-    return with_overrides(
-        [argument for argument in arguments if not argument.startswith(apart)],
-        f"hydra.run.dir={where}", f"hydra.sweep.dir={where}", "hydra.output_subdir=null",
-    )  # fmt: skip
+    places = {"hydra.run.dir": ("hydra.run.dir=", "paths.output_dir="), "hydra.sweep.dir": ("hydra.sweep.dir=",)}
+    apart = (*places["hydra.run.dir"], *places["hydra.sweep.dir"], "hydra.output_subdir=")
+    more = ["hydra.output_subdir=null"]
+    for key, names in places.items():
+        named = [argument.partition("=")[2] for argument in arguments if argument.startswith(names)]
+        where = f"{named[-1]}/plan" if named else "plans/${hydra.job.name}/${now:%Y-%m-%d}/${now:%H-%M-%S}"
+        more.append(f"{key}={where}")
+    return with_overrides([argument for argument in arguments if not argument.startswith(apart)], *more)
 
 
 def with_overrides(arguments: Sequence[str], *more: str) -> list[str]:
