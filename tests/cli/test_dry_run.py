@@ -170,7 +170,7 @@ def test_a_dry_run_leaves_the_record_of_a_finished_run_alone(inputs: Inputs, tmp
     dry(inputs, tmp_path, "warmup=none", "seed=1,2", flags=("-m",))
     after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {path: after[path] for path in before} == before
-    assert {path.name for path in after.keys() - before.keys()} == {"plan.json"}
+    assert {path.parent.name for path in after.keys() - before.keys()} == {"plan"}
     assert not (tmp_path / "profile").exists()
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"plan"}
 
