@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -52,11 +53,12 @@ def git_state() -> dict[str, Any] | None:
 
 def shareable(value: Any) -> Any:
     """Replace the home directory by ``~`` in every text, so that a manifest can be shared."""
-    home = os.path.expanduser("~")
+    home = os.path.expanduser("~").rstrip(os.sep)
     if isinstance(value, str):
-        if home not in ("", "/") and (value == home or home + os.sep in value):
-            return value.replace(home + os.sep, "~" + os.sep).replace(home, "~")
-        return value
+        if not home:
+            return value
+        # whole parts of a path only: /home/ann is no part of /home/anna, nor of /mnt/home/ann
+        return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", value)
     if isinstance(value, Mapping):
         return {name: shareable(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -14,6 +14,7 @@ from tabulate import tabulate
 from trim_lightning.methods.base import TargetSet
 from trim_lightning.records.layouts import MISSING, lookup
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.report.escape import visible
 
 KIND_FIELDS = ("family", "subtask", "category", "source", "task")  # what a record's kind is usually called
 
@@ -157,7 +158,7 @@ def describe_mix(pool: RecordFile, targets: TargetSet | None, chosen: NDArray[np
     wanted = set(kinds(targets.records, range(len(targets.records)))) if targets is not None else set()
     lines = [
         [
-            kind + (" (the targets' own)" if kind in wanted else ""),
+            visible(kind) + (" (the targets' own)" if kind in wanted else ""),
             number,
             f"{number / len(chosen):.0%}",
             f"{everything[kind] / len(pool):.1%}",

@@ -176,3 +176,30 @@ def test_the_policy_lets_only_our_two_scripts_run() -> None:
 def test_amounts_in_the_units_that_people_use() -> None:
     assert [duration(value) for value in (0.04, 59.9, 61, 3720)] == ["0.0 s", "59.9 s", "1 min 1 s", "1 h 2 min"]
     assert [size(value) for value in (716, 5_900, 466_063, 8_000_000)] == ["716 B", "5.9 kB", "466 kB", "8.0 MB"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shared"),
+    [
+        ("/home/ann/x", "~/x"),
+        ("/mnt/home/ann/x", "/mnt/home/ann/x"),
+        ("/home/ann/x:/home/anna/y", "~/x:/home/anna/y"),
+        ("file:///home/ann/x", "file://~/x"),
+        ("pool.path=/home/ann", "pool.path=~"),
+    ],
+)
+def test_the_home_directory_goes_by_whole_parts_of_a_path(
+    text: str, shared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trim_lightning.manifest import shareable
+
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert shareable({"path": [text]}) == {"path": [shared]}
+
+
+@pytest.mark.parametrize("code", [0x00AD, 0x034F, 0x115F, 0x180E, 0x200C, 0x3164, 0xFFA0, 0xE0100])
+def test_characters_without_a_shape_are_written_out(code: int) -> None:
+    from trim_lightning.report.escape import data_block, visible
+
+    assert visible(f"a{chr(code)}b") == f"a⟨U+{code:04X}⟩b"
+    assert chr(code) not in data_block({"text": chr(code)})

@@ -6,10 +6,11 @@ import json
 import re
 from typing import Any
 
-# what a reader must see and a browser must not obey: controls, direction marks, lone halves of surrogate pairs
+# what a reader must see and a browser must not obey: controls, direction marks, characters without a shape, lone halves
+# of surrogate pairs; not the joiner and the variation selectors that emoji are made of (U+200D, U+FE00 to U+FE0F)
 _UNSEEN = (
-    "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f\ud800-\udfff"
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200c\u200e\u200f"
+    "\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff\ud800-\udfff"
 )
 _HIDDEN = re.compile(f"[{_UNSEEN}]")
 _UNSAFE = re.compile(f"[<{_UNSEEN}]")

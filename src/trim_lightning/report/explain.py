@@ -100,7 +100,7 @@ def explain_row(run: Run, row: int) -> Explanation:
 
 
 def explain_text(run: Run, turns: list[Turn]) -> Explanation:
-    """Explain a record that the pool does not hold.
+    """Explain a text, whether the pool holds it or not.
 
     Raises:
         UserError: for a method that matches no tokens, or if what it needs is gone.
@@ -117,10 +117,10 @@ def explain_text(run: Run, turns: list[Turn]) -> Explanation:
         num_tokens=int(found.tokens.scope.sum()), selected=False,
     )  # fmt: skip
     cut = cut_of(run)
-    verdict = [f"Not in the pool. It would rank {rank:,} of {len(known) + 1:,} with a score of {found.score:.4f}."]
+    verdict = [f"As one more record it would rank {rank:,} of {len(known) + 1:,} with a score of {found.score:.4f}."]
     if cut is not None:
-        would = "would be among" if found.score > cut else "would not be among"
-        verdict.append(f"The last picked record scores {cut:.4f}: this one {would} the picked ones.")
+        side = "above" if found.score > cut else "not above"
+        verdict.append(f"The last picked record scores {cut:.4f}: this one lies {side} the cut.")
     return finish(run, "text", verdict, candidate, found.tokens, [])
 
 
@@ -192,6 +192,11 @@ def finish(
             class_texts={},
             occurrences={},
             targets=[],
+        )
+    kept = run.manifest["counts"].get("max_length") or run.settings.max_length
+    if len(tokens.token_ids) >= kept:
+        notes.append(
+            f"the record fills the {kept:,} tokens that are kept of one: what may follow was cut and never scored"
         )
     texts = texts_of(run)
     _, groups = read_banks(run.directory / BANKS)

@@ -20,6 +20,7 @@ HOME = Path(__file__).parent
 METHOD_NAMES = {
     "trim": "TRIM", "random": "chance", "full": "taking all", "longest": "length", "bm25": "BM25", "dsir": "DSIR",
     "embedding": "sentence embeddings", "rds": "RDS+", "perplexity": "perplexity", "ifd": "IFD", "less": "LESS",
+    "s2l": "S2L", "tagcos": "TAGCOS", "cld": "CLD",
 }  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def open_run(path: Path, store: Path | None = None) -> Run:
         raise UserError(f"{directory / MANIFEST}: its config cannot be read ({reason}); select again") from None
     root = (store or Path(settings.paths.store_dir)).expanduser()
     if not root.is_dir():
-        raise UserError(f"{root}: the run's stage store is not there; name it with --store DIR")
+        raise UserError(f"{root.absolute()}: the run's stage store is not there; name it with --store DIR")
     return Run(directory, manifest, settings, Store(root, settings.paths.store_lock))
 
 

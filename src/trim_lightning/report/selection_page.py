@@ -72,6 +72,7 @@ def page_data(facts: SelectionFacts) -> dict[str, Any]:
     """What the script draws. Names are short where they are repeated for every record or token."""
     return {
         "cut": facts.cut,
+        "kept": facts.manifest["counts"].get("max_length"),
         "scores": histogram_data(facts.scores),
         "lengths": histogram_data(facts.lengths),
         "top": saliency_top(facts.targets),

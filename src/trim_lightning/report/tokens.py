@@ -76,6 +76,7 @@ class TargetTokens:
         self._groups = {group: np.asarray(list(places), dtype=np.int64) for group, places in groups.items()}
         self._texts = texts
         self._written: dict[int, list[str]] = {}
+        self._best: dict[str, dict[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._table)
@@ -95,11 +96,10 @@ class TargetTokens:
 
     def occurrence(self, token_id: int, group: str) -> Occurrence | None:
         """Where a class weighs most among the targets of a group."""
-        ids, saliency, target, place = self._flat
-        found = np.flatnonzero((ids == token_id) & np.isfinite(saliency) & np.isin(target, self._members(group)))
-        if not len(found):
+        _, _, target, place = self._flat
+        best = self._heaviest(group).get(token_id)
+        if best is None:
             return None
-        best = found[np.argmax(saliency[found])]
         where, position = int(target[best]), int(place[best])
         texts = self._text(where)
         start = position  # a class that is part of a character is shown with the whole character
@@ -108,11 +108,21 @@ class TargetTokens:
         return Occurrence(
             target=str(self._table["id"][where].as_py()),
             place=position,
-            saliency=round(float(saliency[best]), 4),
+            saliency=round(float(self._flat[1][best]), 4),
             before="".join(texts[max(0, start - AROUND) : start]),
             text=texts[start],
             after="".join(texts[start + 1 : start + 1 + AROUND]),
         )
+
+    def _heaviest(self, group: str) -> dict[int, int]:
+        """Where each class of a group's targets weighs most, the first of equals: one sort for all classes."""
+        if group not in self._best:
+            ids, saliency, target, _ = self._flat
+            scoped = np.flatnonzero(np.isfinite(saliency) & np.isin(target, self._members(group)))
+            order = scoped[np.lexsort((scoped, -saliency[scoped], ids[scoped]))]
+            classes, first = np.unique(ids[order], return_index=True)
+            self._best[group] = dict(zip(classes.tolist(), order[first].tolist(), strict=True))
+        return self._best[group]
 
     def _members(self, group: str) -> NDArray[np.int64]:
         return self._groups.get(group, np.arange(len(self)))

@@ -17,7 +17,7 @@
     return made;
   }
 
-  const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}\ud800-\udfff]/u;
+  const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\u{e0000}-\u{e0fff}\ud800-\udfff]/u;
   const UNSEEN_ALL = new RegExp(UNSEEN.source, "gu");
 
   function picture(character) {
@@ -232,7 +232,12 @@
     });
     return view;
   }
-  const clippedNote = (clipped) => (clipped ? h("p", { class: "sub" }, `${count(clipped)} more tokens are not shown; trim-explain shows all.`) : null);
+  const clippedNote = (shown, clipped) => {
+    const notes = [];
+    if (clipped) notes.push(`${count(clipped)} more tokens are not shown; trim-explain shows them.`);
+    if (data.kept && shown + clipped >= data.kept) notes.push(`It fills the ${count(data.kept)} tokens that are kept of a record: what may follow was cut.`);
+    return notes.length ? h("p", { class: "sub" }, notes.join(" ")) : null;
+  };
 
   // a <details> whose content is made when it is first opened
   function lazy(summary, open, fill) {
@@ -264,7 +269,7 @@
     if (!holder) return;
     data.targets.forEach((target, order) => holder.append(
       lazy([h("span", { class: "name" }, h("bdi", {}, visible(target.id))), h("span", { class: "facts" }, `${count(target.t.length + target.clipped)} tokens`)],
-        order < 3, () => [targetView(target), clippedNote(target.clipped)])));
+        order < 3, () => [targetView(target), clippedNote(target.t.length, target.clipped)])));
     $("signal").addEventListener("change", (event) => {
       signal = event.target.value;
       holder.querySelectorAll(".view").forEach((view, order) => {
@@ -362,7 +367,7 @@
       const items = data.candidates[which];
       holder.replaceChildren(...(items.length ? items.map((item, order) => lazy(
         [h("span", { class: "rank" }, item.rank === null ? "–" : `#${count(item.rank)}`), h("span", { class: "name" }, h("bdi", {}, visible(item.id))), badge(item), scoreFacts(item)],
-        order < 3, () => [chips(item), ...(item.view ? [matchView(item), clippedNote(item.view.clipped)] : turns(item, ""))])) : [h("p", {}, "No record here.")]));
+        order < 3, () => [chips(item), ...(item.view ? [matchView(item), clippedNote(item.view.t.length, item.view.clipped)] : turns(item, ""))])) : [h("p", {}, "No record here.")]));
     };
     $("which").addEventListener("change", (event) => fill(event.target.value));
     fill("top");
