@@ -134,7 +134,8 @@ def write(experiment: Experiment) -> Path:
     if report.comparisons:
         parts += ["Against random, paired over held-out records (95 % interval, not corrected for many tests):",
                   difference_table(experiment, report)]  # fmt: skip
-    parts += ["## What it shows", experiment.finding.strip()]
+    if experiment.finding:
+        parts += ["## What it shows", experiment.finding.strip()]
     parts.append(f"Written by `make results PAGE={experiment.name}` from {len(report.runs)} runs.")
     path = PAGES / f"{experiment.name}.md"
     path.write_text("\n\n".join(parts) + "\n")

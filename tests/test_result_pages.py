@@ -37,7 +37,6 @@ def test_commands_name_keys_that_exist(pages: ModuleType, name: str) -> None:
         overrides = [word for word in words if word != "-m"]
         for override in OverridesParser.create().parse_overrides(overrides):
             assert override.key_or_group in known, override.key_or_group
-    assert experiment.finding.strip()
     assert experiment.title
     assert set(experiment.axes) <= known
 
