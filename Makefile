@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 PAGE ?=
-.PHONY: help setup demo test test-slow test-trainers bench results browser vendor lint format build clean
+.PHONY: help setup demo test test-slow test-faults test-trainers bench results browser vendor lint format build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ test: $(INSTALLED) ## run the fast tests
 
 test-slow: $(INSTALLED) ## run the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-faults: $(INSTALLED) ## inject faults, fuzz the readers, load the store (about an hour)
+	$(BIN)/python -m pytest -m faults $(ARGS)
 
 # LLaMA-Factory brings torchvision and torchaudio builds that do not load beside a CPU torch
 test-trainers: $(INSTALLED) ## load exported coresets with TRL and LLaMA-Factory (installs both)
