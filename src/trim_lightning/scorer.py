@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from trim_lightning.engine.sharded_pass import Resources
     from trim_lightning.models.load import ModelRecipe
 
+    WarmupTraining = Callable[[PreTrainedModel, list[int], Path], dict[str, Any]]
+
 
 class Scorer(ModelHandle):
     """The model that scores; `ModelHandle` gives it tokens and weights, warm-up is its own."""
@@ -40,34 +42,16 @@ class Scorer(ModelHandle):
 
     def warm_up(self, settings: WarmupSettings, pool: TokenizedRecords, pool_key: StageKey) -> None:
         """Train the warm-up adapter on a part of the pool, or find it in the store."""
-        from trim_lightning.tuning.warmup import draw_warmup_rows
 
-        matters = {name: value for name, value in asdict(settings).items() if name != "checkpoint_seconds"}
-        key = StageKey(
-            "warmup",
-            1,
-            {"warmup": matters, "seed": self.seed},
-            {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
-        )
-
-        rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
-
-        def build(directory: Path) -> dict[str, Any]:
+        def train(model: PreTrainedModel, rows: list[int], directory: Path) -> dict[str, Any]:
             from trim_lightning.tuning.run import Surroundings, merge, train_lora
 
-            self.before_load()
-            model = self.base_model()
-            started = time.perf_counter()
             around = Surroundings(directory, self.trainer, "warm-up")
             wrapped, facts = train_lora(model, pool, rows, settings, around, seed=self.seed)
-            facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
-            facts["records"] = len(rows)
             self._model = merge(wrapped, self.dtype)
             return facts
 
-        cost = self._warmup_cost(settings, pool, rows)
-        self._adapter = self.store.get(key, build, resumable=True, cost=cost)
-        self.ledger.book("warmup", self._adapter)
+        self._adapter = self._trained("warmup", settings, pool, pool_key, train)
 
     def train_checkpoints(
         self, settings: WarmupSettings, epochs: int, pool: TokenizedRecords, pool_key: StageKey
@@ -76,26 +60,35 @@ class Scorer(ModelHandle):
 
         The scorer itself stays as it is; see `trim_lightning.tuning.checkpoints` for what is kept.
         """
+        settings = replace(settings, epochs=epochs)
+
+        def train(model: PreTrainedModel, rows: list[int], directory: Path) -> dict[str, Any]:
+            from trim_lightning.tuning.checkpoints import train_checkpoints
+
+            return train_checkpoints(model, pool, rows, settings, directory, self.trainer, seed=self.seed)
+
+        return self._trained("checkpoints", settings, pool, pool_key, train)
+
+    def _trained(
+        self, stage: str, settings: WarmupSettings, pool: TokenizedRecords, pool_key: StageKey, train: WarmupTraining
+    ) -> Entry:
+        """What a training on the warm-up's part of the pool leaves, made or found in the store."""
         from trim_lightning.tuning.warmup import draw_warmup_rows
 
-        settings = replace(settings, epochs=epochs)
         matters = {name: value for name, value in asdict(settings).items() if name != "checkpoint_seconds"}
         key = StageKey(
-            "checkpoints",
+            stage,
             1,
             {"warmup": matters, "seed": self.seed},
             {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
         )
-
         rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
 
         def build(directory: Path) -> dict[str, Any]:
-            from trim_lightning.tuning.checkpoints import train_checkpoints
-
             self.before_load()
             model = self.base_model()
             started = time.perf_counter()
-            facts = train_checkpoints(model, pool, rows, settings, directory, self.trainer, seed=self.seed)
+            facts = train(model, rows, directory)
             facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
             facts["records"] = len(rows)
             return facts

@@ -14,7 +14,7 @@ from rooms import HOSTILE
 from tiny_models import build_tiny_tokenizer
 from trim_lightning.report.escape import data_block, visible
 from trim_lightning.report.mix import count_fields, counted_rows, order_values
-from trim_lightning.report.page import HOME, digest, duration, page_assets, size
+from trim_lightning.report.page import HOME, digest, page_assets
 from trim_lightning.report.pieces import TokenTexts
 from trim_lightning.report.statistics import histogram, length_histogram, spread_of
 
@@ -171,11 +171,6 @@ def test_the_policy_lets_only_our_two_scripts_run() -> None:
     assert f"script-src 'sha256-{digest(assets.plot)}' 'sha256-{digest(assets.script)}';" in assets.policy
     assert assets.policy.startswith("default-src 'none';")
     assert "unsafe-eval" not in assets.policy
-
-
-def test_amounts_in_the_units_that_people_use() -> None:
-    assert [duration(value) for value in (0.04, 59.9, 61, 3720)] == ["0.0 s", "59.9 s", "1 min 1 s", "1 h 2 min"]
-    assert [size(value) for value in (716, 5_900, 466_063, 8_000_000)] == ["716 B", "5.9 kB", "466 kB", "8.0 MB"]
 
 
 @pytest.mark.parametrize(

@@ -66,13 +66,13 @@ class SharingLauncher(Launcher):
 
     def _report(self, jobs: Mapping[int, SelectSettings]) -> None:
         """Note that the tracker is to be told of the sweep as a whole, when its last job is done."""
-        if not any(job.logger.name == "wandb" for job in jobs.values()):
+        logger = next((job.logger for job in jobs.values() if job.logger.name == "wandb"), None)
+        if logger is None:
             return
 
         from trim_lightning.sweep.finished import finished_sweeps
 
-        job = next(job for job in jobs.values() if job.logger.name == "wandb")
-        finished_sweeps[Path(self._config.hydra.sweep.dir)] = job.logger
+        finished_sweeps[Path(self._config.hydra.sweep.dir)] = logger
 
     def _console_logging(self) -> DictConfig:
         """The jobs' logging without their log files: there is no job yet."""

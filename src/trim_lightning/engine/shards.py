@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from trim_lightning.store.store import write_atomically
 
 CHECKSUM = b"trim_sha256"
 
@@ -26,16 +26,9 @@ def write_shard(table: pa.Table, directory: Path, index: int) -> None:
     A checksum of the content stands in the Parquet metadata: page checksums do not cover names and lengths.
     """
     table = table.replace_schema_metadata({CHECKSUM: content_checksum(table)})
-    final = shard_path(directory, index)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
+    write_atomically(shard_path(directory, index), content.getvalue().to_pybytes())
 
 
 def content_checksum(table: pa.Table) -> bytes:

@@ -17,8 +17,8 @@ from trim_lightning.records.layouts import (
     clean_text,
     field_names,
     guess,
-    kind_of,
     lookup,
+    scalar_field,
     scalar_text,
 )
 
@@ -131,16 +131,8 @@ def group_of(file: RecordFile, row: int, group_field: str) -> str:
     Raises:
         UserError: if the record has no such field, or a list, an object or null in it.
     """
-    record = file.object(row)
-    value = lookup(record, group_field)
     place = f"{file.what}.group_field={group_field}: {file.place(row)}"
-    if value is MISSING:
-        fields = list(field_names(record))
-        raise UserError(
-            f"{place} has no such field{guess(group_field, fields) or '; fields: ' + ', '.join(fields[:20])}"
-        )
-    if value is None or isinstance(value, list | Mapping):
-        raise UserError(f"{place} has {kind_of(value)} there; a group is text, a number or true/false")
+    value = scalar_field(file.object(row), group_field, place, "a group is text, a number or true/false")
     return clean_text(scalar_text(value))
 
 

@@ -100,6 +100,27 @@ def field_names(record: Mapping[str, Any], prefix: str = "", depth: int = 4) -> 
             yield from field_names(value, f"{prefix}{name}.", depth - 1)
 
 
+def scalar_field(record: Mapping[str, Any], field: str, place: str, needed: str) -> Any:
+    """The text, number or truth value in a field.
+
+    Args:
+        record: The record.
+        field: Its name, dotted.
+        place: Which key asks for it, and where the record is; for the error.
+        needed: What may stand there; for the error.
+
+    Raises:
+        UserError: if there is no such field, or a list, an object or null in it.
+    """
+    value = lookup(record, field)
+    if value is MISSING:
+        fields = list(field_names(record))
+        raise UserError(f"{place} has no such field{guess(field, fields) or '; fields: ' + ', '.join(fields[:20])}")
+    if value is None or isinstance(value, list | Mapping):
+        raise UserError(f"{place} has {kind_of(value)} there; {needed}")
+    return value
+
+
 def guess(name: str, known: Iterable[str]) -> str:
     """``"; did you mean X?"`` if a known name is close, else the empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)

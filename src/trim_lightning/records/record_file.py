@@ -29,10 +29,9 @@ from trim_lightning.records.layouts import (
     check_fields,
     choose_layout,
     clean_text,
-    field_names,
-    guess,
     kind_of,
     lookup,
+    scalar_field,
     scalar_text,
 )
 from trim_lightning.records.record import Record, Turn
@@ -338,15 +337,8 @@ class _Indexer:
         self.lines.append(number)
 
     def _check_id(self, record: Mapping[str, Any], id_field: str, number: int) -> None:
-        value = lookup(record, id_field)
         key = f"{self.source.what}.id_field={id_field}: {self._place(number)}"
-        if value is MISSING:
-            fields = list(field_names(record))
-            raise UserError(
-                f"{key} has no such field{guess(id_field, fields) or '; fields: ' + ', '.join(fields[:20])}"
-            )
-        if value is None or isinstance(value, list | Mapping):
-            raise UserError(f"{key} has {kind_of(value)} there; an id is text or a number")
+        scalar_field(record, id_field, key, "an id is text or a number")
 
     def _parse(self, raw: bytes, number: int) -> dict[str, Any]:
         place, mend = self._place(number), f"mend or delete that {self.source.unit}"

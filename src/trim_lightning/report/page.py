@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from trim_lightning.amounts import size_text, time_text
 from trim_lightning.report.escape import data_block, visible
 
 HOME = Path(__file__).parent
@@ -96,8 +97,8 @@ def environment() -> jinja2.Environment:
         token=token_text,
         num=lambda value: "–" if value is None else f"{value:,}",
         fixed=fixed,
-        duration=duration,
-        size=size,
+        duration=time_text,
+        size=size_text,
     )
     return made
 
@@ -112,24 +113,6 @@ def fixed(value: float | None, digits: int) -> str:
 def token_text(text: str) -> str:
     """A token whose white space can be seen."""
     return visible(text).replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that people would use."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(number: int) -> str:
-    """Bytes in the unit that people would use."""
-    amount = float(number)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000 or unit == "GB":
-            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 10 else f"{amount:.1f} {unit}"
-        amount /= 1000
-    raise AssertionError
 
 
 def pretty(value: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from trim_lightning.amounts import size_text
 from trim_lightning.command import Parser, run_command
 from trim_lightning.errors import UserError
 from trim_lightning.store.inventory import Item, chosen, damage, delete, items, receipt_of
@@ -161,16 +162,6 @@ def bytes_of(text: str) -> int:
     if match is None:
         raise UserError(f"--keep={text}: give a size such as 500M or 100G")
     return int(float(match[1]) * UNITS[match[2]])
-
-
-def size_text(size: int) -> str:
-    """A size for people."""
-    value, unit = float(size), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def age(moment: float) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from trim_lightning.compare.files import run_rows
 from trim_lightning.compare.report import Report, compare
 from trim_lightning.compare.runs import lower_is_better, text_of
-from trim_lightning.errors import UserError
 from trim_lightning.settings import LoggerSettings
 from trim_lightning.tracking import open_tracker
 
-log = logging.getLogger(__name__)
 SAMPLES = 1000  # bootstrap resamples of the paired tests
 
 
@@ -22,16 +19,13 @@ def log_summary(sweep: Path, logger: LoggerSettings, group: str) -> None:
 
     Args:
         sweep: The multirun folder.
-        logger: The jobs' logger; only W&B gets such a run, the files have all of it.
+        logger: The jobs' logger, which is W&B: without it the files have all of this.
         group: The jobs' group.
+
+    Raises:
+        UserError: if the folder has no finished run.
     """
-    if logger.name != "wandb":
-        return
-    try:
-        report = compare([sweep], all_pairs=False, samples=SAMPLES, seed=0)
-    except UserError as error:
-        log.warning("W&B: no summary of the sweep: %s", error)
-        return
+    report = compare([sweep], all_pairs=False, samples=SAMPLES, seed=0)
     logger.group = logger.group or group
     config = {
         "axes": {axis.name: [" + ".join(map(text_of, level)) for level in axis.levels] for axis in report.axes},

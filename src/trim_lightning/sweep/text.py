@@ -7,6 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from trim_lightning.amounts import size_text, time_text
 from trim_lightning.sweep.estimate import Estimate
 from trim_lightning.sweep.plan import Plan
 
@@ -31,7 +32,7 @@ def plan_text(plan: Plan, estimated: Estimate, opening: float, names: Mapping[in
     jobs = f"{plan.jobs} jobs" if plan.jobs != 1 else "1 job"
     without = f", without the {len(plan.problems)} that cannot run" if plan.problems else ""
     parts = [f"plan of {jobs}{without}; nothing but reading, tokenising and measuring has been done"]
-    lines = [stage_line(stage, plan, estimated) for stage in stages_of(plan)]
+    lines = [stage_line(stage, stage_totals(stage, plan, estimated)) for stage in stages_of(plan)]
     if lines:
         align = ("left", *["right"] * (len(HEADERS) - 1))
         parts.append(tabulate(lines, headers=HEADERS, tablefmt="simple", disable_numparse=True, colalign=align))
@@ -65,24 +66,10 @@ def plan_text(plan: Plan, estimated: Estimate, opening: float, names: Mapping[in
 
 def plan_dict(plan: Plan, estimated: Estimate, opening: float) -> dict[str, Any]:
     """The same as JSON-able values: seconds, bytes, tokens; null where something cannot be said."""
-    stages = {}
-    for stage in stages_of(plan):
-        wanted = [item for item in plan.wanted if item.cost is not None and item.cost.stage == stage]
-        passes = [cost for cost in plan.passes if cost.stage == stage]
-        seconds = [estimated.seconds(cost) for cost in passes]
-        stages[stage] = {
-            "results": len(wanted),
-            "stored": sum(item.found for item in wanted),
-            "passes": len(passes),
-            "tokens": sum(cost.tokens for cost in passes),
-            "seconds": None if None in seconds else sum(value for value in seconds if value is not None),
-            "bytes": sum(estimated.written(cost) for cost in plan.missing if cost.stage == stage),
-            "assumed": unique(cost.assumed for cost in passes if cost.assumed),
-        }
     return {
         "jobs": plan.jobs,
         "problems": {str(number): problem for number, problem in plan.problems.items()},
-        "stages": stages,
+        "stages": {stage: stage_totals(stage, plan, estimated) for stage in stages_of(plan)},
         "seconds": estimated.total(plan, opening),
         "loading_seconds": estimated.load_seconds(plan),
         "memory_bytes": estimated.memory,
@@ -97,46 +84,38 @@ def stages_of(plan: Plan) -> list[str]:
     return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
-def stage_line(stage: str, plan: Plan, estimated: Estimate) -> list[str]:
-    """One line of the table."""
+def stage_totals(stage: str, plan: Plan, estimated: Estimate) -> dict[str, Any]:
+    """What one stage needs: results, passes, tokens, seconds (None if they cannot be said), bytes."""
     wanted = [item for item in plan.wanted if item.cost is not None and item.cost.stage == stage]
-    missing = [cost for cost in plan.missing if cost.stage == stage]
     passes = [cost for cost in plan.passes if cost.stage == stage]
-    tokens = sum(cost.tokens for cost in passes)
     seconds = [estimated.seconds(cost) for cost in passes]
-    known = sum(value for value in seconds if value is not None)
-    disk = sum(estimated.written(cost) for cost in missing)
+    return {
+        "results": len(wanted),
+        "stored": sum(item.found for item in wanted),
+        "passes": len(passes),
+        "tokens": sum(cost.tokens for cost in passes),
+        "seconds": None if None in seconds else sum(value for value in seconds if value is not None),
+        "bytes": sum(estimated.written(cost) for cost in plan.missing if cost.stage == stage),
+        "assumed": unique(cost.assumed for cost in passes if cost.assumed),
+    }
+
+
+def stage_line(stage: str, totals: Mapping[str, Any]) -> list[str]:
+    """One line of the table."""
+    tokens, seconds = totals["tokens"], totals["seconds"]
     return [
         stage,
-        str(len(wanted)),
-        str(len(wanted) - len(missing)),
-        str(len(missing)),
-        str(len(passes)),
+        str(totals["results"]),
+        str(totals["stored"]),
+        str(totals["results"] - totals["stored"]),
+        str(totals["passes"]),
         f"{tokens:,}" if tokens else "",
-        f"{tokens / known:,.0f}" if known and tokens else "",
-        "unknown" if None in seconds else f"{known:.1f}",
-        size_text(disk) if disk else "",
+        f"{tokens / seconds:,.0f}" if seconds and tokens else "",
+        "unknown" if seconds is None else f"{seconds:.1f}",
+        size_text(totals["bytes"]) if totals["bytes"] else "",
     ]
 
 
 def unique(texts: Iterable[str]) -> list[str]:
     """Each text once, in order."""
     return list(dict.fromkeys(texts))
-
-
-def size_text(size: float) -> str:
-    """Bytes in a unit that reads well."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit in ("B", "KiB") else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def time_text(seconds: float) -> str:
-    """Seconds in a unit that reads well."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"
