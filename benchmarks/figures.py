@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import load
 import materials
 import sweeps
 from materials import WORK, in_turns, median, seconds
@@ -430,43 +430,6 @@ def rounding() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def million() -> dict[str, Any]:
-    """A million short records with the tiny model, end to end by the command: peak resident memory."""
-    number = int(os.environ.get("TRIM_BENCH_RECORDS", "1000000"))
-    directory = WORK / "million"
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"pool{number}.jsonl"
-    if not path.exists():
-        generator = np.random.default_rng(0)
-        words = [word for line in materials.pool_lines()[:2000] for word in json.loads(line)["prompt"].split()]
-        with path.open("w", encoding="utf-8") as file:
-            for row in range(number):
-                picked = [words[place] for place in generator.integers(len(words), size=14)]
-                record = {"id": f"r{row}", "prompt": " ".join(picked[:10]), "response": " ".join(picked[10:])}
-                file.write(json.dumps(record) + "\n")
-    target = directory / "target.jsonl"
-    with path.open(encoding="utf-8") as file:
-        target.write_text("".join(next(file) for _ in range(10)), encoding="utf-8")
-    model = materials.tiny().directory
-    output = directory / "output"
-    shutil.rmtree(directory / "store", ignore_errors=True)
-    command = [
-        sys.executable, "select.py", "model=hf", f"model.path={model}", "model.dtype=float32", "pool=jsonl",
-        f"pool.path={path}", "target=jsonl", f"target.path={target}", "warmup=none", "saliency.num_layers=2",
-        "trainer=cpu", "logger=none", "scoring.tokens_per_batch=8192", f"paths.output_dir={output}",
-        f"paths.store_dir={directory / 'store'}", f"hydra.run.dir={output}",
-    ]  # fmt: skip
-    started = time.perf_counter()
-    subprocess.run(command, cwd=materials.ROOT, check=True, stdout=subprocess.DEVNULL)
-    taken = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    stages = json.loads((output / "manifest.json").read_text())["stages"]
-    return {
-        "ratio": peak, "wanted": "< 2 GiB", "records": number, "seconds": taken,
-        "stages": {name: stage["seconds"] for name, stage in stages.items()},
-    }  # fmt: skip
-
-
 def gpu() -> dict[str, Any]:
     """A LLaMA-2-7B-shaped random model on a GPU: the engine against bare forward and the card's product rate."""
     if not torch.cuda.is_available():
@@ -529,8 +492,8 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     function.__name__: function
     for function in (
         engine, padding, common, common_sdpa, common_long, common_float32, less_one, less_four, less_selection,
-        less_selection_paper, saliency, growth, processes, compiled, rounding, gpu, million, sweeps.sweep,
-        sweeps.estimate,
+        less_selection_paper, saliency, growth, processes, compiled, rounding, gpu, sweeps.sweep, sweeps.estimate,
+        load.million, load.cells, load.large_page,
     )
 }  # fmt: skip
 

@@ -16,7 +16,13 @@ from tabulate import tabulate
 import materials
 from figures import FIGURES
 
-SLOW = ("million", "sweep", "estimate")  # only by name: they take longer than all others together
+SLOW = (
+    "million",
+    "cells",
+    "large_page",
+    "sweep",
+    "estimate",
+)  # only by name: they take longer than all others together
 
 
 def main(names: list[str]) -> int:

@@ -196,6 +196,18 @@ def test_2000_records_stay_under_8_megabytes(room: Room) -> None:
     assert len(Page(page).data["coreset"]) == 2000
 
 
+def test_a_page_lists_the_best_of_a_coreset_that_is_too_large_for_it(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = room.select("whole", "selection.count=12")
+    texts = [sum(len(text) for _, text in item["turns"]) for item in read(whole).data["coreset"]]
+    monkeypatch.setattr("trim_lightning.report.gather.LISTED_CHARACTERS", sum(texts[:5]))
+    page = read(room.select("bounded", "selection.count=12"))
+    assert [item["id"] for item in page.data["coreset"]] == [item["id"] for item in read(whole).data["coreset"][:5]]
+    assert "The best 5 of 12 picked records are listed" in " ".join(page.text)
+    assert "picked records are listed" not in " ".join(read(whole).text)
+
+
 @pytest.mark.parametrize("method", ["random", "longest", "bm25", "full"])
 def test_methods_without_tokens_have_a_report_too(room: Room, method: str) -> None:
     overrides = () if method == "full" else ("selection.count=12",)

@@ -209,7 +209,7 @@ class SelectionFacts:
         top: Best candidates.
         borderline: Those around the cut.
         bottom: The last ones.
-        coreset: Every selected record, best first.
+        coreset: The selected records, best first, as many as a page can hold.
         command: The command that repeats the run, if it is known.
         files: The run's files.
     """

@@ -23,6 +23,7 @@ from trim_lightning.report.tokens import BANKS, TARGETS, TargetTokens, heaviest,
 
 MOST_TOKENS = 700  # of a record that are shown token by token
 SHOWN_TARGETS, SHOWN_CLASSES = 12, 30
+LISTED_CHARACTERS = 16_000_000  # of the picked records' text; a browser opens such a page in seconds
 MEANINGS = {
     "coreset.jsonl": "the picked records, best first, as they were in the input",
     "scores.parquet": "score and rank of every pool record",
@@ -100,10 +101,22 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
         top=top,
         borderline=borderline,
         bottom=bottom,
-        coreset=[reader.candidate(row) for row in chosen.tolist()],
+        coreset=listed(reader, chosen.tolist()),
         command=None if command is None else str(shareable(command)),
         files=files_of(outcome.directory),
     )
+
+
+def listed(reader: Reader, rows: Iterable[int]) -> list[Candidate]:
+    """The picked records, best first, as far as a page can hold them."""
+    found, room = [], LISTED_CHARACTERS
+    for row in rows:
+        item = reader.candidate(row)
+        room -= sum(len(text) for _, text in item.turns)
+        if room < 0 and found:
+            break
+        found.append(item)
+    return found
 
 
 def random_rows(order: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
