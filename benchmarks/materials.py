@@ -51,6 +51,19 @@ def tiny() -> ModelSource:
     return find_model(ModelSettings(path=str(directory)), Store(WORK / "store"))
 
 
+def half_smollm2() -> Path:
+    """SmolLM2-135M without the upper 15 of its 30 layers, as a model folder: a smaller model of another depth."""
+    directory = WORK / "smollm2_half"
+    if not (directory / "config.json").exists():
+        model = model_of(smollm2(), torch.bfloat16)
+        model.model.layers = model.model.layers[: model.config.num_hidden_layers // 2]
+        model.config.num_hidden_layers = len(model.model.layers)
+        model.config.layer_types = None  # one for each layer, derived when the model is loaded
+        load_tokenizer(smollm2()).save_pretrained(directory)
+        model.save_pretrained(directory)
+    return directory
+
+
 def pool_lines() -> list[str]:
     """The lines of the pool: real data where ``TRIM_DATA_DIR`` has them, else the built-in tasks."""
     folder = os.environ.get("TRIM_DATA_DIR")

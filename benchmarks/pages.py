@@ -7,9 +7,11 @@ already is not run again: delete ``build/results/<name>`` to start anew. ``--wri
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -22,14 +24,20 @@ import yaml
 from scipy import stats
 from tabulate import tabulate
 
+import materials
 from page_pictures import dots
 from trim_lightning.compare.groups import Group
 from trim_lightning.compare.report import Report, compare
 from trim_lightning.compare.runs import Run, lower_is_better, text_of
+from trim_lightning.report.page import token_text
+from trim_lightning.report.pieces import read_token_texts
+from trim_lightning.report.tokens import BANKS, heaviest, read_banks
+from trim_lightning.store.cost import folder_size
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, PAGES, SPECS = ROOT / "build" / "results", ROOT / "docs" / "results", Path(__file__).with_name("experiments")
 DATA = "TRIM_DATA_DIR"
+HALF = "$HALF_OF_SMOLLM2"  # in a command: the folder of `materials.half_smollm2`
 SAMPLES = 10_000
 
 
@@ -62,6 +70,8 @@ class Experiment:
         finding: What it shows.
         picture: Metric that is drawn; the first one if it is not named.
         overlap: Add what each coreset shares with that of the first line.
+        classes: List so many of the heaviest token classes of each line.
+        cold: Every command has a store of its own, so that nothing is found in it but the converted model.
     """
 
     name: str
@@ -75,6 +85,8 @@ class Experiment:
     finding: str = ""
     picture: str | None = None
     overlap: bool = False
+    classes: int = 0
+    cold: bool = False
 
     @classmethod
     def read(cls, name: str) -> Experiment:
@@ -103,15 +115,34 @@ def run(experiment: Experiment) -> None:
             continue
         program, *overrides = experiment.words(part)
         overrides = [word.replace(f"${DATA}", os.environ[DATA]) for word in overrides]
+        if any(HALF in word for word in overrides):
+            overrides = [word.replace(HALF, str(materials.half_smollm2())) for word in overrides]
+        store = cold_store(experiment, part) if experiment.cold else RUNS / "store"
         flags = [word for word in overrides if word == "-m"]
         command = [
-            str(Path(sys.executable).with_name(program)), *flags, f"paths.store_dir={RUNS / 'store'}",
+            str(Path(sys.executable).with_name(program)), *flags, f"paths.store_dir={store}",
             f"hydra.sweep.dir={folder}", f"hydra.run.dir={folder}", *(word for word in overrides if word != "-m"),
         ]  # fmt: skip
         print(f"{experiment.name}: {part.command}", file=sys.stderr, flush=True)
-        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(child.pid, 0)  # not subprocess.run: the memory of this child alone is wanted
+        if status:
             sys.exit(f"error: {experiment.name}/{part.name} failed; the reason is above")
-        (folder / "done").touch()
+        (folder / "done").write_text(json.dumps({"peak_gib": used.ru_maxrss / 2**20, "store_mb": stored(store)}))
+
+
+def stored(store: Path) -> float:
+    """Megabytes of a store without the converted model."""
+    return sum(folder_size(stage) for stage in store.iterdir() if stage.is_dir() and stage.name != "model") / 1e6
+
+
+def cold_store(experiment: Experiment, part: Part) -> Path:
+    """A new store that has the converted model of the common one, if there is one."""
+    store = RUNS / "cold" / experiment.name / part.name
+    shutil.rmtree(store, ignore_errors=True)
+    if (RUNS / "store" / "model").exists():
+        shutil.copytree(RUNS / "store" / "model", store / "model")
+    return store
 
 
 def write(experiment: Experiment) -> Path:
@@ -134,6 +165,9 @@ def write(experiment: Experiment) -> Path:
     if report.comparisons:
         parts += ["Against random, paired over held-out records (95 % interval, not corrected for many tests):",
                   difference_table(experiment, report)]  # fmt: skip
+    if experiment.classes:
+        parts += ["The heaviest token classes of each bank, by summed saliency (`␣` is a blank, `↵` a line break):",
+                  class_table(experiment, report)]  # fmt: skip
     if experiment.finding:
         parts += ["## What it shows", experiment.finding.strip()]
     parts.append(f"Written by `make results PAGE={experiment.name}` from {len(report.runs)} runs.")
@@ -183,11 +217,30 @@ def verdict(item: Any) -> str:
     return "**better**" if low > 0 else "**worse**" if high < 0 else "tie"
 
 
+def class_table(experiment: Experiment, report: Report) -> str:
+    """The heaviest fingerprints of each group's first run."""
+    texts = read_token_texts(materials.smollm2().directory / "tokenizer.json")
+    rows = []
+    for group in report.groups:
+        banks, _ = read_banks(group.first.directory / BANKS)
+        found = heaviest(banks, texts, experiment.classes)
+        total = sum(float(bank.mass.sum()) for bank in banks.values())
+        words = " ".join(f"<code>{html.escape(token_text(item.text)).replace('|', '&#124;')}</code>" for item in found)
+        rows.append([label_of(experiment, group), f"{sum(item.mass for item in found) / total:.0%}", words])
+    headers = ["run", "their share of all saliency", "token classes"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
 def label_of(experiment: Experiment, group: Group) -> str:
     """What a line is called: the method and the keys that vary."""
-    shown_axes = [f"{axis}={text_of(group.settings.get(axis))}" for axis in experiment.axes if axis != "method"]
+    shown_axes = [f"{axis}={axis_text(axis, group.settings.get(axis))}" for axis in experiment.axes if axis != "method"]
     method = [group.method] if not shown_axes or "method" in experiment.axes else []
     return " ".join([*method, *shown_axes])
+
+
+def axis_text(axis: str, value: Any) -> str:
+    """A setting's value; of a path its last part, as the others are this machine's."""
+    return text_of(value).rpartition("/")[2] if axis.endswith(".path") else text_of(value)
 
 
 def numbers(group: Group, metric: str) -> list[float]:
@@ -200,11 +253,14 @@ def numbers(group: Group, metric: str) -> list[float]:
 def facts_of(run: Run) -> dict[str, float | None]:
     """Numbers of a run that no metric holds: its selection's counts, costs, and tokens trained on."""
     folder = run.directory / "selection" if (run.directory / "selection").exists() else run.directory
+    done = [path for parent in (run.directory, *run.directory.parents) if (path := parent / "done").exists()]
+    process = json.loads(done[0].read_text() or "{}") if done else {}
     manifest = json.loads((folder / "manifest.json").read_text())
     counts, stages = manifest["counts"], manifest["stages"]
     return {
-        **{name: counts.get(name) for name in ("fallback_share", "bank_coverage", "mean_tokens_selected")},
+        **{name: counts.get(name) for name in COUNTS},
         "labelled_tokens": run.labelled_tokens,
+        **process,
         "selection_seconds": sum(stage["seconds"] for stage in stages.values()),
         "model_tokens": sum(stage["tokens"] for name, stage in stages.items() if name != "tokenize"),
         **shares(folder / "coreset.jsonl"),
@@ -224,12 +280,14 @@ def shares(path: Path) -> dict[str, float | None]:
     return result
 
 
+COUNTS = ("fallback_share", "bank_coverage", "mean_tokens_selected", "within_over_between")
 HEADINGS = {
     "nll": "held-out loss", "nll_drop": "drop of held-out loss", "exact_match": "exact match",
     "option_accuracy": "option accuracy", "fallback_share": "fallback share", "bank_coverage": "bank coverage",
     "mean_tokens_selected": "mean length", "labelled_tokens": "response tokens trained",
     "selection_seconds": "selection, s", "model_tokens": "tokens fed in selection",
     "share_cot_math": "share of mathematics", "share_cot_commonsense": "share of commonsense",
+    "within_over_between": "collapse", "peak_gib": "peak memory, GiB", "store_mb": "in the store, MB",
     "share_mcq": "share of multiple choice",
     "largest_source": "share of the largest source", "sources": "sources",
 }  # fmt: skip

@@ -17,7 +17,19 @@ from tiny_models import write_records
 from trim_lightning.settings import TrainSettings, known_keys
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-GROUPS = ("pool", "target", "warmup", "pooler", "method", "saliency", "fallback", "evaluation", "experiment")
+GROUPS = (
+    "pool",
+    "model",
+    "logger",
+    "target",
+    "warmup",
+    "pooler",
+    "method",
+    "saliency",
+    "fallback",
+    "evaluation",
+    "experiment",
+)
 
 
 @pytest.fixture(scope="module")
