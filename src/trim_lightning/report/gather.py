@@ -109,7 +109,8 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
 
 def listed(reader: Reader, rows: Iterable[int]) -> list[Candidate]:
     """The picked records, best first, as far as a page can hold them."""
-    found, room = [], LISTED_CHARACTERS
+    found: list[Candidate] = []
+    room = LISTED_CHARACTERS
     for row in rows:
         item = reader.candidate(row)
         room -= sum(len(text) for _, text in item.turns)
