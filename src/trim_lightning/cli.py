@@ -293,7 +293,21 @@ def mistake(error: BaseException) -> str | None:
             f"{error.filename or 'a file'}: {error.strerror or first_line(error)}; free space or name another "
             "directory (hydra.run.dir, paths.output_dir, paths.store_dir); finished work is kept"
         )
+    if is_out_of_memory(error):
+        return (
+            f"memory ran out ({first_line(error)}); in a training lower tokens_per_micro_batch of warmup or train, or "
+            "set their gradient_checkpointing=true; else lower max_length; finished work is kept"
+        )
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where memory ran out, also in a run that never got to import PyTorch."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from trim_lightning.engine import memory
+
+    return memory.is_out_of_memory(error)
 
 
 def user_error_within(error: BaseException | None) -> UserError | None:

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trim_lightning.engine.memory import in_halves
 from trim_lightning.errors import UserError
 from trim_lightning.models.attention import SaliencyRecorder, recording
 from trim_lightning.models.hidden import last_hidden_states
@@ -37,6 +38,16 @@ class ForwardPass(LightningModule):
             self.__dict__["model"] = model  # spread over devices by accelerate: Lightning must not move it
         else:
             self.model = model
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Any:
+        """`on_batch`, in halves where memory does not suffice for the whole."""
+        if self._trainer is not None and in_step(self._trainer.strategy):
+            return self.on_batch(batch)  # the other processes count on one call
+        return in_halves(self.on_batch, batch)
+
+    def on_batch(self, batch: Mapping[str, Any]) -> Any:
+        """The results of one batch."""
+        raise NotImplementedError
 
     def configure_model(self) -> None:
         """Load the model in the process that runs it, and divide its weights if the strategy does that."""
@@ -84,7 +95,7 @@ class TargetPass(ForwardPass):
         super().__init__(model)
         self.num_layers = num_layers
 
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+    def on_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         recorder = SaliencyRecorder(batch["lengths"], self.num_layers)
         with recording(recorder):
             hidden = last_hidden_states(self.model, batch["input_ids"])
@@ -129,7 +140,7 @@ class ScoringPass(ForwardPass):
             embeddings = embeddings.full_tensor()
         self._matchers = [Matcher.prepare(bank, embeddings, nearest) for bank, nearest in self.banks]
 
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def on_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         input_ids, lengths = batch["input_ids"], batch["lengths"]
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
         places = real.flatten().nonzero().squeeze(1)  # before the forward pass: a GPU would be waited for after it

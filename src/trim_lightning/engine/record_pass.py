@@ -29,7 +29,7 @@ class RecordPass(ForwardPass):
         super().__init__(model)
         self.statistic = statistic
 
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> torch.Tensor:
+    def on_batch(self, batch: Mapping[str, Any]) -> torch.Tensor:
         return self.statistic(self.model, batch)
 
 

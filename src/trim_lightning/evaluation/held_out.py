@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import plan_shards
+from trim_lightning.engine.memory import in_halves
 from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
 from trim_lightning.engine.writer import Collector, TokenProgress
 from trim_lightning.models.loss import record_losses
@@ -51,6 +52,11 @@ class LossPass(LightningModule):
         self.model = model
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        """The losses of a batch, in halves where memory does not suffice for the whole."""
+        losses: list[dict[str, Any]] = in_halves(self._losses, batch)
+        return losses
+
+    def _losses(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         losses = record_losses(self.model, batch["input_ids"], batch["labels"])
         return [{"row": int(row), "nll": float(loss)} for row, loss in zip(batch["rows"].tolist(), losses, strict=True)]
 
