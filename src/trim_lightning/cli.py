@@ -37,6 +37,7 @@ USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 # what keeps a run from writing is the machine's state, for the user to mend
 NOT_OURS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENAMETOOLONG,
 }  # fmt: skip
 
 

@@ -1,0 +1,43 @@
+"""The workshop of the faults, and the table of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from disturbed import Workshop
+from tabulate import tabulate
+
+injected: Counter[tuple[str, str]] = Counter()
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """Built once."""
+    made = Workshop(tmp_path_factory.mktemp("faults"))
+    yield made
+    assert made.nursery.stdin is not None
+    made.nursery.stdin.close()
+    made.nursery.wait(30)
+
+
+@pytest.fixture
+def count_fault() -> Any:
+    """``count_fault(kind, stage)`` for the table at the end."""
+
+    def note(kind: str, stage: str) -> None:
+        injected[kind, stage] += 1
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The number of injections by kind and stage."""
+    if not injected:
+        return
+    rows = [[kind, stage, number] for (kind, stage), number in sorted(injected.items())]
+    terminalreporter.write_line(
+        tabulate([*rows, ["all", "", sum(injected.values())]], ["fault", "where", "injections"])
+    )
