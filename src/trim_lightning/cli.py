@@ -27,12 +27,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trim_lightning.config import SCHEMAS, config_directory, explain, first_line, register_schemas, to_settings
 from trim_lightning.errors import UserError
+from trim_lightning.instantiation import guard_hydra
+from trim_lightning.report.escape import visible
 from trim_lightning.settings import SelectSettings, TrainSettings
 from trim_lightning.store.team import PartDone, helper_folder, launched_rank
 from trim_lightning.sweep.finished import finished_sweeps, sweep_name
 
 log = logging.getLogger(__name__)
 
+LONGEST_MESSAGE = 2000  # characters of the error line: what is in it may come from data
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 2, 1, 130
 # what keeps a run from writing is the machine's state, for the user to mend
 NOT_OURS = {
@@ -51,7 +54,7 @@ def select_task(config: DictConfig) -> float | None:
     from trim_lightning.pipeline import select
 
     selection = select(settings, command_line("trim-select"))
-    print(f"\n{selection.summary}", flush=True)
+    print(f"\n{visible(selection.summary)}", flush=True)
     return float(selection.scores.score[selection.chosen].mean()) if len(selection.chosen) else None
 
 
@@ -66,8 +69,8 @@ def train_task(config: DictConfig) -> float | None:
 
     training = train(settings, command_line("trim-train"))
     if training.selection is not None:
-        print(f"\n{training.selection.summary}", flush=True)
-    print(f"\n{training.summary}", flush=True)
+        print(f"\n{visible(training.selection.summary)}", flush=True)
+    print(f"\n{visible(training.summary)}", flush=True)
     return objective(training.metrics, settings.evaluation.objective)
 
 
@@ -123,6 +126,7 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
         sys.argv[1:] = as_dry_run(sys.argv[1:])
         check_flags()
         register_schemas()
+        guard_hydra()
         with job.unmuted():
             hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(job)()
         return 0
@@ -322,7 +326,8 @@ def user_error_within(error: BaseException | None) -> UserError | None:
 
 def fail(message: str) -> int:
     """Print the one error line and return exit code 2."""
-    say(f"error: {' '.join(message.split())}")
+    line = visible(" ".join(message.split()))
+    say(f"error: {line if len(line) <= LONGEST_MESSAGE else line[:LONGEST_MESSAGE] + ' ...'}")
     return USER_ERROR
 
 

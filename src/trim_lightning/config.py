@@ -8,7 +8,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +78,23 @@ def to_settings(config: DictConfig, kind: type[Settings]) -> Settings:
         raise UserError(explain(error, kind)) from None
     assert isinstance(settings, kind)
     return settings
+
+
+def as_plain(value: Any) -> Any:
+    """A value from a file in which nothing is looked up: ``${oc.env:NAME}`` and the like stay the text that they are.
+
+    Raises:
+        ValueError: for a text with both an interpolation and a backslash, which cannot be kept as it is.
+    """
+    if isinstance(value, Mapping):
+        return {name: as_plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(inner) for inner in value]
+    if isinstance(value, str) and "${" in value:
+        if "\\" in value:
+            raise ValueError("a text with ${ and a backslash")
+        return value.replace("${", "\\${")
+    return value
 
 
 def unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> Iterator[str]:

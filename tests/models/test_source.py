@@ -173,7 +173,7 @@ def test_what_is_no_model_directory_is_refused(folder: Path, store: Store, tmp_p
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "\x00", "[" * 100_000])
 def test_a_broken_config_is_refused(content: str, folder: Path, store: Store) -> None:
     (folder / "config.json").write_text(content)
-    assert "config.json is not valid JSON" in refusal(folder, store)
+    assert "config.json is not" in refusal(folder, store)
 
 
 def test_a_config_without_layers_is_refused(folder: Path, store: Store) -> None:

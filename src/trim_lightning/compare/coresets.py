@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trim_lightning.compare.statistics import jaccard_of_counts, jaccard_of_rows
+from trim_lightning.errors import UserError
+from trim_lightning.json_files import read_json_object
 
 READING_KEYS = ("where", "exclude", "limit", "sample")
 MODEL_STAGES = ("warmup", "fingerprint", "score")
@@ -100,7 +102,11 @@ class Coreset:
 
     def _column(self, name: str) -> pa.ChunkedArray:
         assert self.directory is not None
-        return pq.read_table(self.directory / "scores.parquet", columns=[name])[name]
+        path = self.directory / "scores.parquet"
+        try:
+            return pq.read_table(path, columns=[name])[name]
+        except Exception as error:  # the library raises many types, and Python's own among them
+            raise UserError(f"{path}: cannot be read ({type(error).__name__}); run the selection again") from None
 
 
 def overlap(first: Coreset, second: Coreset) -> float | None:
@@ -123,9 +129,11 @@ def read_selection(directory: Path, manifest: Mapping[str, Any]) -> Coreset:
         BrokenRun: if a file is missing, unreadable, or disagrees with the manifest.
     """
     counts, config = section(manifest, "counts"), section(manifest, "config")
-    selected, pool_size = counts.get("selected"), counts.get("pool")
-    if not isinstance(selected, int) or not isinstance(pool_size, int):
+    selected, pool_size, tokens = counts.get("selected"), counts.get("pool"), counts.get("selected_tokens")
+    if not is_count(selected) or not is_count(pool_size):
         raise BrokenRun("manifest.json has no counts.selected and counts.pool")
+    if tokens is not None and not is_count(tokens):
+        raise BrokenRun("manifest.json has a counts.selected_tokens that is no number of tokens")
     file, scores = directory / "coreset.jsonl", directory / "scores.parquet"
     for path in (file, scores):
         if not path.is_file():
@@ -134,9 +142,13 @@ def read_selection(directory: Path, manifest: Mapping[str, Any]) -> Coreset:
     if lines != selected:
         raise BrokenRun(f"coreset.jsonl has {lines} records, the manifest says {selected}")
     try:
-        rows = pq.ParquetFile(scores).metadata.num_rows
-    except (pa.ArrowException, OSError, ValueError) as error:
+        opened = pq.ParquetFile(scores)
+        rows, columns = opened.metadata.num_rows, opened.schema_arrow
+        kinds = [columns.field(name).type for name in ("selected", "score")]
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise BrokenRun(f"scores.parquet cannot be read ({type(error).__name__})") from error
+    if not pa.types.is_boolean(kinds[0]) or not pa.types.is_floating(kinds[1]):
+        raise BrokenRun("scores.parquet has columns of other types than a selection writes")
     if rows != pool_size:
         raise BrokenRun(f"scores.parquet has {rows} rows, the manifest counts a pool of {pool_size}")
     stages = section(manifest, "stages")
@@ -147,11 +159,16 @@ def read_selection(directory: Path, manifest: Mapping[str, Any]) -> Coreset:
         config=config,
         inputs=section(manifest, "inputs"),
         records=selected,
-        tokens=counts.get("selected_tokens"),
+        tokens=tokens,
         seconds=sum(float(stage.get("seconds", 0)) for stage in stages.values()),
         uses_model=any(stages[name].get("tokens") for name in MODEL_STAGES if name in stages),
         takes_all=selected == counts.get("scored", pool_size),
     )
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """True for a whole number that can count something on a disk."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def count_lines(path: Path) -> int:
@@ -179,11 +196,10 @@ def read_json(path: Path) -> dict[str, Any]:
         BrokenRun: if it is missing or not a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except FileNotFoundError:
         raise BrokenRun(f"{path.name} is missing: the run did not finish") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise BrokenRun(f"{path.name} cannot be read ({type(error).__name__})") from error
-    if not isinstance(value, dict):
-        raise BrokenRun(f"{path.name} is not a JSON object")
-    return value
+    except ValueError as error:
+        raise BrokenRun(f"{path.name} cannot be read: {error}") from error

@@ -57,8 +57,8 @@ def runs_in(path: Path) -> list[Path]:
     if is_run(path):
         return [path]
     folders = sorted((child for child in path.iterdir() if child.is_dir()), key=job_order)
-    jobs = [child for child in folders if child.name.isdigit()] if (path / SWEEP_FILE).exists() else []
-    jobs = jobs or [child for child in folders if child.name.isdigit() or is_run(child)]
+    jobs = [child for child in folders if is_number(child.name)] if (path / SWEEP_FILE).exists() else []
+    jobs = jobs or [child for child in folders if is_number(child.name) or is_run(child)]
     if not jobs:
         raise UserError(f"{path}: holds no run ({MANIFEST}) and no numbered job folders; name a run or a multirun")
     return jobs
@@ -73,7 +73,12 @@ def is_run(path: Path) -> bool:
 
 def job_order(path: Path) -> tuple[int, str]:
     """Job folders by number, others by name after them."""
-    return (int(path.name), "") if path.name.isdigit() else (1 << 62, path.name)
+    return (int(path.name), "") if is_number(path.name) else (1 << 62, path.name)
+
+
+def is_number(name: str) -> bool:
+    """True for the name of a job's folder: other scripts have digits too, and so have superscripts."""
+    return name.isascii() and name.isdecimal()
 
 
 def short_labels(directories: Sequence[Path]) -> list[str]:

@@ -33,9 +33,10 @@ def run(arguments: Sequence[str]) -> None:
     from trim_lightning.compare.report import compare
     from trim_lightning.compare.tables import report_text
     from trim_lightning.report.comparison_page import write_comparison
+    from trim_lightning.report.escape import visible
 
     report = compare(options.runs, all_pairs=options.all_pairs, samples=options.bootstrap, seed=options.seed)
-    print(report_text(report), flush=True)
+    print(visible(report_text(report)), flush=True)
     folder = options.output or report.sweep or Path.cwd()
     written = write_rows(run_rows(report), folder / "compare")
     if report.comparisons:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.compare.coresets import BrokenRun
+from trim_lightning.records.layouts import clean_text
+from trim_lightning.records.record_file import MOST_LINE_BYTES
 
 # metric -> the field of predictions.jsonl that holds it, one value per record
 FIELDS = {"nll": "nll", "exact_match": "correct", "option_accuracy": "choice_correct"}
@@ -60,14 +62,14 @@ def parsed(path: Path) -> Iterator[tuple[tuple[str, int], tuple[float, ...]]]:
     seen: Counter[str] = Counter()
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), ""), start=1):
                 if not line.strip():
                     continue
                 try:
                     record = json.loads(line)
-                    name = str(record["id"])
+                    name = clean_text(str(record["id"]))
                     numbers = tuple(as_number(record.get(key)) for key in ("num_tokens", *FIELDS.values()))
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                     raise BrokenRun(f"{path.name} line {number} is not a prediction") from None
                 yield (name, seen[name]), numbers
                 seen[name] += 1

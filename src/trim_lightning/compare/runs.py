@@ -190,6 +190,45 @@ def read_run(place: Found) -> Run:
     Raises:
         BrokenRun: with the reason, if the run is unfinished or its files are damaged.
     """
+    try:
+        run = _read_run(place)
+        check_shape(run)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BrokenRun(
+            f"manifest.json or metrics.json is not what a run writes ({type(error).__name__}: {str(error)[:80]})"
+        ) from None
+    return run
+
+
+def check_shape(run: Run) -> None:
+    """Ask once for everything that a comparison reads of a config, so that a foreign one fails here and not later.
+
+    Raises:
+        ValueError: if a value is of another kind than a run's.
+        KeyError: if a key is not there.
+        AttributeError: if a section is not a mapping.
+        TypeError: likewise.
+    """
+    for seed in (run.seed, run.train_seed):
+        if not (seed is None or is_number(seed)):
+            raise ValueError("a seed is not a number")
+    for name, value in run.settings.items():
+        hash(value)
+        text_of(value)
+        if len(name) > 1000:
+            raise ValueError("a key is too long")
+    texts = (run.method, run.scorer, run.trainee, run.budget, run.seed_text, run.coreset.pool)
+    hash(texts)
+    for parts in (run.inputs, run.coreset.inputs):
+        for name in ("pool", "target", "model", "trainee", "evaluation", "coreset"):
+            if name in parts and isinstance(parts[name], Mapping):
+                str(parts[name].get("sha256"))
+    numbers = (run.trained_tokens, run.labelled_tokens, run.train_seconds, run.select_seconds)
+    if len(numbers) + len(run.measurements) > 10_000:
+        raise ValueError("too many metrics")
+
+
+def _read_run(place: Found) -> Run:
     directory = place.directory
     manifest = read_json(directory / MANIFEST)
     config, inputs = section(manifest, "config"), section(manifest, "inputs")

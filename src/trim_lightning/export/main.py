@@ -12,6 +12,7 @@ from typing import Any
 
 from trim_lightning.command import Parser, run_command
 from trim_lightning.errors import UserError
+from trim_lightning.json_files import read_json_object
 
 RECEIPT = "export.json"
 NAMES = ("jsonl", "messages", "alpaca", "parquet")
@@ -95,8 +96,8 @@ def refuse_mixture(directory: Path, format_name: str) -> None:
         UserError: if the directory holds an export in another format.
     """
     try:
-        held = json.loads((directory / RECEIPT).read_text(encoding="utf-8")).get("format")
-    except (OSError, ValueError, AttributeError):
+        held = read_json_object(directory / RECEIPT).get("format")
+    except (OSError, ValueError):
         return
     if held != format_name:
         raise UserError(f"--output={directory}: holds an export in the format {held}; name another folder")

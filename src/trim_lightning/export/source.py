@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trim_lightning.errors import UserError
+from trim_lightning.json_files import read_json_object
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
 
 CORESET, MANIFEST, SCORES = "coreset.jsonl", "manifest.json", "scores.parquet"
@@ -44,6 +44,10 @@ def open_chosen(run: Path) -> ChosenRecords:
     directory = selection_directory(run)
     manifest = read_manifest(directory / MANIFEST)
     pool = manifest.get("config", {}).get("pool", {})
+    if not isinstance(pool, dict) or not all(
+        isinstance(pool.get(name), str | None) for name in ("prompt_field", "response_field")
+    ):
+        raise UserError(f"{directory / MANIFEST}: config.pool is not what a run writes; run the selection again")
     path = directory / CORESET
     options = ReadOptions(prompt_field=pool.get("prompt_field"), response_field=pool.get("response_field"))
     records = index(LineSource(path, label=str(path), name=CORESET, what="pool"), options)
@@ -77,7 +81,7 @@ def selection_directory(run: Path) -> Path:
 def given_coreset(run: Path) -> str | None:
     """The coreset file that a training run was given, if its manifest tells of one."""
     try:
-        given = json.loads((run / MANIFEST).read_text(encoding="utf-8"))["config"]["coreset"]["path"]
+        given = read_json_object(run / MANIFEST)["config"]["coreset"]["path"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(given) if given else None
@@ -90,13 +94,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UserError: if it is missing or damaged.
     """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json_object(path)
     except FileNotFoundError:
         raise UserError(f"{path}: is missing, so the run did not finish; run it again") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); run the selection again") from error
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path}: is not a JSON object; run the selection again")
+        reason = error if isinstance(error, ValueError) else type(error).__name__
+        raise UserError(f"{path}: cannot be read ({reason}); run the selection again") from error
+    for section in ("config", "inputs", "stages", "counts", "versions"):
+        if not isinstance(manifest.get(section, {}), dict):
+            raise UserError(f"{path}: {section} is not an object; run the selection again")
     return manifest
 
 
@@ -107,7 +113,16 @@ def selected_scores(path: Path) -> pa.Table:
         UserError: if the file cannot be read.
     """
     try:
-        table = pq.read_table(path, filters=pc.field("selected"))
-    except (pa.ArrowException, OSError, ValueError) as error:
+        table = pq.read_table(path, filters=pc.field("selected")).sort_by("rank").drop_columns(["selected"])
+        table.validate(full=True)  # text that is no UTF-8 would come to light amid the export
+    except Exception as error:  # the library raises many types, and Python's own among them
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); run the selection again") from error
-    return table.sort_by("rank").drop_columns(["selected"])
+    if not all(is_plain(kind) for kind in table.schema.types):
+        raise UserError(f"{path}: has columns of other types than a selection writes; run the selection again")
+    return table
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """True for the types that a table of scores has: text, numbers, truth values."""
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return texts or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)

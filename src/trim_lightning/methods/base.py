@@ -158,6 +158,8 @@ def load_selector(parameters: Mapping[str, Any]) -> Selector:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from trim_lightning.config import as_plain
+
     own = dict(parameters)
     name = own.pop("name", None)
     if name not in method_names():
@@ -174,7 +176,7 @@ def load_selector(parameters: Mapping[str, Any]) -> Selector:
         if key not in known:
             raise UserError(f"method.{key}: method={name} has no such key; it has {', '.join(sorted(known)) or 'none'}")
     try:
-        selector = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), own))
+        selector = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), as_plain(own)))
     except OmegaConfBaseException as error:
         raise UserError(f"method: {str(error).splitlines()[0]}") from None
     assert isinstance(selector, Selector)

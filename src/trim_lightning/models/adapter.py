@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trim_lightning.errors import UserError
+from trim_lightning.json_files import read_json_object
 from trim_lightning.models.load import first_line
 
 
@@ -67,10 +67,12 @@ def check_adapter(directory: Path) -> set[str]:
         if not file.is_file():
             raise UserError(f"adapter {directory.name}: {file.name} is missing; train it again")
     try:
-        json.loads(config.read_text(encoding="utf-8"))
+        settings = read_json_object(config)
         tensors = load_file(weights)
-    except (ValueError, SafetensorError, OSError) as error:
+    except (ValueError, SafetensorError, OSError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise UserError(f"adapter {directory.name}: is corrupt ({first_line(error)}); train it again") from None
+    if settings.get("megatron_config") is not None:
+        raise UserError(f"adapter {directory.name}: asks for a library of its own (megatron_core); train it again")
     if not tensors:
         raise UserError(f"adapter {directory.name}: is empty; train it again")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):

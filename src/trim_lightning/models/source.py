@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trim_lightning.errors import UserError
+from trim_lightning.json_files import read_json_object
 from trim_lightning.settings import ModelSettings
 from trim_lightning.store import Store
 from trim_lightning.store.keys import digest_of
@@ -15,6 +15,7 @@ from trim_lightning.store.store import RECEIPT
 
 BUNDLED = "bundled:smollm2_135m"
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+MOST_LAYERS = 10_000  # building more would take a machine's time and memory before any weight is read
 CODE = ("*.py",)  # part of the model where it is run
 
 
@@ -100,11 +101,9 @@ def read_config(directory: Path, settings: ModelSettings) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{where}: is no model directory (it has no config.json)")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: config.json is not valid JSON ({error})") from None
+        config = read_json_object(file)
+    except ValueError as error:
+        raise UserError(f"{where}: config.json is {error}") from None
     if not any(directory.glob("*.safetensors")):
         pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
         why = "only pickled weights, which can run code when loaded" if pickled else "no *.safetensors weights"
@@ -121,6 +120,8 @@ def config_layers(config: dict[str, Any], directory: Path) -> int:
     layers = config_number(config, "num_hidden_layers", "n_layer", "num_layers")
     if layers is None:
         raise UserError(f"model.path: {directory.name}/config.json does not say how many layers the model has")
+    if layers > MOST_LAYERS:
+        raise UserError(f"model.path: {directory.name}/config.json speaks of {layers} layers; no model has so many")
     return layers
 
 

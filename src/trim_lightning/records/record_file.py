@@ -13,10 +13,10 @@ import json
 import mmap
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -36,7 +36,11 @@ from trim_lightning.records.layouts import (
 )
 from trim_lightning.records.record import Record, Turn
 
+MOST_LINE_BYTES = 16 << 20
+"""Longest line that is read. Parsed, it takes up to some sixty times that in memory (our choice)."""
+
 _BOM = b"\xef\xbb\xbf"
+TOO_LONG = f"is longer than {MOST_LINE_BYTES >> 20} MiB"
 _MAGIC = (
     (b"PAR1", "is a Parquet file: read it with {what}=parquet"),
     (b"\x1f\x8b", "is gzip-compressed: unpack it first"),
@@ -278,11 +282,14 @@ class _Indexer:
         self.layout: Layout | None = None
         self.source_rows = 0
 
-    def read(self, handle: Iterator[bytes]) -> None:
-        """Take in every line of the open file."""
+    def read(self, handle: BinaryIO) -> None:
+        """Take in every line of the open file, of which never more than the longest permitted line is in memory."""
         place, hashed = 0, self.source.sha256 is None
+        lines = iter(lambda: handle.readline(MOST_LINE_BYTES + 1), b"")
         try:
-            for number, raw in enumerate(handle):
+            for number, raw in enumerate(lines):
+                if len(raw) > MOST_LINE_BYTES:
+                    raise UserError(f"{self._place(number)} {TOO_LONG}: mend or delete that {self.source.unit}")
                 if hashed:
                     self.hash.update(raw)
                 skip = len(_BOM) if number == 0 and raw.startswith(_BOM) else 0

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,8 @@ from trim_lightning.errors import UserError
 from trim_lightning.records import generated
 from trim_lightning.records.layouts import check_fields
 from trim_lightning.records.record_file import (
+    MOST_LINE_BYTES,
+    TOO_LONG,
     LineSource,
     RecordFile,
     check_file,
@@ -38,6 +39,9 @@ _RECORDS = "records.jsonl"
 # Raise it whenever the same Parquet or Hub rows give other lines.
 _CONVERSION = 1
 _BATCH_ROWS = 1024
+# A file that grows beyond both when it is unpacked is taken for a bomb: text shrinks to a fifth, seldom to a fiftieth.
+_MOST_GROWTH = 200
+_FREE_GROWTH = 256 << 20
 
 
 def open_records(
@@ -117,10 +121,36 @@ def _json_lines(source: SourceSettings, what: str, spool: Spool) -> LineSource:
 def _decompress(source: Path, target: Path, label: str) -> None:
     try:
         with gzip.open(source, "rb") as packed, target.open("wb") as plain:
-            shutil.copyfileobj(packed, plain, 1 << 20)
+            size, line, limit = 0, 0, _most_unpacked(source.stat().st_size)
+            while chunk := packed.read(1 << 20):
+                size += len(chunk)
+                first = chunk.find(b"\n")
+                if line + (len(chunk) if first < 0 else first) > MOST_LINE_BYTES:
+                    raise UserError(f"{label} holds a line that {TOO_LONG}: mend or delete that line")
+                line = line + len(chunk) if first < 0 else len(chunk) - chunk.rfind(b"\n") - 1
+                _refuse_bomb(size, limit, label)
+                plain.write(chunk)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         fault = "is cut short" if isinstance(error, EOFError) else "is not a sound gzip file"
         raise UserError(f"{label} {fault} ({_one_line(error)}): fetch or compress it again") from error
+
+
+def _most_unpacked(packed: int) -> int:
+    """Bytes that an input of ``packed`` bytes may become."""
+    return max(_FREE_GROWTH, _MOST_GROWTH * packed)
+
+
+def _refuse_bomb(size: int, limit: int, label: str) -> None:
+    """Stop before a small file fills the disk.
+
+    Raises:
+        UserError: if ``size`` is beyond ``limit``.
+    """
+    if size > limit:
+        raise UserError(
+            f"{label} unpacks to more than {_MOST_GROWTH} times its size (stopped at {size >> 20} MiB): no text "
+            "shrinks so much; if it is what you want, unpack it yourself and name the unpacked file"
+        )
 
 
 def _magic(path: Path, label: str, size: int) -> bytes:
@@ -143,7 +173,12 @@ def _parquet(source: SourceSettings, what: str, spool: Spool) -> LineSource:
     directory = spool(
         "parquet",
         {"files": digests, "conversion": _CONVERSION},
-        lambda directory: _write_lines(directory / _RECORDS, _parquet_rows(files, label)),
+        lambda directory: _write_lines(
+            directory / _RECORDS,
+            _parquet_rows(files, label),
+            limit=_most_unpacked(sum(path.stat().st_size for path in files)),
+            label=label,
+        ),
     )
     return LineSource(
         directory / _RECORDS,
@@ -177,9 +212,13 @@ def _parquet_rows(files: Iterable[Path], label: str) -> Iterator[dict[str, Any]]
     for path in files:
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
+                found = 0
                 for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                     yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
+                    found += batch.num_rows
+                if found != file.metadata.num_rows:
+                    raise ValueError(f"it speaks of {file.metadata.num_rows} rows and holds {found}")
+        except Exception as error:  # values that Python has no object for raise OverflowError, KeyError and others
             raise UserError(
                 f"{label}: {path.name} is not a readable Parquet file ({_one_line(error)}): fetch or write it again"
             ) from error
@@ -245,10 +284,20 @@ def _no_progress_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as out:
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, limit: int | None = None, label: str = "") -> None:
+    """Write JSON lines.
+
+    Raises:
+        UserError: if they take more than ``limit`` bytes.
+    """
+    size = 0
+    with path.open("wb") as out:
         for row in rows:
-            out.write(_json_line(row) + "\n")
+            line = _json_line(row).encode() + b"\n"
+            size += len(line)
+            if limit is not None:
+                _refuse_bomb(size, limit, label)
+            out.write(line)
 
 
 def _json_line(row: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     from trim_lightning.report.explain_text import explanation_page, terminal_text
     from trim_lightning.report.run_files import open_run
 
-    opened = open_run(options.run, options.store)
+    opened = open_run(options.run, options.store, trusted=options.trust_remote_code)
     if options.text is not None:
         turns = [Turn("user", options.text)]
         if options.response is not None:
@@ -68,6 +68,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--response", metavar="TEXT", help="with --text: the assistant's turn after it")
     made.add_argument("--html", type=Path, metavar="FILE", help="write the same as a page")
     made.add_argument("--store", type=Path, metavar="DIR", help="the stage store, if it is not where the run had it")
+    made.add_argument("--trust-remote-code", action="store_true",
+                      help="with --text: let the model run its own code, as the run did")  # fmt: skip
     made.add_argument("--color", choices=("auto", "always", "never"), default="auto",
                       help="colours in the terminal (default auto: on a terminal, unless NO_COLOR is set)")  # fmt: skip
     return made

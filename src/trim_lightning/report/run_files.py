@@ -24,6 +24,7 @@ from trim_lightning.records.record import Record
 from trim_lightning.records.sources import open_records
 from trim_lightning.settings import SelectSettings
 from trim_lightning.store import Store
+from trim_lightning.store.inventory import KEY
 from trim_lightning.store.store import StoreError
 
 
@@ -36,12 +37,14 @@ class Run:
         manifest: Content of ``manifest.json``.
         settings: What it was asked.
         store: The stage store that it used.
+        trusted: The user lets the model run code of its own if the run did.
     """
 
     directory: Path
     manifest: dict[str, Any]
     settings: SelectSettings
     store: Store
+    trusted: bool = False
 
     @cached_property
     def scores(self) -> pa.Table:
@@ -63,6 +66,11 @@ class Run:
         Raises:
             UserError: if they are not there any more, or are others.
         """
+        if self.settings.model.trust_remote_code and not self.trusted:
+            raise UserError(
+                "the run used model.trust_remote_code=true: if you trust this run directory and the code of its model "
+                f"({self.settings.model.path}), add --trust-remote-code"
+            )
         source = find_model(self.settings.model, self.store)
         if source.digest != self.manifest["inputs"]["model"]["sha256"]:
             raise UserError(
@@ -87,8 +95,9 @@ class Run:
 
     def stage(self, name: str) -> Path | None:
         """The directory of a stage's result, None if the store does not hold it (any more)."""
-        key = self.manifest["stages"].get(name, {}).get("key")
-        if key is None:
+        stage = self.manifest["stages"].get(name)
+        key = stage.get("key") if isinstance(stage, dict) else None
+        if not isinstance(key, str) or not KEY.fullmatch(key):  # a manifest from elsewhere names no other folder
             return None
         path = self.store.root / name / key
         try:
@@ -135,18 +144,22 @@ class Run:
         return best_group({group: np.asarray(values, dtype=np.float64) for group, values in columns.items()}, row)
 
 
-def open_run(path: Path, store: Path | None = None) -> Run:
+def open_run(path: Path, store: Path | None = None, *, trusted: bool = False) -> Run:
     """Open a selection run, or the selection of a training run.
 
     Args:
         path: Its output directory.
         store: The stage store, if it is not where it was.
+        trusted: Let the model run code of its own if the run did; the manifest alone, which may be another's, cannot.
 
     Raises:
         UserError: if there is no finished selection.
     """
     directory = selection_directory(path)
     manifest = read_manifest(directory / MANIFEST)
+    for section in ("config", "inputs", "stages", "counts"):
+        if section not in manifest:
+            raise UserError(f"{directory / MANIFEST}: has no {section}; select again")
     try:
         settings = settings_from(manifest["config"])
     except Exception as error:
@@ -155,17 +168,19 @@ def open_run(path: Path, store: Path | None = None) -> Run:
     root = (store or Path(settings.paths.store_dir)).expanduser()
     if not root.is_dir():
         raise UserError(f"{root.absolute()}: the run's stage store is not there; name it with --store DIR")
-    return Run(directory, manifest, settings, Store(root, settings.paths.store_lock))
+    return Run(directory, manifest, settings, Store(root, settings.paths.store_lock), trusted)
 
 
 def settings_from(config: dict[str, Any]) -> SelectSettings:
     """Typed settings from a manifest's config; keys that selections do not have are left out."""
     from omegaconf import OmegaConf
 
+    from trim_lightning.config import as_plain
+
     known = {field.name for field in dataclasses.fields(SelectSettings)}
     method, trainer = config["method"], config.get("trainer", {})
     plain = {name: value for name, value in config.items() if name in known - {"method", "trainer"}}
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SelectSettings), plain))
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SelectSettings), as_plain(plain)))
     assert isinstance(settings, SelectSettings)
     settings.method, settings.trainer = dict(method), dict(trainer)
     return settings

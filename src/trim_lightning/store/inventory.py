@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, SoftFileLock, Timeout
 
+from trim_lightning.json_files import read_json_object
 from trim_lightning.store.store import ORPHAN_AGE, RECEIPT, Store, StoreError, last_change
 
 PARTIAL = "partial"
@@ -81,8 +81,8 @@ def state_of(path: Path) -> os.stat_result | None:
 def made_at(receipt: Path, otherwise: float) -> float:
     """Time noted in a receipt."""
     try:
-        return float(json.loads(receipt.read_text())["created"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(read_json_object(receipt)["created"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return otherwise
 
 
@@ -93,7 +93,7 @@ def receipt_of(item: Item) -> dict[str, Any]:
         StoreError: if there is none that can be read.
     """
     try:
-        content: dict[str, Any] = json.loads((item.path / RECEIPT).read_text())
+        content = read_json_object(item.path / RECEIPT)
     except (OSError, ValueError):
         raise StoreError("unreadable receipt") from None
     return content

@@ -15,6 +15,7 @@ from tabulate import tabulate
 from trim_lightning.amounts import size_text
 from trim_lightning.command import Parser, run_command
 from trim_lightning.errors import UserError
+from trim_lightning.report.escape import visible
 from trim_lightning.store.inventory import Item, chosen, damage, delete, items, receipt_of
 from trim_lightning.store.store import LOCKS, StoreError
 
@@ -54,7 +55,7 @@ def list_entries(root: Path, options: argparse.Namespace) -> None:
     ]  # fmt: skip
     if rows:
         alignment = ("left", "left", *["right"] * 3)
-        print(tabulate(rows, headers=["stage", "key", "size", "made", "used"], colalign=alignment))
+        print(visible(tabulate(rows, headers=["stage", "key", "size", "made", "used"], colalign=alignment)))
     print(f"\n{len(found)} entries, {size_text(sum(item.size for item in found))}")
 
 
@@ -66,7 +67,7 @@ def show(root: Path, options: argparse.Namespace) -> None:
     """
     item = by_key(root, options.key)
     try:
-        print(json.dumps(receipt_of(item), indent=2))
+        print(json.dumps(receipt_of(item), indent=2))  # ASCII: no control character passes
     except StoreError as error:
         raise UserError(f"{options.key}: {error}; trim-store verify --delete removes what is damaged") from None
 
@@ -83,7 +84,7 @@ def verify(root: Path, options: argparse.Namespace) -> None:
     for item, problem in bad.items():
         gone = options.delete and delete(root, item, options.lock)
         left += not gone
-        print(f"{item.stage}/{item.name[:12]}: {problem}{', deleted' if gone else ''}")
+        print(visible(f"{item.stage}/{item.name[:12]}: {problem}{', deleted' if gone else ''}"))
     print(f"{len(found) - len(bad)} of {len(found)} entries are whole")
     if left:
         raise UserError(
@@ -115,7 +116,7 @@ def prune(root: Path, options: argparse.Namespace) -> None:
             busy += 1
             continue
         gone.append(item)
-        print(f"{item.stage}/{item.name[:12]} {size_text(item.size)}, unused for {age(item.used)}")
+        print(visible(f"{item.stage}/{item.name[:12]} {size_text(item.size)}, unused for {age(item.used)}"))
     verb = "would be deleted" if options.dry_run else "deleted"
     print(f"{len(gone)} entries {verb}, {size_text(sum(item.size for item in gone))}")
     if young:

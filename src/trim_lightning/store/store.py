@@ -13,12 +13,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from filelock import FileLock, SoftFileLock
 
 from trim_lightning.errors import UserError
+from trim_lightning.json_files import read_json_object
 from trim_lightning.store.cost import Cost
 from trim_lightning.store.keys import StageKey, digest_of
 from trim_lightning.store.team import ALONE, PartDone, Team
@@ -26,6 +27,7 @@ from trim_lightning.store.team import ALONE, PartDone, Team
 log = logging.getLogger(__name__)
 
 RECEIPT = "entry.json"
+LONGEST_NAME = 1024  # characters of a file's path in an entry
 SIGHT_ATTEMPTS, SIGHT_SECONDS = 20, 0.5
 DONE = ""  # what the leader tells its team when a result is there
 RACING_ATTEMPTS = 4  # builds of one process without a working lock, before it gives up
@@ -247,7 +249,7 @@ class Store:
             known = json.loads(note.read_text())
             if known["mark"] == mark:
                 return str(known["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         digest = sha256_of(real)
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -298,27 +300,27 @@ class Store:
             FileNotFoundError: if there is no entry.
             StoreError: if it is damaged.
         """
+        if path.is_symlink():
+            raise StoreError("a symbolic link, which no run makes")
         try:
-            data = (path / RECEIPT).read_bytes()
+            receipt = read_json_object(path / RECEIPT)
         except FileNotFoundError:
             if path.exists():
                 raise StoreError("no receipt") from None
             raise
-        try:
-            receipt: dict[str, Any] = json.loads(data)
-            intact = receipt.get("seal") in (None, seal_of(receipt)) and "facts" in receipt
-            files = receipt["files"].items()
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise StoreError("unreadable receipt") from error
-        if not intact:
+        if receipt.get("seal") not in (None, seal_of(receipt)):
             raise StoreError("the receipt has another checksum")
-        for name, expected in files:
+        if not isinstance(receipt.get("facts"), dict):
+            raise StoreError("unreadable receipt")
+        for name, size, digest in listed_files(receipt):
             file = path / name
-            if not file.is_file():
+            if has_link(file, path) or not file.is_file():
                 raise StoreError(f"{name} is missing")
-            if file.stat().st_size != expected["size"]:
+            if file.stat().st_size != size:
                 raise StoreError(f"{name} has another size")
-            if path.name not in self._verified and sha256_of(file) != expected["sha256"]:
+            if path.name not in self._verified and sha256_of(file) != digest:
                 raise StoreError(f"{name} has another checksum")
         self._verified.add(path.name)
         return receipt
@@ -332,6 +334,8 @@ class Store:
             path.rename(grave)
         except OSError:
             return
+        if grave.is_symlink():
+            grave.unlink(missing_ok=True)  # what it leads to is not ours
         shutil.rmtree(grave, ignore_errors=True)
 
     def _sweep(self) -> None:
@@ -354,6 +358,33 @@ def seal(workspace: Path, key: StageKey, facts: Mapping[str, Any]) -> None:
     content = {"key": key.description, "files": files, "facts": facts, "created": time.time()}
     receipt = json.loads(json.dumps(content))  # as it will be read: JSON turns some keys and values into others
     write_atomically(workspace / RECEIPT, json.dumps({**receipt, "seal": seal_of(receipt)}, indent=1))
+
+
+def listed_files(receipt: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """Name, size and sha256 of every file in a receipt.
+
+    Raises:
+        StoreError: if the list is not one, or a name leads out of the entry.
+    """
+    files = receipt.get("files")
+    if not isinstance(files, Mapping):
+        raise StoreError("unreadable receipt")
+    listed = []
+    for name, expected in files.items():
+        known = expected if isinstance(expected, Mapping) else {}
+        size, digest = known.get("size"), known.get("sha256")
+        if not isinstance(size, int) or not isinstance(digest, str):
+            raise StoreError("unreadable receipt")
+        place = PurePath(name)
+        if "\0" in name or not place.parts or place.is_absolute() or ".." in place.parts or len(name) > LONGEST_NAME:
+            raise StoreError("the receipt names a file outside the entry")
+        listed.append((name, size, digest))
+    return listed
+
+
+def has_link(file: Path, entry: Path) -> bool:
+    """True if a path below an entry goes through a symbolic link, which no run makes there."""
+    return any(place.is_symlink() for place in (file, *file.parents) if place != entry and entry in place.parents)
 
 
 def seal_of(receipt: Mapping[str, Any]) -> str:

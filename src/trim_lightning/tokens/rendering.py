@@ -10,9 +10,12 @@ our choice.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -83,6 +86,7 @@ _STOPPED_CLOCK = (
 
 _SPACE_MARKS = "▁Ġ"  # how SentencePiece and byte-level vocabularies write a space
 _MOST_SCAFFOLDS = 4096
+_MOST_SECONDS = 30.0  # of processor time for one record; a template takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -235,15 +239,21 @@ class ChatRenderer:
     def _apply(self, roles: Sequence[str], contents: Sequence[str]) -> str:
         conversation = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
         try:
-            text = self._tokenizer.apply_chat_template(
-                conversation,
-                chat_template=self._jinja,
-                tokenize=False,
-                add_generation_prompt=False,
-                date_string=DATE,
-            )
+            with _limited_time():
+                text = self._tokenizer.apply_chat_template(
+                    conversation,
+                    chat_template=self._jinja,
+                    tokenize=False,
+                    add_generation_prompt=False,
+                    date_string=DATE,
+                )
         except (ImportError, jinja2.TemplateSyntaxError):
             raise
+        except _TooSlow:
+            raise UserError(
+                f"chat template of {_name(self._tokenizer)}: takes more than {_MOST_SECONDS} seconds for one record; "
+                "correct it or set model.chat_template"
+            ) from None
         except Exception as error:  # a template is foreign code and may raise anything
             raise RenderError(f"the chat template refuses the record: {_one_line(error)}") from None
         assert isinstance(text, str)
@@ -251,6 +261,7 @@ class ChatRenderer:
 
     def _check_syntax(self) -> None:
         try:
+            _refuse_bombs(self._jinja)
             self._apply(["user"], ["text"])
         except jinja2.TemplateSyntaxError as error:
             raise UserError(
@@ -288,6 +299,47 @@ class ChatRenderer:
         truncated = len(token_ids) > max_length
         # copies, so that a kept record does not keep its whole batch
         return Encoded(token_ids[:max_length].copy(), roles[:max_length].copy(), truncated)
+
+
+class _TooSlow(BaseException):
+    """A template ran out of its time; no `Exception`, so that a template's own handlers let it pass."""
+
+
+@contextlib.contextmanager
+def _limited_time() -> Iterator[None]:
+    """Stop what takes too long, by the processor's clock, so that a busy or halted machine decides nothing.
+
+    Only the main thread can be stopped, and only where nobody else uses this timer.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGVTALRM) not in (
+        signal.SIG_DFL,
+        _too_slow,
+    ):
+        yield
+        return
+    signal.signal(signal.SIGVTALRM, _too_slow)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _too_slow(number: int, frame: object) -> None:
+    raise _TooSlow
+
+
+def _refuse_bombs(template: str) -> None:
+    """Refuse what one step of the interpreter could be busy with for ever, so that no timer could stop it.
+
+    Raises:
+        TemplateSyntaxError: if the template is not one.
+        UserError: for a power, which no chat template needs.
+    """
+    if any(kind == "operator" and text == "**" for _, kind, text in jinja2.Environment().lex(template)):
+        raise UserError(
+            "chat template: computes a power (**), which no chat needs; correct it or set model.chat_template"
+        )
 
 
 def _render_plain(turns: Sequence[Turn]) -> Rendered:

@@ -131,7 +131,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         place = f"{path} line {number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place} is not valid JSON ({error}): mend or delete that line") from None
         if not isinstance(record, dict):
             raise UserError(f"{place} is not a JSON object: mend or delete that line")

@@ -1,0 +1,54 @@
+"""JSON files that somebody else may have written: bounded in size, and one kind of error for all that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 64 << 20
+"""Largest manifest, receipt or config that is read; what the project writes stays far below (our choice)."""
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        OSError: if it cannot be read.
+        ValueError: if it is no regular file, too large, not UTF-8, not JSON, or JSON of another kind; the text says
+            which, in a few words.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if status.st_size > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
+    with path.open("rb") as file:
+        return parse_json_object(file.read(MOST_BYTES + 1))
+
+
+def parse_json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object in some bytes.
+
+    Raises:
+        ValueError: if they are not UTF-8, not JSON, or JSON of another kind; the text says which, in a few words.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg} at line {error.lineno})") from None
+    except RecursionError:
+        raise ValueError("not valid JSON (nested too deeply to read)") from None
+    except ValueError as error:
+        # the interpreter's limit on the digits of an integer; its own hint is about code, not data
+        raise ValueError(f"not valid JSON ({str(error).partition(':')[0]})") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
