@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trim_lightning.config import SCHEMAS, config_directory, explain, first_line, register_schemas, to_settings
 from trim_lightning.errors import UserError
 from trim_lightning.instantiation import guard_hydra
+from trim_lightning.privacy import KeylessStream, hide_keys, hide_keys_in, shareable_command
 from trim_lightning.report.escape import visible
 from trim_lightning.settings import SelectSettings, TrainSettings
 from trim_lightning.store.team import PartDone, helper_folder, launched_rank
@@ -88,8 +89,8 @@ def plan_alone(settings: SelectSettings) -> None:
 
 
 def command_line(program: str) -> str:
-    """The command that repeats this job alone."""
-    return shlex.join([program, *HydraConfig.get().overrides.task])
+    """The command that repeats this job alone, as it may be shown to others."""
+    return shlex.join(shareable_command([program, *HydraConfig.get().overrides.task]))
 
 
 def name_group(settings: SelectSettings) -> None:
@@ -156,11 +157,11 @@ class Job:
         functools.update_wrapper(self, task)
         self.task = task
         self.began = False
-        self._stderr: Any = None
 
     def __call__(self, config: DictConfig) -> Any:
         """Run the task; in a multirun a mistake is logged at once, since the other jobs go on."""
         self.began = True
+        hide_keys_in(hydra_records())
         try:
             return self.task(config)
         except PartDone:
@@ -169,19 +170,33 @@ class Job:
             message = mistake(error)
             if message is not None and in_multirun():
                 log.error("this job failed: %s", message)
-            elif message is not None:
+            elif not in_multirun():
                 # Hydra prints all overrides before it raises: noise above our line
-                self._stderr, sys.stderr = sys.stderr, io.StringIO()
+                sys.stderr = io.StringIO()
             raise
 
     @contextlib.contextmanager
     def unmuted(self) -> Any:
-        """Give standard error back at the end."""
+        """Keep keys off standard error (Hydra prints the overrides of a job that failed); give it back at the end."""
+        own = sys.stderr
+        sys.stderr = KeylessStream(own)
         try:
             yield
         finally:
-            if self._stderr is not None:
-                sys.stderr = self._stderr
+            sys.stderr = own
+
+
+def hydra_records() -> list[Path]:
+    """The files in which Hydra keeps what was asked: of this job, and of its multirun."""
+    if not HydraConfig.initialized():
+        return []
+    hydra_config = HydraConfig.get()
+    found = []
+    if hydra_config.output_subdir is not None:
+        found += sorted((Path(hydra_config.runtime.output_dir) / hydra_config.output_subdir).glob("*.yaml"))
+    if hydra_config.mode == RunMode.MULTIRUN:
+        found.append(Path(hydra_config.sweep.dir) / "multirun.yaml")
+    return found
 
 
 def in_multirun() -> bool:
@@ -283,7 +298,7 @@ def unexpected(error: Exception, job: Job) -> int:
         return fail(message)
     if isinstance(error, ValueError) and not job.began:
         return fail(f"config: {first_line(error)}; --help and --hydra-help say what the command line takes")
-    traceback.print_exc()
+    print_traceback()
     say(f"error: internal failure ({type(error).__name__}); the traceback above says where")
     return INTERNAL_ERROR
 
@@ -332,6 +347,11 @@ def fail(message: str) -> int:
 
 
 def say(line: str) -> None:
-    """Write one line to standard error after everything that standard output holds back."""
+    """Write one line, without keys, to standard error after everything that standard output holds back."""
     sys.stdout.flush()
-    print(line, file=sys.stderr, flush=True)
+    print(visible(hide_keys(line)), file=sys.stderr, flush=True)
+
+
+def print_traceback() -> None:
+    """Write the traceback of the exception that is being handled, without keys."""
+    print(hide_keys(traceback.format_exc()), end="", file=sys.stderr, flush=True)

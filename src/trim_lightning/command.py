@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from trim_lightning.cli import INTERNAL_ERROR, INTERRUPTED, fail, say
+from trim_lightning.cli import INTERNAL_ERROR, INTERRUPTED, fail, print_traceback, say
 from trim_lightning.errors import UserError
 
 
@@ -54,6 +53,6 @@ def run_command(task: Callable[[Sequence[str]], None], arguments: Sequence[str] 
     except OSError as error:
         return fail(f"{error.filename or 'a file'}: {error.strerror or error}; check its permissions and free space")
     except Exception as error:
-        traceback.print_exc()
+        print_traceback()
         say(f"error: internal failure ({type(error).__name__}); the traceback above says where")
         return INTERNAL_ERROR

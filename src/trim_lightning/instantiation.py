@@ -29,7 +29,7 @@ ALLOWED = re.compile(
 LOGGING = re.compile(
     r"logging\.(StreamHandler|FileHandler|NullHandler|Formatter|Filter)"
     r"|logging\.handlers\.(RotatingFileHandler|TimedRotatingFileHandler)"
-    r"|colorlog\.(ColoredFormatter|StreamHandler)|trim_lightning\.report\.escape\.VisibleFormatter"
+    r"|colorlog\.(ColoredFormatter|StreamHandler)|trim_lightning\.privacy\.LogFormatter"
 )
 """Handlers and formatters that a logging section may name."""
 

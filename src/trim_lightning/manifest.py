@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +11,7 @@ from typing import Any
 
 from trim_lightning.ledger import Ledger
 from trim_lightning.outputs import write_text
+from trim_lightning.privacy import shareable, write_local
 
 PACKAGES = (
     "trim-lightning", "torch", "lightning", "transformers", "tokenizers", "peft", "hydra-core", "omegaconf",
@@ -51,21 +50,6 @@ def git_state() -> dict[str, Any] | None:
         return None
 
 
-def shareable(value: Any) -> Any:
-    """Replace the home directory by ``~`` in every text, so that a manifest can be shared."""
-    home = os.path.expanduser("~").rstrip(os.sep)
-    if isinstance(value, str):
-        if not home:
-            return value
-        # whole parts of a path only: /home/ann is no part of /home/anna, nor of /mnt/home/ann
-        return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", value)
-    if isinstance(value, Mapping):
-        return {name: shareable(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [shareable(item) for item in value]
-    return value
-
-
 def write_manifest(
     path: Path,
     *,
@@ -75,7 +59,7 @@ def write_manifest(
     ledger: Ledger,
     **more: Any,
 ) -> dict[str, Any]:
-    """Write ``manifest.json`` and return its content.
+    """Write ``manifest.json`` and return its content; the paths that it leaves out go to ``local.json``.
 
     Args:
         path: The file.
@@ -97,5 +81,6 @@ def write_manifest(
             **more,
         }
     )
+    write_local(config, path.parent)
     write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", path)
     return dict(content)

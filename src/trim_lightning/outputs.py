@@ -45,7 +45,7 @@ def writable_directory(path: str, key: str) -> Path:
 
 def clear(directory: Path) -> None:
     """Remove an earlier selection's files, so that no mixture of two runs is left if this one is killed."""
-    for name in FILES:
+    for name in (*FILES, "local.json"):
         (directory / name).unlink(missing_ok=True)
 
 

@@ -18,6 +18,7 @@ from trim_lightning.manifest import write_manifest
 from trim_lightning.methods.base import SelectionTask, Selector, load_selector
 from trim_lightning.models.source import find_model
 from trim_lightning.outputs import clear, writable_directory, write_coreset, write_scores
+from trim_lightning.privacy import run_name
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
 from trim_lightning.scorer import Scorer
@@ -78,7 +79,7 @@ def select(settings: SelectSettings, command: str | None = None) -> Selection:
     settings = for_helper(settings)
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
     store = open_store(settings)
-    name = "/".join(directory.absolute().parts[-2:])
+    name = run_name(directory)
     tracker = open_tracker(settings.logger, directory, job_type="select", name=name, config=asdict(settings))
     succeeded = False
     try:

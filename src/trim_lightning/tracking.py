@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trim_lightning.errors import UserError
-from trim_lightning.manifest import shareable
 from trim_lightning.outputs import write_text
+from trim_lightning.privacy import shareable
 from trim_lightning.settings import LoggerSettings
 
 if TYPE_CHECKING:
@@ -125,17 +125,17 @@ class WandbTracker(Tracker):
             self.run = wandb.init(
                 project=settings.project,
                 entity=settings.entity,
-                group=settings.group,
-                tags=list(settings.tags) or None,
+                group=shareable(settings.group),
+                tags=shareable(list(settings.tags)) or None,
                 job_type=job_type,
-                name=name,
+                name=shareable(name),
                 dir=str(directory),
                 config=shareable(dict(config)),
                 mode=mode,
                 reinit="finish_previous",
-                # the metadata hold the command line, paths and the host's name; our config says what matters
+                # its metadata hold the command line, paths, user and host; our config says what matters
                 settings=wandb.Settings(
-                    console="off", silent=True, save_code=False, disable_git=True, x_disable_meta=True
+                    console="off", silent=True, save_code=False, disable_git=True, x_disable_meta=True, host="hidden"
                 ),
             )
         except wandb.Error as error:

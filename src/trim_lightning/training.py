@@ -18,6 +18,7 @@ from trim_lightning.manifest import write_manifest
 from trim_lightning.models.source import ModelSource, find_model
 from trim_lightning.outputs import clear, writable_directory, write_text
 from trim_lightning.pipeline import Selection, check_trainer, for_helper, open_store, run_selection
+from trim_lightning.privacy import LOCAL, run_name
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
 from trim_lightning.records.sources import open_records
@@ -29,7 +30,7 @@ from trim_lightning.tracking import Tracker, open_tracker
 from trim_lightning.trainee import Trainee
 
 log = logging.getLogger(__name__)
-RESULTS = ("metrics.json", "predictions.jsonl", "manifest.json")
+RESULTS = ("metrics.json", "predictions.jsonl", "manifest.json", LOCAL)
 ADAPTER, MODEL = "adapter", "model"
 COPY = "coreset.jsonl"
 GENERATED_SEED = 2000  # held-out generated records come from another stream than pool (0) and targets (1000)
@@ -69,7 +70,7 @@ def train(settings: TrainSettings, command: str | None = None) -> Training:
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
     store = open_store(settings)
     ledger = Ledger()
-    name = "/".join(directory.absolute().parts[-2:])
+    name = run_name(directory)
     tracker = open_tracker(settings.logger, directory, job_type="train", name=name, config=asdict(settings))
     succeeded = False
     try:

@@ -110,7 +110,7 @@ def test_multirun_over_two_poolers(run: Run, inputs: Inputs, tmp_path: Path) -> 
         }  # fmt: skip
         config = json.loads((directory / "manifest.json").read_text())["config"]
         assert config["pooler"]["name"] == pooler
-        assert Path(config["paths"]["output_dir"]) == directory
+        assert config["paths"]["output_dir"] == f"sweep/{job}"
         tables.append(pq.read_table(directory / "scores.parquet").to_pydict())
     for table, column in zip(tables, ("mean", "max"), strict=True):
         assert table["score"] == table[column]

@@ -203,7 +203,7 @@ def test_config_in_the_run(sweep: Sweep) -> None:
     for job, run, pooler in zip(("0", "1"), sweep.runs(), ("mean", "max"), strict=True):
         manifest = json.loads((sweep.directory / job / "manifest.json").read_text())
         assert run.config["pooler"]["name"] == pooler
-        assert run.config["pool"]["path"] == "~/pool.jsonl"
+        assert run.config["pool"]["path"] == ".../pool.jsonl"
         assert {name: run.config[name] for name in manifest["config"]} == manifest["config"]
 
 
@@ -233,8 +233,8 @@ def test_no_home_path_and_no_secret_in_the_run(sweep: Sweep) -> None:
         content = path.read_bytes()
         for secret in SECRETS.values():
             assert secret.encode() not in content, path
-        # Hydra's own record of the command line is the user's copy
-        if ".hydra" not in path.parts and path.name != "multirun.yaml":
+        # Hydra's own record of the command line is the user's copy, as is the note of local paths
+        if ".hydra" not in path.parts and path.name not in ("multirun.yaml", "local.json"):
             assert str(sweep.home).encode() not in content, path
 
 

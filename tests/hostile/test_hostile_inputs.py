@@ -36,11 +36,11 @@ from trim_lightning.methods.base import load_selector
 from trim_lightning.models.adapter import check_adapter
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.source import find_model
+from trim_lightning.privacy import LogFormatter
 from trim_lightning.records import record_file, sources
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
-from trim_lightning.report.escape import VisibleFormatter
 from trim_lightning.report.explain_main import main as explain_main
 from trim_lightning.report.run_files import settings_from
 from trim_lightning.settings import ModelSettings, SourceSettings
@@ -617,7 +617,7 @@ def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixt
     assert "error: pool.path=␛[2J␛]0;owned␇ ⟨U+009B⟩31m⟨U+202E⟩" in error
     assert len(error) < 3000
     record = logging.LogRecord("a", logging.WARNING, "", 0, "it says %s", ("\x1b[31mred",), None)
-    assert VisibleFormatter("%(message)s").format(record) == "it says ␛[31mred"
+    assert LogFormatter("%(message)s").format(record) == "it says ␛[31mred"
 
 
 def test_a_run_logs_with_the_careful_formatter() -> None:
@@ -625,7 +625,7 @@ def test_a_run_logs_with_the_careful_formatter() -> None:
 
     folder = Path(__file__).resolve().parents[2] / "conf" / "hydra" / "default.yaml"
     simple = OmegaConf.load(folder).job_logging.formatters.simple
-    assert simple["class"] == f"{VisibleFormatter.__module__}.{VisibleFormatter.__name__}"
+    assert simple["class"] == f"{LogFormatter.__module__}.{LogFormatter.__name__}"
 
 
 # --- the fuzzer's own targets ------------------------------------------------------------------------------

@@ -173,25 +173,6 @@ def test_the_policy_lets_only_our_two_scripts_run() -> None:
     assert "unsafe-eval" not in assets.policy
 
 
-@pytest.mark.parametrize(
-    ("text", "shared"),
-    [
-        ("/home/ann/x", "~/x"),
-        ("/mnt/home/ann/x", "/mnt/home/ann/x"),
-        ("/home/ann/x:/home/anna/y", "~/x:/home/anna/y"),
-        ("file:///home/ann/x", "file://~/x"),
-        ("pool.path=/home/ann", "pool.path=~"),
-    ],
-)
-def test_the_home_directory_goes_by_whole_parts_of_a_path(
-    text: str, shared: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from trim_lightning.manifest import shareable
-
-    monkeypatch.setenv("HOME", "/home/ann")
-    assert shareable({"path": [text]}) == {"path": [shared]}
-
-
 @pytest.mark.parametrize("code", [0x00AD, 0x034F, 0x115F, 0x180E, 0x200C, 0x3164, 0xFFA0, 0xE0100])
 def test_characters_without_a_shape_are_written_out(code: int) -> None:
     from trim_lightning.report.escape import data_block, visible

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from trim_lightning.compare.statistics import jaccard_of_counts, jaccard_of_rows
 from trim_lightning.errors import UserError
 from trim_lightning.json_files import read_json_object
+from trim_lightning.privacy import read_local, with_local
 
 READING_KEYS = ("where", "exclude", "limit", "sample")
 MODEL_STAGES = ("warmup", "fingerprint", "score")
@@ -128,7 +129,8 @@ def read_selection(directory: Path, manifest: Mapping[str, Any]) -> Coreset:
     Raises:
         BrokenRun: if a file is missing, unreadable, or disagrees with the manifest.
     """
-    counts, config = section(manifest, "counts"), section(manifest, "config")
+    counts = section(manifest, "counts")
+    config = with_local(section(manifest, "config"), read_local(directory))
     selected, pool_size, tokens = counts.get("selected"), counts.get("pool"), counts.get("selected_tokens")
     if not is_count(selected) or not is_count(pool_size):
         raise BrokenRun("manifest.json has no counts.selected and counts.pool")

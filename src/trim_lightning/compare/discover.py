@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trim_lightning.errors import UserError
+from trim_lightning.privacy import different, without_homes
 
 MANIFEST = "manifest.json"
 SWEEP_FILE = "multirun.yaml"  # what Hydra leaves in the folder of a multirun
@@ -87,4 +88,4 @@ def short_labels(directories: Sequence[Path]) -> list[str]:
         return []
     whole = [os.path.abspath(directory) for directory in directories]
     common = os.path.commonpath(whole) if len(whole) > 1 else os.path.dirname(whole[0])
-    return [os.path.basename(path) if path == common else os.path.relpath(path, common) for path in whole]
+    return different([os.path.basename(path) if path == common else without_homes(path, common) for path in whole])

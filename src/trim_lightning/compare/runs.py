@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
@@ -14,6 +14,7 @@ from trim_lightning.compare.coresets import BrokenRun, Coreset, read_json, read_
 from trim_lightning.compare.discover import MANIFEST, Found
 from trim_lightning.engine.ranking import DEFAULT_FRACTION
 from trim_lightning.errors import UserError
+from trim_lightning.privacy import is_path, leaves, read_local, shareable, told_apart, with_local
 from trim_lightning.records.record_file import sha256_of
 
 TRAINING_SECTIONS = ("coreset", "train", "evaluation")  # what a selection's config may hold and not use
@@ -181,7 +182,25 @@ def read_runs(found: Sequence[Found]) -> tuple[list[Run], list[tuple[str, str]]]
             runs.append(read_run(place))
         except BrokenRun as error:
             broken.append((place.label, str(error)))
-    return runs, broken
+    return without_paths(runs), broken
+
+
+def without_paths(runs: Sequence[Run]) -> list[Run]:
+    """The runs with short texts for this machine's paths, different ones for different paths."""
+    configs = [config for run in runs for config in (run.config, run.coreset.config) if config is not None]
+    texts = told_apart([text for config in configs for _, text in leaves(config) if is_path(text)])
+
+    def shown(config: Any) -> Any:
+        if isinstance(config, Mapping):
+            return {name: shown(item) for name, item in config.items()}
+        if isinstance(config, list):
+            return [shown(item) for item in config]
+        return texts.get(config, shareable(config)) if isinstance(config, str) else config
+
+    return [
+        replace(run, config=shown(run.config), coreset=replace(run.coreset, config=shown(run.coreset.config)))
+        for run in runs
+    ]
 
 
 def read_run(place: Found) -> Run:
@@ -231,7 +250,7 @@ def check_shape(run: Run) -> None:
 def _read_run(place: Found) -> Run:
     directory = place.directory
     manifest = read_json(directory / MANIFEST)
-    config, inputs = section(manifest, "config"), section(manifest, "inputs")
+    config, inputs = with_local(section(manifest, "config"), read_local(directory)), section(manifest, "inputs")
     for key in ("method", "model", "selection", "pool"):
         if not isinstance(config.get(key), Mapping):
             raise BrokenRun(f"manifest.json has no config.{key}")

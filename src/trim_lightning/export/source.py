@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from trim_lightning.errors import UserError
 from trim_lightning.json_files import read_json_object
+from trim_lightning.privacy import read_local, with_local
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
 
 CORESET, MANIFEST, SCORES = "coreset.jsonl", "manifest.json", "scores.parquet"
@@ -81,7 +82,8 @@ def selection_directory(run: Path) -> Path:
 def given_coreset(run: Path) -> str | None:
     """The coreset file that a training run was given, if its manifest tells of one."""
     try:
-        given = read_json_object(run / MANIFEST)["config"]["coreset"]["path"]
+        config = read_json_object(run / MANIFEST)["config"]
+        given = with_local(config, read_local(run))["coreset"]["path"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(given) if given else None

@@ -24,6 +24,7 @@ from trim_lightning.compare.tables import (
     p_text,
     whole,
 )
+from trim_lightning.privacy import within
 from trim_lightning.records.record_file import RecordFile
 
 MOST_IN_MATRIX = 40  # runs; of more, one of each group
@@ -250,7 +251,7 @@ def numbers(name: str, values: Sequence[float | None], digits: int, chosen: Sequ
 def link_of(run: Run, folder: Path) -> str | None:
     """The run's own report, relative to the page."""
     for path in (run.directory / "report.html", run.directory / "selection" / "report.html"):
-        if path.is_file():
+        if path.is_file() and within(os.path.abspath(path), os.path.abspath(folder)):  # a way up could name a user
             return Path(os.path.relpath(path, folder)).as_posix()
     return None
 

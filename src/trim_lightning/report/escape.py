@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from typing import Any
 
@@ -23,14 +22,6 @@ def visible(text: str) -> str:
     ``\\n`` and ``\\t`` stay. The others become their control picture (``␀``) or code point (``⟨U+202E⟩``).
     """
     return _HIDDEN.sub(lambda found: _picture(ord(found.group())), text)
-
-
-class VisibleFormatter(logging.Formatter):
-    """Log lines as a terminal may show them: what data holds moves no cursor and sets no colour."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        return visible(super().format(record))
 
 
 def _picture(code: int) -> str:

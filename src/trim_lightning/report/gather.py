@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import DEFAULT_FRACTION, ScoreTable
-from trim_lightning.manifest import shareable
 from trim_lightning.methods.base import SelectionTask, Selector
 from trim_lightning.outputs import FILES
+from trim_lightning.privacy import run_name
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.report.facts import Candidate, FileLink, Occurrence, SelectionFacts, TargetView, TokenClass
 from trim_lightning.report.mix import mixes_of, short_fields
@@ -81,7 +81,7 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
         [replace(reader.candidate(row), view=tokens.views.get(row)) for row in rows] for rows in places.values()
     )
     return SelectionFacts(
-        title="/".join(outcome.directory.absolute().parts[-2:]),
+        title=run_name(outcome.directory),
         manifest=outcome.manifest,
         budget=budget_text(outcome),
         cut=float(scores.score[chosen[-1]]) if len(chosen) else None,
@@ -102,7 +102,7 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
         borderline=borderline,
         bottom=bottom,
         coreset=listed(reader, chosen.tolist()),
-        command=None if command is None else str(shareable(command)),
+        command=command,
         files=files_of(outcome.directory),
     )
 

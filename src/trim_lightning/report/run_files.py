@@ -20,6 +20,7 @@ from trim_lightning.export.source import MANIFEST, SCORES, read_manifest, select
 from trim_lightning.methods.base import MatchedTokens
 from trim_lightning.methods.trim import best_group, read_matched
 from trim_lightning.models.source import ModelSource, find_model
+from trim_lightning.privacy import read_local, with_local
 from trim_lightning.records.record import Record
 from trim_lightning.records.sources import open_records
 from trim_lightning.settings import SelectSettings
@@ -161,7 +162,7 @@ def open_run(path: Path, store: Path | None = None, *, trusted: bool = False) ->
         if section not in manifest:
             raise UserError(f"{directory / MANIFEST}: has no {section}; select again")
     try:
-        settings = settings_from(manifest["config"])
+        settings = settings_from(with_local(manifest["config"], read_local(directory)))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{directory / MANIFEST}: its config cannot be read ({reason}); select again") from None

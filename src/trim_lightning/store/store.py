@@ -243,7 +243,7 @@ class Store:
         """sha256 (hex) of a file, remembered by its path, size, and modification and change times."""
         real, status = path.resolve(), path.stat()
         # a copy may keep the modification time, but nothing keeps the change time
-        mark = [str(real), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        mark = [digest_of(str(real)), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         note = self.root / "digests" / f"{digest_of(mark)}.json"
         try:
             known = json.loads(note.read_text())
