@@ -117,6 +117,7 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises rather than prints: the last line is ours
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback a line
     # a scheduler's SIGTERM ends a run as Ctrl-C does: finished shards and checkpoints stay
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.argv[1:] = [expand_home(argument) for argument in sys.argv[1:]]
@@ -308,10 +309,12 @@ def mistake(error: BaseException) -> str | None:
     cause = user_error_within(error)
     if cause is not None:
         return str(cause)
-    if isinstance(error, OSError) and error.errno in NOT_OURS:
+    number = system_error(error)
+    if number in NOT_OURS:
+        name = getattr(error, "filename", None) or "a file"
         return (
-            f"{error.filename or 'a file'}: {error.strerror or first_line(error)}; free space or name another "
-            "directory (hydra.run.dir, paths.output_dir, paths.store_dir); finished work is kept"
+            f"{name}: {os.strerror(number)}; free space or name another directory (hydra.run.dir, paths.output_dir, "
+            "paths.store_dir); finished work is kept"
         )
     if is_out_of_memory(error):
         return (
@@ -328,6 +331,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     from trim_lightning.engine import memory
 
     return memory.is_out_of_memory(error)
+
+
+def system_error(error: BaseException) -> int | None:
+    """The system's error number, also of a library in Rust, which has it in its text alone; None if there is none."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None
 
 
 def user_error_within(error: BaseException | None) -> UserError | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
+_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")  # half of a surrogate pair, be it a lone one
 MOST_BYTES = 64 << 20
 """Largest manifest, receipt or config that is read; what the project writes stays far below (our choice)."""
 
@@ -33,7 +35,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in some bytes.
+    """The JSON object in some bytes; lone surrogates in it become U+FFFD.
 
     Raises:
         ValueError: if they are not UTF-8, not JSON, or JSON of another kind; the text says which, in a few words.
@@ -51,4 +53,15 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
         raise ValueError(f"not valid JSON ({str(error).partition(':')[0]})") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
+    return _whole(value) if _ESCAPED.search(data) else value
+
+
+def _whole(value: Any) -> Any:
+    """A JSON value whose texts can be written as UTF-8: lone surrogates become U+FFFD."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
     return value

@@ -16,7 +16,7 @@ from trim_lightning.evaluation.evaluate import evaluate, measures, paired, summa
 from trim_lightning.ledger import Ledger
 from trim_lightning.manifest import write_manifest
 from trim_lightning.models.source import ModelSource, find_model
-from trim_lightning.outputs import clear, writable_directory, write_text
+from trim_lightning.outputs import clear, copy_atomically, writable_directory, write_text
 from trim_lightning.pipeline import Selection, check_trainer, for_helper, open_store, run_selection
 from trim_lightning.privacy import LOCAL, run_name
 from trim_lightning.records.record import Turn
@@ -353,7 +353,10 @@ def copy_result(tuned: Entry, directory: Path) -> None:
             continue
         temporary = directory / f".{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source, temporary)
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            copy = temporary / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy_atomically(file, copy)  # unlike shutil.copytree it raises the system's own error
         temporary.rename(final)
 
 

@@ -23,7 +23,7 @@ PROGRESS = re.compile(r"[a-z-]+: \d+% of ")
 CONSOLE_SCRIPT = Path(sys.executable).with_name("trim-select")
 FINAL_NAMES = (
     "scores.parquet", "coreset.jsonl", "token_scores.parquet", "target_tokens.parquet", "fingerprints.safetensors",
-    "manifest.json", "report.html", "metrics.csv",
+    "manifest.json", "local.json", "report.html", "metrics.csv",
 )  # fmt: skip
 
 

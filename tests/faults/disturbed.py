@@ -51,6 +51,7 @@ class Workshop:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.counted: dict[str, int] = {}
         build_tiny_model("llama", root / "model")
         write_records(root / "pool.jsonl", 60, seed=1)
         write_records(root / "targets.jsonl", 6, seed=2, edge_cases=False)
@@ -112,7 +113,10 @@ class Workshop:
 
     def calls(self, point: str) -> int:
         """How often an undisturbed run comes by a point."""
-        return self.run(self.folder("counted"), fault={"point": point, "action": "count"}).calls
+        if point not in self.counted:
+            ended = self.run(self.folder("counted"), fault={"point": point, "action": "count"})
+            self.counted[point] = ended.calls
+        return self.counted[point]
 
     def check_what_is_left(self, folder: Path) -> dict[Path, bytes]:
         """Nothing half written has a final name. Returns the receipts of finished stages."""

@@ -27,7 +27,7 @@ STAGES = {
     "selection": "trim_lightning.outputs:replacing",
     "training": "trim_lightning.tuning.lora_module:TuningModule.training_step",
     "evaluation": "trim_lightning.evaluation.held_out:LossPass._losses",
-    "report": "trim_lightning.report.gather:gather",
+    "report": "trim_lightning.report.write:gather",
 }
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
