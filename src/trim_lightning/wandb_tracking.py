@@ -12,8 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trim_lightning.config import first_line
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.privacy import shareable
 from trim_lightning.settings import LoggerSettings
 from trim_lightning.tracking import Tracker
