@@ -227,7 +227,14 @@ def verdict(item: Any) -> str:
 
 def diversity_table(experiment: Experiment, report: Report) -> str:
     """Lexical diversity and diversity by embeddings of each group's first coreset."""
-    names = ("median_words", "response_share", "distinct_bigrams", "compression", "near_duplicates", "effective_records")
+    names = (
+        "median_words",
+        "response_share",
+        "distinct_bigrams",
+        "compression",
+        "near_duplicates",
+        "effective_records",
+    )
     rows = []
     for group in report.groups:
         found = report.diversities[report.runs.index(group.first)]
