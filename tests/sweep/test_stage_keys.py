@@ -162,6 +162,7 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "selection.fraction": ("0.5", NOTHING),
     "selection.count": ("3", NOTHING),
     "selection.tokens": ("99", NOTHING),
+    "selection.token_scope": ("response selection.tokens=99", NOTHING),
     "selection.cap_field": "goes with selection.cap",
     "selection.cap": ("1 selection.cap_field=subtask", NOTHING),
     "selection.dedup": ("near", NOTHING),

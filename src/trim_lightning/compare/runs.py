@@ -128,7 +128,7 @@ class Run:
         if budget.get("count") is not None:
             return f"{budget['count']} records"
         if budget.get("tokens") is not None:
-            return f"{budget['tokens']} tokens"
+            return f"{budget['tokens']} {'response ' if budget.get('token_scope') == 'response' else ''}tokens"
         share = budget.get("fraction")
         return f"{100 * (DEFAULT_FRACTION if share is None else share):g} %"
 
