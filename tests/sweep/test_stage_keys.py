@@ -182,6 +182,7 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "logger.tags": ("[other]", NOTHING),
     "logger.offline": ("true", NOTHING),
     "logger.log_artifacts": ("false", NOTHING),
+    "logger.finish_timeout": ("5", NOTHING),
     "paths.output_dir": ("{root}/elsewhere", NOTHING),
     "paths.store_dir": "another store has the same keys: next test",
     "paths.store_lock": ("soft", NOTHING),
