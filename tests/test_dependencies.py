@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -87,6 +88,19 @@ def test_what_is_locked_is_what_the_project_asks_for() -> None:
         if not each.specifier.contains(locked.get(canonicalize_name(each.name), "0"))
     ]
     assert wrong == []
+
+
+def test_the_lower_bounds_are_the_oldest_versions_that_are_tested() -> None:
+    """`make test-versions` runs the suite with constraints-oldest.txt."""
+    oldest = pins(ROOT / "constraints-oldest.txt")
+    extras = set(PROJECT["optional-dependencies"]) - {"fuzz"}  # a tool that the suite does not need
+    wrong = {}
+    for each in asked_for(*extras):
+        (bound,) = [Version(part.version) for part in each.specifier if part.operator == ">="]
+        tested = oldest.get(canonicalize_name(each.name))
+        if tested is None or Version(tested) != bound:
+            wrong[str(each)] = tested
+    assert wrong == {}
 
 
 @pytest.mark.parametrize("path", PINNED, ids=lambda path: path.name)
