@@ -25,8 +25,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from trim_lightning.config import SCHEMAS, config_directory, explain, first_line, register_schemas, to_settings
-from trim_lightning.errors import UserError
+from trim_lightning.config import SCHEMAS, config_directory, explain, register_schemas, to_settings
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.instantiation import guard_hydra
 from trim_lightning.privacy import KeylessStream, hide_keys, hide_keys_in, shareable_command
 from trim_lightning.report.escape import visible

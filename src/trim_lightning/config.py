@@ -25,7 +25,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.settings import SelectSettings, TrainSettings, known_keys
 
 Settings = TypeVar("Settings")
@@ -170,12 +170,6 @@ def explain(error: BaseException, schema: type) -> str:
     if found:
         return f"+{found.group(1)}: exists already; leave the plus sign out"
     return _wrong_value(causes, text, schema) or _unknown_key(text, schema) or f"config: {first_line(error)}"
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an exception's text."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(":. ") if lines else type(error).__name__
 
 
 def no_such_key(name: str, schema: type) -> str:

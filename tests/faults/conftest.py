@@ -18,17 +18,15 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     """Built once."""
     made = Workshop(tmp_path_factory.mktemp("faults"))
     yield made
-    assert made.nursery.stdin is not None
-    made.nursery.stdin.close()
-    made.nursery.wait(30)
+    made.nursery.close()
 
 
 @pytest.fixture
 def count_fault() -> Any:
-    """``count_fault(kind, stage)`` for the table at the end."""
+    """``count_fault(kind, stage, number)`` for the table at the end."""
 
-    def note(kind: str, stage: str) -> None:
-        injected[kind, stage] += 1
+    def note(kind: str, stage: str, number: int = 1) -> None:
+        injected[kind, stage] += number
 
     return note
 

@@ -46,6 +46,55 @@ class Ended:
         return [line for line in self.error.splitlines() if line.startswith("error:")]
 
 
+class Nursery:
+    """A process that runs commands in children, one at a time; see ``nursery.py``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nursery.py"))], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, cwd=root,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def run(self, program: str, arguments: list[str], folder: Path, label: str, **job: Any) -> Ended:
+        """Run one command to its end.
+
+        Args:
+            program: ``trim-train`` or ``trim-select``.
+            arguments: Its overrides.
+            folder: Where it runs.
+            label: Name of the files for its output, below the root.
+            job: ``fault``, ``clock``, ``seconds``, ``kill_after``, ``environment``: see ``nursery.py``.
+        """
+        note = folder / "note"
+        note.unlink(missing_ok=True)
+        files = {name: str(self.root / f"{label}.{name}") for name in ("out", "err")}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        request = {
+            "program": program, "arguments": arguments, "cwd": str(folder), "note": str(note), "seconds": SECONDS,
+            **files, **job,
+        }  # fmt: skip
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        error, out = (Path(files[name]).read_text(errors="replace") for name in ("err", "out"))
+        assert not answer["hung"], f"hung: {error[-2000:]}"
+        noted = float(note.read_text()) if note.exists() else None
+        counted = (job.get("fault") or {}).get("action") == "count"
+        after = answer["ended"] - noted if noted is not None and not counted else None
+        return Ended(answer["code"], error, out, after, int(noted or 0) if counted else 0)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
 class Workshop:
     """One command that goes through every stage, and its undisturbed results."""
 
@@ -56,13 +105,7 @@ class Workshop:
         write_records(root / "pool.jsonl", 60, seed=1)
         write_records(root / "targets.jsonl", 6, seed=2, edge_cases=False)
         write_records(root / "held_out.jsonl", 9, seed=3, edge_cases=False)
-        self.nursery = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("nursery.py"))], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, cwd=root,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        )  # fmt: skip
-        assert self.nursery.stdout is not None
-        assert self.nursery.stdout.readline() == "ready\n"
+        self.nursery = Nursery(root)
         self.baseline = self.folder("baseline")
         ended = self.run(self.baseline)
         assert ended.code == 0, ended.error
@@ -92,24 +135,7 @@ class Workshop:
             f"evaluation.path={root / 'held_out.jsonl'}", "evaluation.exact_match=never",
             f"paths.store_dir={folder / 'store'}", f"hydra.run.dir={folder / 'out'}", *more,
         ]  # fmt: skip
-        note = folder / "note"
-        note.unlink(missing_ok=True)
-        files = {name: str(self.root / f"{folder.name}.{name}") for name in ("out", "err")}
-        assert self.nursery.stdin is not None
-        assert self.nursery.stdout is not None
-        request = {
-            "program": "trim-train", "arguments": arguments, "cwd": str(folder), "note": str(note), "fault": fault,
-            "seconds": SECONDS, **files, **job,
-        }  # fmt: skip
-        self.nursery.stdin.write(json.dumps(request) + "\n")
-        self.nursery.stdin.flush()
-        answer = json.loads(self.nursery.stdout.readline())
-        error, out = (Path(files[name]).read_text(errors="replace") for name in ("err", "out"))
-        assert not answer["hung"], f"hung: {error[-2000:]}"
-        noted = float(note.read_text()) if note.exists() else None
-        counted = fault is not None and fault["action"] == "count"
-        after = answer["ended"] - noted if noted is not None and not counted else None
-        return Ended(answer["code"], error, out, after, int(noted or 0) if counted else 0)
+        return self.nursery.run("trim-train", arguments, folder, folder.name, fault=fault, **job)
 
     def calls(self, point: str) -> int:
         """How often an undisturbed run comes by a point."""

@@ -2,7 +2,7 @@
 
 One JSON line in, one out. A child costs the run itself and not the seconds of imports. A fault has a ``point`` (a
 function, or the system's ``rename`` and ``fsync``), the ``nth`` call of it, and an ``action``: a signal to itself, an
-error, or ``count``.
+error, or ``count``. ``kill_after`` kills the child and its own after so many seconds, wherever it is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import errno
 import importlib
 import json
+import math
 import os
 import signal
 import sys
@@ -47,6 +48,11 @@ class Fault:
         if self.action in SIGNALS:
             os.kill(os.getpid(), SIGNALS[self.action])
             time.sleep(0.05)  # until the interpreter has seen it
+        elif self.action == "worker":
+            import multiprocessing
+
+            multiprocessing.active_children()[0].kill()
+            time.sleep(0.05)
         elif self.action == "memory":
             import torch
 
@@ -119,11 +125,15 @@ def child_of(job: dict[str, Any]) -> dict[str, Any]:
             os.setsid()
             code = run(job)
         os._exit(code)
-    deadline = time.monotonic() + job["seconds"]
+    began = time.monotonic()
+    deadline, end = began + job["seconds"], began + job.get("kill_after", math.inf)
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return {"code": os.waitstatus_to_exitcode(status), "hung": False, "ended": time.monotonic()}
+        if time.monotonic() > end:
+            end = math.inf
+            os.killpg(pid, signal.SIGKILL)
         if time.monotonic() > deadline:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)

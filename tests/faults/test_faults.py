@@ -191,6 +191,20 @@ def test_memory_that_runs_out_in_a_training(workshop: Workshop, count_fault: Cou
     workshop.check_that_it_goes_on(folder, workshop.check_what_is_left(folder))
 
 
+@pytest.mark.parametrize("which", MOMENTS)
+def test_a_data_worker_that_dies(workshop: Workshop, count_fault: Count, which: int) -> None:
+    """The batches are then made in the process itself; shards that are written stay."""
+    folder = workshop.folder("worker")
+    fault = {"point": "scoring", "nth": moment(workshop, "scoring", which), "action": "worker"}
+    ended = workshop.run(folder, "scoring.num_workers=2", fault=fault)
+    count_fault("data worker killed", "scoring")
+    assert ended.code == 0, ended.error
+    assert "this one makes them from here on" in ended.out
+    for name, wanted in workshop.results.items():
+        assert (folder / "out" / name).read_bytes() == wanted, name
+    workshop.check_what_is_left(folder)
+
+
 def test_a_report_that_cannot_be_drawn(workshop: Workshop, count_fault: Count) -> None:
     folder = workshop.folder("report")
     ended = workshop.run(folder, fault={"point": "report", "nth": 1, "action": "memory"})

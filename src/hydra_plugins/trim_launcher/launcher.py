@@ -180,7 +180,7 @@ def tell_quietly(result: JobReturn) -> JobReturn:
 def reason_of(result: JobReturn) -> str:
     """Why a job failed, in one line."""
     from trim_lightning.cli import mistake
-    from trim_lightning.config import first_line
+    from trim_lightning.errors import first_line
 
     error: Any = result._return_value
     return mistake(error) or f"internal failure ({type(error).__name__}: {first_line(error)})"

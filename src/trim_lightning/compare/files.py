@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -88,11 +89,21 @@ def write_rows(rows: Sequence[Mapping[str, Any]], stem: Path) -> list[Path]:
     return paths
 
 
+def as_float(value: float) -> float:
+    """The number as a float; what is beyond every float is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
 def uniform(values: Sequence[Any]) -> list[Any]:
     """The values in one type that a column can hold."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds == {int, float}:
-        return [None if value is None else float(value) for value in values]
+    if kinds == {int, float} or (
+        kinds == {int} and any(value.bit_length() > 63 for value in values if value is not None)
+    ):
+        return [None if value is None else as_float(value) for value in values]
     if len(kinds) == 1 and kinds <= {int, float, bool, str}:
         return list(values)
     return [None if value is None else text_of(value) for value in values]

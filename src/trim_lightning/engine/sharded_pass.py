@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,11 @@ from trim_lightning.engine.clock import WorkClock
 from trim_lightning.engine.modules import in_step
 from trim_lightning.engine.trainer import hush_lightning, interruptible, is_spread, make_trainer, one_device
 from trim_lightning.engine.writer import TokenProgress
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.store.team import ALONE, Team
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
+log = logging.getLogger(__name__)
 PENDING = 2  # shards computed but not yet on disk: a slow disk holds the model up rather than filling memory
 
 
@@ -91,16 +93,37 @@ def run_sharded_pass(
     clock = WorkClock(directory)
     done = team.agree(title, lambda: form.finished(plan))
     missing = [shard for shard in plan if shard.index not in done]
-    if missing:
-        data = ShardData(records, missing, scope, resources.num_workers)
-        writer = ShardWriter(form, clock)
-        runner = make_trainer(resources.trainer, [writer, TokenProgress(title, data.tokens)])
+
+    def compute(shards: Sequence[Shard], num_workers: int | None) -> None:
+        data = ShardData(records, shards, scope, num_workers)
+        runner = make_trainer(resources.trainer, [ShardWriter(form, clock), TokenProgress(title, data.tokens)])
         with interruptible(runner):
             runner.predict(module, datamodule=data, return_predictions=False)
+
+    if missing:
+        try:
+            compute(missing, resources.num_workers)
+        except RuntimeError as error:
+            if not is_of_a_worker(error):
+                raise
+            if is_spread(resources.trainer):  # the other processes wait at their next meeting
+                raise UserError(
+                    f"a process that made batches died ({first_line(error)}); the same command goes on from the last "
+                    "shard, scoring.num_workers=0 does without such processes"
+                ) from None
+            log.warning("a process that made batches died (%s); this one makes them from here on", first_line(error))
+            done = form.finished(plan)
+            if len(done) < len(plan):
+                compute([shard for shard in plan if shard.index not in done], 0)
         team.meet()  # all have written their last shard, and nobody's temporary files are about
         if team.leads and not all(form.is_there(shard.index) for shard in missing):
             raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
     return clock.finish() if team.leads else 0.0
+
+
+def is_of_a_worker(error: RuntimeError) -> bool:
+    """True for the error that torch raises when one of a loader's processes has died; it has no class of its own."""
+    return str(error).startswith("DataLoader worker (pid")
 
 
 class ShardData(LightningDataModule):

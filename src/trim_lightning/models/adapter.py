@@ -11,9 +11,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.json_files import read_json_object
-from trim_lightning.models.load import first_line
 
 
 def apply_adapter(model: PreTrainedModel, directory: Path, *, merge: bool = False) -> PreTrainedModel:

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.models.attention import NAME, refusal, register
 from trim_lightning.models.source import ModelSource
 
@@ -108,9 +108,3 @@ class ModelRecipe:
 
             model = apply_adapter(model, self.adapter, merge=self.merge)
         return model
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's text, for the one error line."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -9,8 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from trim_lightning.config import first_line
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.store import Cost, Measured
 from trim_lightning.sweep.plan import Plan
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trim_lightning.config import first_line
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.methods.base import SelectionTask, load_selector
 from trim_lightning.methods.trim import ScoringWork, TrimSelector
 from trim_lightning.pipeline import open_store, open_task
