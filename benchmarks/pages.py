@@ -26,6 +26,7 @@ from tabulate import tabulate
 
 import materials
 from page_pictures import dots
+from trim_lightning.api import load
 from trim_lightning.compare.groups import Group
 from trim_lightning.compare.report import Report, compare
 from trim_lightning.compare.runs import Run, lower_is_better, text_of
@@ -71,6 +72,7 @@ class Experiment:
         picture: Metric that is drawn; the first one if it is not named.
         overlap: Add what each coreset shares with that of the first line.
         classes: List so many of the heaviest token classes of each line.
+        diversity: Add how varied the records of each coreset are, by words and by SmolLM2's embeddings.
         cold: Every command has a store of its own, so that nothing is found in it but the converted model.
     """
 
@@ -86,6 +88,7 @@ class Experiment:
     picture: str | None = None
     overlap: bool = False
     classes: int = 0
+    diversity: bool = False
     cold: bool = False
 
     @classmethod
@@ -148,7 +151,8 @@ def cold_store(experiment: Experiment, part: Part) -> Path:
 def write(experiment: Experiment) -> Path:
     """Write the page and its picture."""
     folders = [experiment.folder(part) for part in experiment.parts if experiment.folder(part).exists()]
-    report = compare(folders, all_pairs=False, samples=SAMPLES, seed=0)
+    embed = load(store_dir=RUNS / "store").embed if experiment.diversity else None
+    report = compare(folders, all_pairs=False, samples=SAMPLES, seed=0, embed=embed)
     PAGES.mkdir(parents=True, exist_ok=True)
     parts = [f"# {experiment.title}", experiment.question.strip(), "## Data and commands", experiment.data.strip()]
     lines = [shown(experiment, part) for part in experiment.parts]
@@ -165,6 +169,10 @@ def write(experiment: Experiment) -> Path:
     if report.comparisons:
         parts += ["Against random, paired over held-out records (95 % interval, not corrected for many tests):",
                   difference_table(experiment, report)]  # fmt: skip
+    if experiment.diversity:
+        parts += ["How varied the records of each coreset are ([columns](../comparing.md#records-of-the-coresets); "
+                  "effective records by SmolLM2-135M's embeddings; the first run of each line):",
+                  diversity_table(experiment, report)]  # fmt: skip
     if experiment.classes:
         parts += ["The heaviest token classes of each bank, by summed saliency (`␣` is a blank, `↵` a line break):",
                   class_table(experiment, report)]  # fmt: skip
@@ -215,6 +223,27 @@ def verdict(item: Any) -> str:
     sign = -1 if lower_is_better(item.metric) else 1
     low, high = sorted((sign * item.difference.low, sign * item.difference.high))
     return "**better**" if low > 0 else "**worse**" if high < 0 else "tie"
+
+
+def diversity_table(experiment: Experiment, report: Report) -> str:
+    """Lexical diversity and diversity by embeddings of each group's first coreset."""
+    names = (
+        "median_words",
+        "response_share",
+        "distinct_bigrams",
+        "compression",
+        "near_duplicates",
+        "effective_records",
+    )
+    rows = []
+    for group in report.groups:
+        found = report.diversities[report.runs.index(group.first)]
+        if found is not None:
+            values = [getattr(found, name) for name in names]
+            rows.append([label_of(experiment, group), *("" if value is None else f"{value:.2f}" for value in values)])
+    headers = ["run", "median words", "of them response", "distinct pairs", "compression", "near duplicates",
+               "effective records"]  # fmt: skip
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def class_table(experiment: Experiment, report: Report) -> str:

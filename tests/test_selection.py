@@ -83,6 +83,16 @@ def test_a_first_record_above_the_token_budget_is_taken_with_a_warning(pool: Poo
     assert ledger.warnings == ["the best record alone has 50 tokens, above selection.tokens=20"]
 
 
+def test_a_budget_in_response_tokens(pool: Pool) -> None:
+    """Records are paid by what is handed in; without it by their content tokens."""
+    settings = SelectionSettings(tokens=60, token_scope="response")
+    scores, order, records = table([10] * 40), np.arange(40), pool(*["x"] * 40)
+    assert len(select_rows(settings, records, scores, order, Ledger())) == 6
+    assert len(select_rows(settings, records, scores, order, Ledger(), costs=np.full(40, 3))) == 20
+    with pytest.raises(UserError, match="there is no budget in tokens"):
+        check_settings(SelectSettings(selection=SelectionSettings(token_scope="response")))
+
+
 @pytest.mark.parametrize("names", [("fraction", "count"), ("count", "tokens"), ("fraction", "count", "tokens")])
 def test_two_budgets_are_refused_by_name(names: tuple[str, ...]) -> None:
     settings = SelectSettings(selection=SelectionSettings(**dict.fromkeys(names, 1)))

@@ -26,6 +26,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.engine.modules import ScoringPass, TargetPass
 from trim_lightning.engine.ranking import DEFAULT_FRACTION, budget_count, rank_by_score
+from trim_lightning.engine.record_pass import RecordPass
+from trim_lightning.engine.statistics import PositionWeightedMean
 from trim_lightning.engine.target_pass import TargetSignals, banks_of, weigh
 from trim_lightning.errors import UserError
 from trim_lightning.methods.trim import ScopedTokens, pool_tokens, scaled_idf
@@ -163,6 +165,21 @@ class TrimScorer:
         if not chunks:
             raise UserError("score: there are no records")
         return Scores(*np.concatenate(chunks, axis=1))
+
+    def embed(self, records: Iterable[Mapping[str, Any]]) -> NDArray[np.float32]:
+        """A vector per record, ``[records, hidden]``: RDS+'s mean of the last hidden states, weighted by position.
+
+        Zeros for a record that the chat template refuses.
+        """
+        forward = RecordPass(self.model, PositionWeightedMean())
+        width = int(self.model.config.get_text_config().hidden_size)
+        chunks = [np.zeros((0, width), dtype=np.float32)]
+        for sequences in self._encode(records):
+            vectors = np.zeros((len(sequences), width), dtype=np.float32)
+            for batch in self._batches(sequences):
+                vectors[batch["rows"].cpu().numpy()] = forward.predict_step(batch, 0).float().cpu().numpy()
+            chunks.append(vectors)
+        return np.concatenate(chunks)
 
     def _encode(self, records: Iterable[Mapping[str, Any]]) -> Iterator[list[TokenSequence]]:
         """Tokenise an iterable a chunk at a time; a record that cannot be rendered has no tokens."""

@@ -120,7 +120,8 @@ def run_selection(
 
     started = time.perf_counter()
     order = scores.order if scores.order is not None else rank_by_score(scores.score)
-    chosen = select_rows(settings.selection, pool, scores, order, ledger, everything=selector.takes_all)
+    costs = task.pool_tokens.content_lengths(settings.selection.token_scope)
+    chosen = select_rows(settings.selection, pool, scores, order, ledger, costs=costs, everything=selector.takes_all)
     clear(directory)
     write_scores(pool, scores, order, chosen, directory / "scores.parquet")
     write_coreset(pool, chosen, directory / "coreset.jsonl")

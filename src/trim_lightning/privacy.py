@@ -20,7 +20,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 from trim_lightning.json_files import read_json_object
-from trim_lightning.outputs import write_text
 from trim_lightning.report.escape import visible
 
 LOCAL = "local.json"
@@ -95,6 +94,8 @@ class KeylessStream:
 
 def hide_keys_in(files: Sequence[Path]) -> None:
     """Hide keys in text files that a library wrote; a file that cannot be changed is left."""
+    from trim_lightning.outputs import write_text  # not above: --help loads nothing heavy
+
     for file in files:
         with suppress(OSError, UnicodeDecodeError):
             text = file.read_text(encoding="utf-8")
@@ -228,6 +229,8 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def write_local(config: Mapping[str, Any], directory: Path) -> None:
     """Keep the paths that the manifest leaves out, by dotted config key, each with what the manifest has instead."""
+    from trim_lightning.outputs import write_text
+
     here = {name: hide_keys(text) for name, text in leaves(config)}
     content = {
         "note": "the paths of this machine that manifest.json leaves out; not meant to be shared",

@@ -35,6 +35,10 @@ def check_settings(settings: SelectSettings) -> None:
     given = [f"selection.{name}={value}" for name, value in budgets.items() if value is not None]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)}: two budgets at once; give one of them")
+    if selection.token_scope != "all" and selection.tokens is None:
+        raise UserError(
+            f"selection.token_scope={selection.token_scope}: there is no budget in tokens; give selection.tokens too"
+        )
     if (selection.cap is None) != (selection.cap_field is None):
         raise UserError("selection.cap and selection.cap_field go together; give both or neither")
     low, high = selection.min_tokens, selection.max_tokens
@@ -68,6 +72,7 @@ def select_rows(
     order: NDArray[np.int64],
     ledger: Ledger,
     *,
+    costs: NDArray[np.int64] | None = None,
     everything: bool = False,
 ) -> NDArray[np.int64]:
     """Selected rows, best first.
@@ -78,6 +83,7 @@ def select_rows(
         scores: For token counts.
         order: Scored rows, best first.
         ledger: Is warned when filters leave less than the budget, or when a budget is ignored.
+        costs: ``[records]`` tokens that a budget in tokens spends on each record; by default its content tokens.
         everything: Take every record that the filters admit; for methods that have no budget.
     """
     count, tokens = budget_of(selection, len(scores.score)), selection.tokens
@@ -86,17 +92,18 @@ def select_rows(
             if getattr(selection, name) is not None:
                 ledger.warn(f"this method takes the whole pool: selection.{name}={getattr(selection, name)} is ignored")
         count = tokens = None
+    costs = scores.num_tokens.astype(np.int64) if costs is None else costs
     filters = make_filters(selection, pool, scores)
     chosen = choose(
         order,
-        scores.num_tokens,
+        costs,
         count=count,
         tokens=tokens,
         admit=(lambda row: admit_row(filters, row)) if filters else None,
     )
     if count is not None and len(chosen) < count:
         ledger.warn(f"only {len(chosen)} of the {count} records of the budget could be selected")
-    spent = int(scores.num_tokens[chosen].sum())
+    spent = int(costs[chosen].sum())
     if tokens is not None and spent > tokens:
         ledger.warn(f"the best record alone has {spent} tokens, above selection.tokens={tokens}")
     return chosen

@@ -169,6 +169,9 @@ class SelectionSettings:
     fraction: float | None = key(None, "share of the pool", above=0, high=1)
     count: int | None = key(None, "number of records", low=1)
     tokens: int | None = key(None, "content tokens", low=1)
+    token_scope: str = key(
+        "all", "content tokens that selection.tokens counts; only responses are trained on", choices=("all", "response")
+    )
     cap_field: str | None = key(None, "field whose values are capped")
     cap: int | None = key(None, "largest number of selected records with one value of cap_field", low=1)
     dedup: str = key("none", "drop duplicates of better-ranked records", choices=("none", "exact", "near"))

@@ -6,10 +6,18 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from running import run_select
-from trim_lightning.compare.diversity import compression, distinct_pairs, diversity, effective_number, near_duplicates
+from trim_lightning.compare.diversity import (
+    compression,
+    distinct_pairs,
+    diversity,
+    effective_number,
+    near_duplicates,
+    vendi_score,
+)
 from trim_lightning.compare.report import compare
 
 
@@ -34,6 +42,37 @@ def test_near_duplicates() -> None:
     assert near_duplicates([long, f"{long} fifteen", "quite another text about something else"]) == pytest.approx(1 / 3)
 
 
+def test_vendi_score() -> None:
+    assert vendi_score(np.eye(5, 8) * 3) == pytest.approx(5)
+    assert vendi_score(np.ones((5, 8))) == pytest.approx(1)
+    assert vendi_score(np.repeat(np.eye(3, 2), 4, axis=0)[:8]) == pytest.approx(2)  # more records than dimensions
+    assert vendi_score(np.zeros((4, 2))) is None
+    drawn = np.random.default_rng(0).normal(size=(6, 9))
+    units = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    values = np.linalg.eigvalsh(units @ units.T / 6)
+    assert vendi_score(drawn) == pytest.approx(np.exp(-(values * np.log(values)).sum()))
+
+
+def test_embeddings(tmp_path: Path, tiny_folder) -> None:
+    """The vectors are those of ``method=rds``: position-weighted means of the last hidden states."""
+    import torch
+
+    from trim_lightning.api import load
+
+    scorer = load(str(tiny_folder("llama")), dtype="float32", store_dir=tmp_path)
+    records = [{"prompt": "add one", "response": "two"}, {"prompt": "where", "response": "here and there"}]
+    vectors = scorer.embed(records)
+    (sequences,) = scorer._encode(records)
+    for vector, sequence in zip(vectors, sequences, strict=True):
+        ids = torch.as_tensor(sequence.token_ids, dtype=torch.long)[None]
+        with torch.inference_mode():
+            hidden = scorer.model.model(ids).last_hidden_state[0]
+        weights = torch.arange(1, len(hidden) + 1).float()
+        expected = (weights[:, None] * hidden).sum(0) / weights.sum()
+        np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-5)
+    assert scorer.embed([]).shape == (0, vectors.shape[1])
+
+
 def test_a_run(tmp_path: Path, tiny_folder) -> None:
     pool = [
         {"prompt": "add one and two", "response": "three", "source": "sums"},
@@ -53,4 +92,8 @@ def test_a_run(tmp_path: Path, tiny_folder) -> None:
     assert found.median_words == 5
     assert found.response_share == pytest.approx(6 / 17)
     assert found.kinds == 2
+    assert found.effective_records is None
+    embedded = compare([directory], all_pairs=False, samples=100, seed=0, embed=lambda records: np.eye(len(records)))
+    assert embedded.diversities[0] is not None
+    assert embedded.diversities[0].effective_records == pytest.approx(3)
     assert found.effective_kinds == pytest.approx(effective_number([2, 1]))

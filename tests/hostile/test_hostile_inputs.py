@@ -27,6 +27,8 @@ from hypothesis import strategies as st
 from tiny_models import build_tiny_model, build_tiny_tokenizer
 from trim_lightning import cli
 from trim_lightning.compare.discover import find_runs
+from trim_lightning.compare.files import run_rows, write_rows
+from trim_lightning.compare.report import compare
 from trim_lightning.compare.runs import read_runs
 from trim_lightning.config import compose_select
 from trim_lightning.errors import UserError
@@ -360,6 +362,35 @@ def test_a_foreign_manifest_is_a_broken_run(edit: Callable[[dict[str, Any]], Any
     runs, broken = read_runs(find_runs([run])[0])
     assert not runs or all(item.method != ["a"] for item in runs)
     assert len(runs) + len(broken) == 1
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody-of-this-name/x", "a\0b", "/"])
+def test_a_coreset_path_that_cannot_be_a_file(path: str, run: Path) -> None:
+    """A training run's manifest names the file that it was given."""
+    (run / "metrics.json").write_text("{}")
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["config"].update(coreset={"path": path}, train={"model": None}, evaluation={})
+        manifest["inputs"].update(coreset={"rows": 3})
+
+    change(run, edit)
+    runs, broken = read_runs(find_runs([run])[0])
+    assert len(runs) + len(broken) == 1
+    assert all(item.coreset.file is None for item in runs)
+
+
+def test_half_characters_in_a_manifest_can_be_written_again(run: Path, tmp_path: Path) -> None:
+    change(run, lambda manifest: manifest["config"]["method"].update(note="\ud800"))
+    assert export_main([str(run), "--format", "messages", "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["method"]["note"] == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_number_beyond_every_column(run: Path, tmp_path: Path) -> None:
+    change(run, lambda manifest: manifest["config"].update(seed=2**70))
+    report = compare([run], all_pairs=False, samples=100, seed=0)
+    csv, parquet = write_rows(run_rows(report), tmp_path / "compare")
+    assert csv.stat().st_size
+    assert float(2**70) in pq.read_table(parquet).to_pylist()[0].values()
 
 
 def test_bombs_in_a_manifest_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trim_lightning.compare.records import open_coreset
 from trim_lightning.compare.runs import Run
 from trim_lightning.errors import UserError
 from trim_lightning.near_duplicates import NearDuplicates
 from trim_lightning.records.layouts import MISSING, lookup
+from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.summary import KIND_FIELDS
 
+Embed = Callable[[Sequence[Mapping[str, Any]]], NDArray[np.floating[Any]]]
 WORDS = 5000  # of every coreset, so that large and small ones can be compared
 NEAR = 0.8  # Jaccard similarity of word triples that makes a near duplicate
 
@@ -35,6 +39,8 @@ class Diversity:
         distinct_bigrams: Share of different word pairs among the first `WORDS` words.
         compression: Size of those words over their size compressed by zlib: higher is more repetitive.
         near_duplicates: Share of records that are near duplicates of a better one.
+        effective_records: How many records with nothing in common would be as diverse, by their embeddings: the Vendi
+            score (arXiv 2210.02410) with the cosine as kernel.
     """
 
     median_words: float | None
@@ -44,10 +50,16 @@ class Diversity:
     distinct_bigrams: float | None
     compression: float | None
     near_duplicates: float | None
+    effective_records: float | None = None
 
 
-def diversity(run: Run) -> Diversity | None:
-    """Figures of a run's coreset, None if its records cannot be read."""
+def diversity(run: Run, embed: Embed | None = None) -> Diversity | None:
+    """Figures of a run's coreset, None if its records cannot be read.
+
+    Args:
+        run: The run.
+        embed: Gives a vector per record; without it ``effective_records`` is None.
+    """
     records = open_coreset(run)
     if records is None or not len(records):
         return None
@@ -65,7 +77,30 @@ def diversity(run: Run) -> Diversity | None:
         distinct_bigrams=distinct_pairs(words),
         compression=compression(" ".join(words)),
         near_duplicates=near_duplicates(texts),
+        effective_records=None if embed is None else vendi_score(embed([messages(record) for record in turns])),
     )
+
+
+def messages(turns: Sequence[Turn]) -> dict[str, Any]:
+    """A record in the layout of a conversation."""
+    return {"messages": [{"role": turn.role, "content": turn.content} for turn in turns]}
+
+
+def vendi_score(vectors: NDArray[np.floating[Any]]) -> float | None:
+    """exp of the entropy of the eigenvalues of the cosine matrix over its size; zero vectors are left out.
+
+    Args:
+        vectors: ``[records, hidden]``.
+    """
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    units = vectors[norms > 0].astype(np.float64) / norms[norms > 0, None]
+    if not len(units):
+        return None
+    # the same eigenvalues, but for zeros, on the shorter side
+    square = units @ units.T if len(units) <= units.shape[1] else units.T @ units
+    shares = np.clip(np.linalg.eigvalsh(square) / len(units), 0, None)
+    shares = shares[shares > 1e-12]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def kinds_of(records: RecordFile) -> Counter[str]:

@@ -6,9 +6,13 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trim_lightning.command import Parser, run_command
 from trim_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from trim_lightning.compare.diversity import Embed
 
 SAMPLES = 10_000
 
@@ -35,7 +39,13 @@ def run(arguments: Sequence[str]) -> None:
     from trim_lightning.report.comparison_page import write_comparison
     from trim_lightning.report.escape import visible
 
-    report = compare(options.runs, all_pairs=options.all_pairs, samples=options.bootstrap, seed=options.seed)
+    report = compare(
+        options.runs,
+        all_pairs=options.all_pairs,
+        samples=options.bootstrap,
+        seed=options.seed,
+        embed=embedder(options.embed),
+    )
     print(visible(report_text(report)), flush=True)
     folder = options.output or report.sweep or Path.cwd()
     written = write_rows(run_rows(report), folder / "compare")
@@ -44,6 +54,15 @@ def run(arguments: Sequence[str]) -> None:
     written.append(write_comparison(report, folder))
     where = os.path.relpath(folder)
     print(f"\nwritten: {', '.join(path.name for path in written)} in {folder if where.startswith('..') else where}")
+
+
+def embedder(model: str | None) -> Embed | None:
+    """What gives records their vectors, if a model was named."""
+    if model is None:
+        return None
+    from trim_lightning.api import load
+
+    return load(model).embed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,5 +79,7 @@ def parser() -> argparse.ArgumentParser:
                       "the multirun folder if one is given, else the current directory)")  # fmt: skip
     made.add_argument("--all-pairs", action="store_true", help="test every pair of groups, not only against random")
     made.add_argument("--bootstrap", type=int, default=SAMPLES, metavar="N", help=f"resamples (default {SAMPLES})")
+    made.add_argument("--embed", metavar="MODEL", help="tell the coresets' diversity by this model's embeddings: "
+                      "a directory, a Hub id or bundled:smollm2_135m")  # fmt: skip
     made.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resamples (default 0)")
     return made

@@ -10,11 +10,12 @@ from pathlib import Path
 from trim_lightning.compare.coresets import Coreset, overlap
 from trim_lightning.compare.differences import Comparison, compare_groups, pairs_to_test
 from trim_lightning.compare.discover import find_runs
-from trim_lightning.compare.diversity import Diversity, diversity
+from trim_lightning.compare.diversity import Diversity, Embed, diversity
 from trim_lightning.compare.groups import BASELINE, ENOUGH_SEEDS, Axis, Group, axes, group_runs
 from trim_lightning.compare.runs import Run, metric_names, read_runs
 from trim_lightning.compare.statistics import spearman
 from trim_lightning.errors import UserError
+from trim_lightning.store.store import sha256_of
 
 SHORT = 12  # characters of a label that still fit as a column heading
 Matrix = list[list[float | None]]
@@ -66,7 +67,7 @@ class Report:
         return [f"#{place + 1}" if self.numbered else run.label for place, run in enumerate(self.runs)]
 
 
-def compare(paths: Sequence[Path], *, all_pairs: bool, samples: int, seed: int) -> Report:
+def compare(paths: Sequence[Path], *, all_pairs: bool, samples: int, seed: int, embed: Embed | None = None) -> Report:
     """Compare runs.
 
     Args:
@@ -74,6 +75,7 @@ def compare(paths: Sequence[Path], *, all_pairs: bool, samples: int, seed: int) 
         all_pairs: Test every pair, not only each method against random.
         samples: Bootstrap resamples.
         seed: Of the resampling.
+        embed: Gives a vector per record, for the diversity by embeddings.
 
     Raises:
         UserError: if a path holds no run, or none of the runs is finished.
@@ -94,11 +96,23 @@ def compare(paths: Sequence[Path], *, all_pairs: bool, samples: int, seed: int) 
         metrics=list(metric_names(runs)),
         axes=axes(runs),
         overlaps=matrix(runs, overlap),
-        diversities=[diversity(run) for run in runs],
+        diversities=diversities(runs, embed),
         correlations=matrix(runs, correlation),
         comparisons=comparisons,
         notes=[*warnings(groups, compared=bool(pairs)), *(f"note: {note}" for note in notes)],
     )
+
+
+def diversities(runs: Sequence[Run], embed: Embed | None) -> list[Diversity | None]:
+    """Of each run; equal coresets are looked at once."""
+    known: dict[str | None, Diversity | None] = {}
+    found = []
+    for run in runs:
+        name = None if run.coreset.file is None else sha256_of(run.coreset.file)
+        if name not in known:
+            known[name] = diversity(run, embed)
+        found.append(known[name])
+    return found
 
 
 def matrix(runs: Sequence[Run], measure: Callable[[Coreset, Coreset], float | None]) -> Matrix:

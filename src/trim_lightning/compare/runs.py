@@ -128,7 +128,7 @@ class Run:
         if budget.get("count") is not None:
             return f"{budget['count']} records"
         if budget.get("tokens") is not None:
-            return f"{budget['tokens']} tokens"
+            return f"{budget['tokens']} {'response ' if budget.get('token_scope') == 'response' else ''}tokens"
         share = budget.get("fraction")
         return f"{100 * (DEFAULT_FRACTION if share is None else share):g} %"
 
@@ -273,7 +273,7 @@ def coreset_of(
     if not given:
         return read_selection(own, read_json(own / MANIFEST))
     described = inputs["coreset"] if isinstance(inputs["coreset"], Mapping) else {}
-    file = unchanged(Path(given).expanduser(), described.get("sha256"))
+    file = unchanged(given, described.get("sha256"))
     if file is not None:
         try:
             return read_selection(file.parent, read_json(file.parent / MANIFEST))
@@ -292,11 +292,12 @@ def coreset_of(
     )
 
 
-def unchanged(path: Path, sha256: str | None) -> Path | None:
-    """The path if the file is still there with these bytes."""
+def unchanged(name: str, sha256: str | None) -> Path | None:
+    """The path of a file if it is still there with these bytes."""
     try:
-        return path if path.is_file() and sha256_of(path, str(path)) == sha256 else None
-    except UserError:
+        path = Path(name).expanduser()
+        return path if path.is_file() and sha256_of(path, name) == sha256 else None
+    except (UserError, OSError, ValueError, RuntimeError):  # no name of a file that this system can have
         return None
 
 

@@ -68,13 +68,14 @@ def diversity_table(report: Report) -> str:
             decimal(found.distinct_bigrams, 2),
             decimal(found.compression, 2),
             decimal(found.near_duplicates, 2),
+            decimal(found.effective_records, 1),
         )
         lines.setdefault((run.method, *cells), []).append(run.label)
     if len(lines) > MANY:
         return ""
     rows = [[shortened(labels), *cells] for cells, labels in lines.items()]
     headers = ["coreset of", "method", "median words", "of them response", "kinds", "effective", "distinct pairs",
-               "compression", "near duplicates"]  # fmt: skip
+               "compression", "near duplicates", "effective records"]  # fmt: skip
     return "records of the coresets\n" + grid(rows, headers, left=2) if rows else ""
 
 

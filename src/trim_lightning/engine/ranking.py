@@ -76,7 +76,7 @@ def budget_count(pool_size: int, fraction: float) -> int:
 
 def choose(
     order: NDArray[np.int64],
-    num_tokens: NDArray[np.int32],
+    num_tokens: NDArray[np.int64],
     *,
     count: int | None = None,
     tokens: int | None = None,
@@ -86,9 +86,9 @@ def choose(
 
     Args:
         order: Rows best first.
-        num_tokens: ``[records]`` content tokens.
+        num_tokens: ``[records]`` tokens that each record costs.
         count: Number of records; or
-        tokens: content tokens: the walk ends at the first admitted record that would overspend, but takes at
+        tokens: of these tokens: the walk ends at the first admitted record that would overspend, but takes at
             least one.
         admit: Says whether a record may be taken (caps, duplicates, length bounds); it may keep state, since it
             is asked in rank order and a record that it admits is taken or ends the walk.

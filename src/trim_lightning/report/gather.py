@@ -241,7 +241,8 @@ def budget_text(outcome: Outcome) -> str:
     if selection.count is not None:
         return f"{selection.count:,} records"
     if selection.tokens is not None:
-        return f"{selection.tokens:,} content tokens"
+        kind = "response" if selection.token_scope == "response" else "content"
+        return f"{selection.tokens:,} {kind} tokens"
     return f"{100 * (DEFAULT_FRACTION if selection.fraction is None else selection.fraction):g} % of the pool"
 
 

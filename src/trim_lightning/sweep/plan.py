@@ -168,7 +168,7 @@ def plan_fine_tuning(
             return trainee.fine_tune(settings.train, tokens, entry.key, watched)
     assert task is not None
     tokens, _ = trainee.tokenize(task.pool)
-    rows = stand_in_rows(settings, tokens.lengths)
+    rows = stand_in_rows(settings, tokens.lengths, tokens.content_lengths(settings.selection.token_scope))
     assumed = f"a coreset of {len(rows):,} records of the pool's lengths"
     apart = ("logger", "paths", "evaluation", "dry_run", "report", "scoring", "trainer")
     choices = {name: value for name, value in asdict(settings).items() if name not in apart}
@@ -176,15 +176,15 @@ def plan_fine_tuning(
     return store.get(key, lambda _: None, cost=trainee.training_cost(tokens, rows, settings.train, assumed))
 
 
-def stand_in_rows(settings: TrainSettings, lengths: np.ndarray) -> list[int]:
-    """Rows spread over the pool, as many as the budget allows."""
+def stand_in_rows(settings: TrainSettings, lengths: np.ndarray, costs: np.ndarray) -> list[int]:
+    """Rows spread over the pool, as many as the budget allows; ``costs`` is what a budget in tokens counts."""
     usable = np.flatnonzero(lengths > 0)
     if load_selector(settings.method).takes_all:
         return [int(row) for row in usable]
     most = budget_of(settings.selection, len(lengths))
     if most is None:
         assert settings.selection.tokens is not None
-        most = int(settings.selection.tokens / max(1.0, lengths[usable].mean()))
+        most = int(settings.selection.tokens / max(1.0, costs[usable].mean()))
     from trim_lightning.engine.sample import spread_out
 
     return [int(row) for row in spread_out(list(usable), max(1, most))]
