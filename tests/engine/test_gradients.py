@@ -99,7 +99,8 @@ def test_torchs_own_transforms_give_the_same(tiny_model: Load) -> None:
 
     expected = vmap(grad(loss), in_dims=(None, 0, 0))(weights, input_ids, labels)
     for name, gradients in expected.items():
-        torch.testing.assert_close(found[name], gradients, rtol=1e-3, atol=1e-5)
+        small = 1e-4 * float(gradients.abs().max())  # as above
+        torch.testing.assert_close(found[name], gradients, rtol=1e-3, atol=small)
 
 
 def test_nothing_stays_on_the_model(tiny_model: Load) -> None:
