@@ -30,7 +30,7 @@ from trim_lightning.tracking import Tracker, open_tracker
 from trim_lightning.trainee import Trainee
 
 log = logging.getLogger(__name__)
-RESULTS = ("metrics.json", "predictions.jsonl", "manifest.json", LOCAL)
+RESULTS = ("metrics.json", "predictions.jsonl", "manifest.json")
 ADAPTER, MODEL = "adapter", "model"
 COPY = "coreset.jsonl"
 GENERATED_SEED = 2000  # held-out generated records come from another stream than pool (0) and targets (1000)
@@ -334,7 +334,7 @@ def clear_training(directory: Path, given: str | None) -> None:
         directory: The output directory.
         given: ``coreset.path``: with it an earlier selection goes too, unless that is where the file is.
     """
-    for name in RESULTS:
+    for name in (*RESULTS, LOCAL):
         (directory / name).unlink(missing_ok=True)
     for name in (ADAPTER, MODEL):
         shutil.rmtree(directory / name, ignore_errors=True)

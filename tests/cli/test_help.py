@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import sys
 from pathlib import Path
 
@@ -30,13 +29,9 @@ GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.n
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     outcome = run_process(sys.executable, "-c", HELP, "--help", cwd=tmp_path)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert outcome.code == 0
     assert outcome.err.strip() == "LOADED"
-    # processor time: the wall clock depends on what else the machine does
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import os
 import pickle
 import struct
@@ -385,12 +386,13 @@ def test_half_characters_in_a_manifest_can_be_written_again(run: Path, tmp_path:
     assert json.loads((tmp_path / "out" / "export.json").read_text())["method"]["note"] == "\N{REPLACEMENT CHARACTER}"
 
 
-def test_a_number_beyond_every_column(run: Path, tmp_path: Path) -> None:
-    change(run, lambda manifest: manifest["config"].update(seed=2**70))
+@pytest.mark.parametrize(("number", "written"), [(2**70, float(2**70)), (10**400, math.inf), (-(10**400), -math.inf)])
+def test_a_number_beyond_every_column(number: int, written: float, run: Path, tmp_path: Path) -> None:
+    change(run, lambda manifest: manifest["config"].update(seed=number))
     report = compare([run], all_pairs=False, samples=100, seed=0)
     csv, parquet = write_rows(run_rows(report), tmp_path / "compare")
     assert csv.stat().st_size
-    assert float(2**70) in pq.read_table(parquet).to_pylist()[0].values()
+    assert written in pq.read_table(parquet).to_pylist()[0].values()
 
 
 def test_bombs_in_a_manifest_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
