@@ -53,7 +53,9 @@ def whole(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Training:
 
 def test_files_are_those_of_the_contract(whole: Training) -> None:
     names = {path.name for path in whole.directory.iterdir()}
-    assert names == {"adapter", "metrics.json", "manifest.json", "predictions.jsonl", "selection"}
+    assert names == {
+        "adapter", "metrics.json", "manifest.json", "local.json", "predictions.jsonl", "selection",
+    }  # fmt: skip
     selection = {path.name for path in (whole.directory / "selection").iterdir()}
     assert {"scores.parquet", "coreset.jsonl", "target_tokens.parquet", "fingerprints.safetensors"} < selection
     adapter = {path.name for path in (whole.directory / "adapter").iterdir()}
@@ -128,7 +130,12 @@ def test_options_are_measured_in_place_of_exact_match(trained: Callable[..., Tra
 def test_without_held_out_records_there_is_training_alone(trained: Callable[..., Training]) -> None:
     training = trained()
     assert set(training.metrics) == COSTS
-    assert {path.name for path in training.directory.iterdir()} == {"adapter", "metrics.json", "manifest.json"}
+    assert {path.name for path in training.directory.iterdir()} == {
+        "adapter",
+        "metrics.json",
+        "manifest.json",
+        "local.json",
+    }
 
 
 def test_generated_held_out_records_come_from_the_target_families(desk: Desk, tmp_path: Path) -> None:
@@ -218,7 +225,7 @@ def test_an_earlier_run_leaves_nothing_behind(trained: Callable[..., Training], 
     assert (tmp_path / "run" / "selection" / "scores.parquet").exists()
     full = trained("train.mode=full", "train.epochs=1")
     assert full.directory == tmp_path / "run"
-    assert {path.name for path in full.directory.iterdir()} == {"model", "metrics.json", "manifest.json"}
+    assert {path.name for path in full.directory.iterdir()} == {"model", "metrics.json", "manifest.json", "local.json"}
 
 
 def test_a_coreset_in_the_output_directory_stays(desk: Desk, tmp_path: Path) -> None:
