@@ -93,6 +93,9 @@ def test_a_working_directory_above_the_home_shows_no_home(monkeypatch: pytest.Mo
         ("password='abcd'", "password='***'"),
         ("use hf_abcdefghijABCDEFGHIJ now", "use *** now"),
         ("AKIAABCDEFGHIJKLMNOP", "***"),
+        ("github_pat_11ABCDEFG0_abcdefghijklmnop", "***"),
+        ("glpat-abcdefghijABCDEFGHIJ", "***"),
+        (f"AIza{'b' * 35}", "***"),
         # settings of ours with such words in their names
         ("selection.tokens=1000", "selection.tokens=1000"),
         ("scoring.tokens_per_batch=512", "scoring.tokens_per_batch=512"),
@@ -107,13 +110,25 @@ def test_keys_are_known_by_where_they_stand_and_by_their_looks(text: str, hidden
 
 
 @pytest.mark.parametrize(
-    "name", ["MY_SECRET", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "api_key", "GH_TOKEN"]
-)
+    "name",
+    [
+        "MY_SECRET", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "api_key", "GH_TOKEN", "NPM_AUTHTOKEN",
+        "MYAPIKEY", "MYSQL_PWD", "GITHUB_PAT",
+    ],
+)  # fmt: skip
 def test_values_of_variables_that_are_named_like_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "canary value")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallel")
     monkeypatch.setenv("KEY", "short")
     assert hide_keys("a canary value b, parallel, short") == "a *** b, parallel, short"
+
+
+def test_a_variable_that_names_a_file_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every path below it would be hidden, in ``local.json`` too, which is there to keep it."""
+    monkeypatch.setenv("SECRETS_FOLDER", str(tmp_path))
+    monkeypatch.setenv("MY_SECRET", f"{tmp_path}/0123456789+")  # a key may begin with a slash
+    assert hide_keys(f"{tmp_path}/pool.jsonl") == f"{tmp_path}/pool.jsonl"
+    assert hide_keys(f"sent {tmp_path}/0123456789+") == "sent ***"
 
 
 def test_log_lines_and_their_tracebacks_have_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
