@@ -33,7 +33,7 @@ PATTERNS = (
     # user:password@ in an address
     (re.compile(r"(?<=://)[^/\s@'\"]+@"), f"{HIDDEN}@"),
     # ?token=..., api_key=...
-    (re.compile(rf"(?i)((?<![\w])(?:[\w.-]*[._-])?{ASSIGNED}=[\"']?)[^\s'\"&,\]}})#]+"), rf"\g<1>{HIDDEN}"),
+    (re.compile(rf"(?i)((?<![^\W_]){ASSIGNED}=[\"']?)[^\s'\"&,\]}})#]+"), rf"\g<1>{HIDDEN}"),
     (re.compile(r"(?i)([?&][\w-]*(?:signature|sig|credential)=)[^\s'\"&#]+"), rf"\g<1>{HIDDEN}"),
     # keys that are known by their looks
     (
