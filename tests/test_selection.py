@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from running import selection
 from trim_lightning.engine.ranking import ScoreTable
 from trim_lightning.errors import UserError
 from trim_lightning.ledger import Ledger
@@ -91,6 +92,23 @@ def test_a_budget_in_response_tokens(pool: Pool) -> None:
     assert len(select_rows(settings, records, scores, order, Ledger(), costs=np.full(40, 3))) == 20
     with pytest.raises(UserError, match="there is no budget in tokens"):
         check_settings(SelectSettings(selection=SelectionSettings(token_scope="response")))
+
+
+def test_a_run_pays_for_responses_alone(tmp_path: Path, tiny_folder) -> None:
+    record = {"prompt": "add the numbers three and four then divide by two " * 3, "response": "21"}
+    (tmp_path / "pool.jsonl").write_text(20 * f"{json.dumps(record)}\n")
+    selected = {}
+    for scope in ("all", "response"):
+        found = selection(
+            "model=hf", f"model.path={tiny_folder('llama')}", "method=random", "pool=jsonl", "logger=none",
+            f"pool.path={tmp_path / 'pool.jsonl'}", "selection.tokens=100", f"selection.token_scope={scope}",
+            output_dir=tmp_path / scope, store_dir=tmp_path / "store",
+        )  # fmt: skip
+        selected[scope] = len(found.chosen)
+        kind = {"all": "content", "response": "response"}[scope]
+        assert f"100 {kind} tokens" in (tmp_path / scope / "report.html").read_text()
+    assert selected["all"] < 5
+    assert selected["response"] == 20
 
 
 @pytest.mark.parametrize("names", [("fraction", "count"), ("count", "tokens"), ("fraction", "count", "tokens")])

@@ -32,6 +32,7 @@ from trim_lightning.engine.target_pass import TargetSignals, banks_of, weigh
 from trim_lightning.errors import UserError
 from trim_lightning.methods.trim import ScopedTokens, pool_tokens, scaled_idf
 from trim_lightning.models.adapter import apply_adapter
+from trim_lightning.models.hidden import hidden_width
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.models.source import find_model
@@ -172,7 +173,7 @@ class TrimScorer:
         Zeros for a record that the chat template refuses.
         """
         forward = RecordPass(self.model, PositionWeightedMean())
-        width = int(self.model.config.get_text_config().hidden_size)
+        width = hidden_width(self.model)
         chunks = [np.zeros((0, width), dtype=np.float32)]
         for sequences in self._encode(records):
             vectors = np.zeros((len(sequences), width), dtype=np.float32)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trim_lightning.engine.ranking import ScoreTable
 from trim_lightning.errors import UserError
+from trim_lightning.privacy import LOCAL
 from trim_lightning.records.record_file import RecordFile
 
 CHUNK = 65_536  # lines written at once
@@ -45,7 +46,7 @@ def writable_directory(path: str, key: str) -> Path:
 
 def clear(directory: Path) -> None:
     """Remove an earlier selection's files, so that no mixture of two runs is left if this one is killed."""
-    for name in (*FILES, "local.json"):
+    for name in (*FILES, LOCAL):
         (directory / name).unlink(missing_ok=True)
 
 

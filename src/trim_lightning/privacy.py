@@ -26,20 +26,20 @@ LOCAL = "local.json"
 HIDDEN = "***"
 SHORTEST_KEY = 8  # characters of a variable's value; shorter ones (1, true) would be found everywhere
 SECRET_NAME = re.compile(
-    r"passw(or)?d|(^|_)(key|api_?key|token|secret|passphrase|credentials?|auth)(_|$)|secret", re.IGNORECASE
+    r"passw(or)?d|secret|(key|token|passphrase|credentials?)(_|$)|(^|_)auth(_|$)|_(pwd|pat)(_|$)", re.IGNORECASE
 )
 ASSIGNED = r"(?:api[_-]?key|access[_-]?key|secret(?:[_-]?(?:access[_-]?)?key)?|token|passw(?:or)?d|passphrase)"
 PATTERNS = (
     # user:password@ in an address
     (re.compile(r"(?<=://)[^/\s@'\"]+@"), f"{HIDDEN}@"),
     # ?token=..., api_key=...
-    (re.compile(rf"(?i)((?<![\w])(?:[\w.-]*[._-])?{ASSIGNED}=[\"']?)[^\s'\"&,\]}})#]+"), rf"\g<1>{HIDDEN}"),
+    (re.compile(rf"(?i)((?<![^\W_]){ASSIGNED}=[\"']?)[^\s'\"&,\]}})#]+"), rf"\g<1>{HIDDEN}"),
     (re.compile(r"(?i)([?&][\w-]*(?:signature|sig|credential)=)[^\s'\"&#]+"), rf"\g<1>{HIDDEN}"),
     # keys that are known by their looks
     (
         re.compile(
             r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|gh[opsur]_[A-Za-z0-9]{20,}"
-            r"|xox[abprs]-[\w-]{10,})"
+            r"|github_pat_\w{20,}|glpat-[\w-]{20,}|AIza[\w-]{35}|xox[abprs]-[\w-]{10,})"
         ),
         HIDDEN,
     ),
@@ -59,11 +59,15 @@ def hide_keys(text: str) -> str:
 
 
 def secret_values() -> list[str]:
-    """Values of environment variables whose names say that they are keys, the longest first."""
+    """Values of environment variables whose names say that they are keys, the longest first.
+
+    The name of a file or folder that is there (``GOOGLE_APPLICATION_CREDENTIALS``, ``SSH_AUTH_SOCK``) is none.
+    """
     found = {
         value
         for name, value in os.environ.items()
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_KEY and not value.isspace()
+        if not (value.startswith(("/", "~/")) and exists(os.path.expanduser(value)))
     }
     return sorted(found, key=len, reverse=True)
 

@@ -96,6 +96,8 @@ class WandbTracker(Tracker):
                 self.run = start("offline")
         except wandb.Error as error:
             raise UserError(f"logger=wandb: {first_line(error)}; set logger.offline=true") from None
+        except ValueError as error:  # W&B checks what the environment and its own files say
+            raise UserError(f"logger=wandb: {error}; mend that variable (WANDB_...) or W&B's settings file") from None
         with suppress(ImportError, AttributeError):
             # they tell W&B of imports, and would let an import fail after W&B's own process has died
             from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks

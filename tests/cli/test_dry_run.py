@@ -74,6 +74,31 @@ def test_a_sweep_is_planned_as_one(inputs: Inputs, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("scores.parquet"))
 
 
+def test_a_model_whose_last_states_are_narrow_is_planned(inputs: Inputs, tmp_path: Path, tiny_folder) -> None:
+    """OPT may project its last hidden states to the width of its embeddings."""
+    plan = plan_of(inputs, tmp_path / "store", "warmup=none", f"model.path={tiny_folder('opt_projected')}")
+    assert [cost.stage for cost in plan.missing] == ["fingerprint", "score"]
+    measured = estimate(plan)
+    assert not measured.failed
+    assert all((measured.seconds(cost) or 0) > 0 for cost in plan.missing)
+
+
+@pytest.mark.parametrize("flags", [(), ("-m",)])
+def test_a_plan_names_no_key_and_no_path(inputs: Inputs, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """What cannot run is told with the words of the command line; a sweep's Hydra keeps those in a file of its own."""
+    axis = ("seed=1,2",) if flags else ()
+    missing = 'pool.path="/mnt/nowhere/pool.jsonl?token=canary-tk-2"'
+    outcome = dry(inputs, tmp_path, *axis, missing, flags=flags, code=2)
+    (plan,) = tmp_path.rglob("plan.json")
+    (problem, *_) = json.loads(plan.read_text())["problems"].values()
+    assert "pool.jsonl?token=***" in problem
+    assert "/mnt/nowhere" not in plan.read_text()
+    assert "canary-tk-2" not in outcome.out + outcome.err
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert ("multirun.yaml" in [path.name for path in written]) == bool(flags)
+    assert not [path for path in written if b"canary-tk-2" in path.read_bytes()]
+
+
 def test_what_the_store_has_is_not_planned_again(inputs: Inputs, tmp_path: Path) -> None:
     store = tmp_path / "store"
     paths = [f"paths.store_dir={store}", f"paths.output_dir={tmp_path / 'out'}", "logger=none", "warmup=none"]

@@ -254,6 +254,18 @@ def test_a_key_is_not_written(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     assert not [path for path in written if key.encode() in path.read_bytes()]
 
 
+def test_a_setting_of_wandb_that_cannot_be_is_one_line(inputs: Inputs, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    outcome = run_process(
+        CONSOLE_SCRIPT, *inputs.arguments, "logger=wandb", "logger.offline=true", "paths.output_dir=out",
+        cwd=tmp_path, environment=environment | {"HOME": str(tmp_path), "WANDB_BASE_URL": "no address"},
+    )  # fmt: skip
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert line.startswith("error: logger=wandb: ")
+    assert "base_url" in line
+
+
 def test_a_failed_selection_closes_its_run(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     outcome = run_process(

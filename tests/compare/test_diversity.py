@@ -71,6 +71,8 @@ def test_embeddings(tmp_path: Path, tiny_folder) -> None:
         expected = (weights[:, None] * hidden).sum(0) / weights.sum()
         np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-5)
     assert scorer.embed([]).shape == (0, vectors.shape[1])
+    projected = load(str(tiny_folder("opt_projected")), dtype="float32", store_dir=tmp_path)
+    assert projected.embed(records).shape == (2, 16)  # the last hidden states are narrower than those within
 
 
 def test_a_run(tmp_path: Path, tiny_folder) -> None:

@@ -160,6 +160,7 @@ def test_long_names_get_numbers(selections, variant, tmp_path, capsys) -> None:
         (["{run}", "--seed", "-1"], "at least 0"),
         (["{run}", "--color"], "unrecognized arguments: --color"),
         (["{run}", "--output", "{file}"], "File exists"),
+        (["{run}", "--embed", "./no/such"], "error: --embed=./no/such: no such directory; give a model directory"),
     ],
 )
 def test_mistakes_end_with_one_line_and_2(selections, tmp_path, capsys, arguments, message) -> None:

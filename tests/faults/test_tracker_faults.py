@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -164,12 +163,10 @@ def test_a_run_goes_on_without_its_tracker(
     told: str | None,
 ) -> None:
     service, address = serve(manner)
-    began = time.monotonic()
     outcome, output = bench.run(
         manner.replace(" ", "-"), "logger=wandb", f"logger.finish_timeout={WAIT}",
         WANDB_BASE_URL=address, WANDB_API_KEY="0123456789" * 4,
     )  # fmt: skip
-    assert time.monotonic() - began < 240
     count_fault(f"W&B: {manner}", "a whole run")
     assert outcome.code == 0, outcome.err
     assert manner == "down" or service.asked

@@ -126,10 +126,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     for layout in ("jsonl", "parquet"):
         run(f"export {layout}", "trim-export", str(home / "trained"), "--format", layout,
             "--output", str(out / layout))  # fmt: skip
-    run("mistake", "trim-select", *select, "pool.path=https://me:canary-pw-1@host/x?token=canary-tk-2",
+    run("mistake", "trim-select", *select, 'pool.path="https://me:canary-pw-1@host/x?token=canary-tk-2"',
         f"hydra.run.dir={out / 'mistake'}")  # fmt: skip
     run("mistyped", "trim-select", *select, "logger.api_key=canary-ak-3", f"hydra.run.dir={out / 'mistyped'}")
-    run("mistake in a sweep", "trim-select", "-m", *select, "seed=1,2", "pool.path=nope?token=canary-tk-2",
+    run("mistake in a sweep", "trim-select", "-m", *select, "seed=1,2", 'pool.path="nope?token=canary-tk-2"',
         f"hydra.sweep.dir={out / 'broken'}")  # fmt: skip
     run("fault", "python", "-c", FAULT, *select, f"hydra.run.dir={out / 'fault'}")
     run("fault in a sweep", "python", "-c", FAULT, "-m", *select, "seed=1,2", f"hydra.sweep.dir={out / 'faulty'}")
@@ -142,7 +142,8 @@ def test_every_command_ended_as_it_should(scene: Scene) -> None:
         assert outcome.code == wrong.get(name, 0), (name, outcome.err)
     assert "Traceback" in scene.outcomes["fault"].err
     assert "refused *** at https://***@host/x?token=***" in scene.outcomes["fault"].err
-    assert scene.outcomes["mistake"].last.startswith("error: pool.path=https://***@host/x?token=***")
+    assert scene.outcomes["mistake"].last.startswith("error: pool.path=https://***@host/x?token=*** does not exist")
+    assert "nope?token=*** does not exist" in scene.outcomes["mistake in a sweep"].last
     assert "Traceback" not in scene.outcomes["mistake"].err
 
 

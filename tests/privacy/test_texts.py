@@ -91,8 +91,13 @@ def test_a_working_directory_above_the_home_shows_no_home(monkeypatch: pytest.Mo
         ("logger.api_key=abcd", "logger.api_key=***"),
         ("{api_key=abcd,b=2}", "{api_key=***,b=2}"),
         ("password='abcd'", "password='***'"),
+        ("secret_access_key=abcd my-token=abcd", "secret_access_key=*** my-token=***"),
+        ("broken=1 mytoken=abcd", "broken=1 mytoken=abcd"),
         ("use hf_abcdefghijABCDEFGHIJ now", "use *** now"),
         ("AKIAABCDEFGHIJKLMNOP", "***"),
+        ("github_pat_11ABCDEFG0_abcdefghijklmnop", "***"),
+        ("glpat-abcdefghijABCDEFGHIJ", "***"),
+        (f"AIza{'b' * 35}", "***"),
         # settings of ours with such words in their names
         ("selection.tokens=1000", "selection.tokens=1000"),
         ("scoring.tokens_per_batch=512", "scoring.tokens_per_batch=512"),
@@ -107,13 +112,33 @@ def test_keys_are_known_by_where_they_stand_and_by_their_looks(text: str, hidden
 
 
 @pytest.mark.parametrize(
-    "name", ["MY_SECRET", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "api_key", "GH_TOKEN"]
-)
+    "name",
+    [
+        "MY_SECRET", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "api_key", "GH_TOKEN", "NPM_AUTHTOKEN",
+        "MYAPIKEY", "MYSQL_PWD", "GITHUB_PAT",
+    ],
+)  # fmt: skip
 def test_values_of_variables_that_are_named_like_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "canary value")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallel")
     monkeypatch.setenv("KEY", "short")
     assert hide_keys("a canary value b, parallel, short") == "a *** b, parallel, short"
+
+
+@pytest.mark.parametrize("piece", ["-", "a.b-", "api_key", "token=", "://", "?sig", "sk-", "/a", "a/", "file://"])
+def test_a_long_text_takes_no_longer_than_its_length(piece: str) -> None:
+    """A million characters; in a time that grows with the square they would take hours."""
+    text = piece * (1_000_000 // len(piece))
+    assert len(hide_keys(text)) <= len(text) + len("***")
+    assert shareable(f"see {text}").startswith("see ")
+
+
+def test_a_variable_that_names_a_file_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every path below it would be hidden, in ``local.json`` too, which is there to keep it."""
+    monkeypatch.setenv("SECRETS_FOLDER", str(tmp_path))
+    monkeypatch.setenv("MY_SECRET", f"{tmp_path}/0123456789+")  # a key may begin with a slash
+    assert hide_keys(f"{tmp_path}/pool.jsonl") == f"{tmp_path}/pool.jsonl"
+    assert hide_keys(f"sent {tmp_path}/0123456789+") == "sent ***"
 
 
 def test_log_lines_and_their_tracebacks_have_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,10 @@ class SharingLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Share, launch, and list the jobs that failed."""
+        from trim_lightning.privacy import hide_keys_in
+
+        # before the first job, which may be hours away: Hydra wrote down what was typed
+        hide_keys_in([Path(self._config.hydra.sweep.dir) / "multirun.yaml"])
         may_plan = self._config.get("dry_run") or any("dry_run" in text for job in job_overrides for text in job)
         may_share = self._share and len(job_overrides) > 1
         jobs, mistakes = self._compose(job_overrides, initial_job_idx) if may_plan or may_share else ({}, {})

@@ -57,12 +57,20 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def embedder(model: str | None) -> Embed | None:
-    """What gives records their vectors, if a model was named."""
+    """What gives records their vectors, if a model was named.
+
+    Raises:
+        UserError: if the model cannot be found or loaded.
+    """
     if model is None:
         return None
     from trim_lightning.api import load
 
-    return load(model).embed
+    try:
+        return load(model).embed
+    except UserError as error:
+        reason = str(error).partition("; ")[0].replace("model.path=", "--embed=", 1)
+        raise UserError(f"{reason}; give a model directory, a Hub id or bundled:smollm2_135m") from None
 
 
 def parser() -> argparse.ArgumentParser:

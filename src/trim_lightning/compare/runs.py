@@ -195,7 +195,11 @@ def without_paths(runs: Sequence[Run]) -> list[Run]:
             return {name: shown(item) for name, item in config.items()}
         if isinstance(config, list):
             return [shown(item) for item in config]
-        return texts.get(config, shareable(config)) if isinstance(config, str) else config
+        if not isinstance(config, str):
+            return config
+        if config not in texts:  # the same few texts stand in every run of a sweep
+            texts[config] = shareable(config)
+        return texts[config]
 
     return [
         replace(run, config=shown(run.config), coreset=replace(run.coreset, config=shown(run.coreset.config)))

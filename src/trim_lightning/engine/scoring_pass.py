@@ -18,6 +18,7 @@ from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.sample import sample_pass
 from trim_lightning.engine.sharded_pass import Resources, run_sharded_pass
 from trim_lightning.engine.writer import SharedShards, TokenShards
+from trim_lightning.models.hidden import hidden_width
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.store.cost import Measured
 from trim_lightning.store.store import write_atomically
@@ -109,8 +110,7 @@ def stand_in_bank(model: PreTrainedModel, records: TokenizedRecords) -> Fingerpr
     rows = np.flatnonzero(records.lengths > 0)[:STAND_IN_RECORDS]
     classes = np.unique(np.concatenate([records[int(row)].token_ids for row in rows])).astype(np.int64)
     generator = torch.Generator().manual_seed(0)
-    width = model.config.get_text_config().hidden_size
-    vectors = unit(torch.randn(len(classes), width, generator=generator))
+    vectors = unit(torch.randn(len(classes), hidden_width(model), generator=generator))
     ones = torch.ones(len(classes))
     count = torch.ones(len(classes), dtype=torch.int64)
     return FingerprintBank(torch.from_numpy(classes), vectors, ones, ones, count, num_targets=len(rows))

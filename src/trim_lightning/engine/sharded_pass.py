@@ -103,15 +103,18 @@ def run_sharded_pass(
     if missing:
         try:
             compute(missing, resources.num_workers)
+            death = None
         except RuntimeError as error:
             if not is_of_a_worker(error):
                 raise
+            death = first_line(error)  # not the error, whose frames hold the first attempt's loader and results
+        if death is not None:
             if is_spread(resources.trainer):  # the other processes wait at their next meeting
                 raise UserError(
-                    f"a process that made batches died ({first_line(error)}); the same command goes on from the last "
-                    "shard, scoring.num_workers=0 does without such processes"
-                ) from None
-            log.warning("a process that made batches died (%s); this one makes them from here on", first_line(error))
+                    f"a process that made batches died ({death}); the same command goes on from the last shard, "
+                    "scoring.num_workers=0 does without such processes"
+                )
+            log.warning("a process that made batches died (%s); this one makes them from here on", death)
             done = form.finished(plan)
             if len(done) < len(plan):
                 compute([shard for shard in plan if shard.index not in done], 0)

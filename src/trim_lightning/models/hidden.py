@@ -1,4 +1,4 @@
-"""The last hidden states of a causal LM."""
+"""The last hidden states of a causal LM, and their width."""
 
 from __future__ import annotations
 
@@ -26,3 +26,9 @@ def last_hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
             f"model.path: {type(model).__name__} gives no last hidden state to compare; use another architecture"
         )
     return states.to(input_ids.device)  # accelerate leaves it on the last layer's device
+
+
+def hidden_width(model: PreTrainedModel) -> int:
+    """Width of the last hidden states: what the LM head reads, for OPT may project to less than ``hidden_size``."""
+    weight: Any = getattr(model.get_output_embeddings(), "weight", None)
+    return int(model.config.get_text_config().hidden_size if weight is None else weight.shape[1])

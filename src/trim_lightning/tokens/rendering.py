@@ -1,6 +1,6 @@
 """Turn conversations into token ids and know of every token whose text it holds.
 
-A token that holds any content character is content (DESIGN section 2). So a token that straddles a border,
+A token that holds any content character is content (docs/method.md). So a token that straddles a border,
 white space mostly, such as one made of a record's last line break and the template's first, is content as a
 whole; one that holds both prompt and response text takes the role of its first content character. What the
 tokenizer inserts by itself (the dummy space that SentencePiece models put before a text) holds no character
@@ -163,7 +163,7 @@ class ChatRenderer:
 
         Where the template refuses or drops a system or tool role, or wants user and assistant to alternate,
         the conversation is adapted as `trim_lightning.tokens.spans.adaptations` describes. Without a template
-        the contents are joined with line breaks (DESIGN section 2).
+        the contents are joined with line breaks (docs/method.md).
 
         Raises:
             RenderError: if the conversation is empty, if the template refuses it in every form or rewrites it

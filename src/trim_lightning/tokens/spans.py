@@ -3,7 +3,7 @@
 A chat template is a program: it may add a system text, trim white space, refuse roles, move or drop parts.
 Its literal text (the *scaffolding*) is learnt by rendering the same roles with unique sentinels for contents.
 The contents of the real rendering are then fitted between, each as long as it can be, so that a content that
-spells scaffolding cannot mislead. Which text counts as content is DESIGN section 2; how it is found is our
+spells scaffolding cannot mislead. Which text counts as content is said in docs/method.md; how it is found is our
 choice.
 """
 
