@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trim_lightning.engine.ranking import DEFAULT_FRACTION, ScoreTable
 from trim_lightning.methods.base import SelectionTask, Selector
 from trim_lightning.outputs import FILES
-from trim_lightning.privacy import run_name
+from trim_lightning.privacy import run_name, shareable_text
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.report.facts import Candidate, FileLink, Occurrence, SelectionFacts, TargetView, TokenClass
 from trim_lightning.report.mix import mixes_of, short_fields
@@ -102,7 +102,7 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
         borderline=borderline,
         bottom=bottom,
         coreset=listed(reader, chosen.tolist()),
-        command=command,
+        command=None if command is None else shareable_text(command),
         files=files_of(outcome.directory),
     )
 
