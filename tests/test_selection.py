@@ -90,6 +90,8 @@ def test_a_budget_in_response_tokens(pool: Pool) -> None:
     scores, order, records = table([10] * 40), np.arange(40), pool(*["x"] * 40)
     assert len(select_rows(settings, records, scores, order, Ledger())) == 6
     assert len(select_rows(settings, records, scores, order, Ledger(), costs=np.full(40, 3))) == 20
+    costs = np.where(np.arange(40) % 2, 3, 0)  # a record without a response teaches nothing and is not bought
+    assert select_rows(settings, records, scores, order, Ledger(), costs=costs).tolist() == list(range(1, 40, 2))
     with pytest.raises(UserError, match="there is no budget in tokens"):
         check_settings(SelectSettings(selection=SelectionSettings(token_scope="response")))
 

@@ -155,6 +155,7 @@ def run_selection(
             "truncated": task.pool_tokens.truncated,
             "selected": len(chosen),
             "selected_tokens": int(scores.num_tokens[chosen].sum()),
+            "selected_response_tokens": int(task.pool_tokens.content_lengths("response")[chosen].sum()),
             "mean_tokens_pool": mean(scores.num_tokens),
             "mean_tokens_selected": mean(scores.num_tokens[chosen]),
             "fallback_share": ledger.facts.get("fallback_share"),

@@ -94,6 +94,8 @@ def select_rows(
         count = tokens = None
     costs = scores.num_tokens.astype(np.int64) if costs is None else costs
     filters = make_filters(selection, pool, scores)
+    if tokens is not None and selection.token_scope == "response":
+        filters.insert(0, LengthBounds(costs, 1, None))  # else a record whose response is cut off would cost nothing
     chosen = choose(
         order,
         costs,
@@ -147,7 +149,7 @@ def make_filters(selection: SelectionSettings, pool: RecordFile, scores: ScoreTa
 class LengthBounds:
     """Content tokens between two bounds, both included."""
 
-    def __init__(self, num_tokens: NDArray[np.int32], low: int, high: int | None) -> None:
+    def __init__(self, num_tokens: NDArray[np.int32] | NDArray[np.int64], low: int, high: int | None) -> None:
         self._num_tokens, self._low, self._high = num_tokens, low, high
 
     def admits(self, row: int) -> bool:

@@ -223,7 +223,9 @@ class LoggerSettings:
     group: str | None = key(None, "W&B group; a sweep sets its own")
     tags: list[str] = key([], "W&B tags")
     offline: bool = key(False, "W&B without a network; on by itself when there is no key")
-    finish_timeout: int = key(600, "seconds to wait for W&B's last uploads; what is left is for `wandb sync`", low=1)
+    finish_timeout: int = key(
+        600, "seconds to wait for W&B, at most 60 at the start; what is left at the end is for `wandb sync`", low=1
+    )
     log_artifacts: bool = key(True, "upload coreset, scores and adapter as W&B artifacts")
 
 
