@@ -103,7 +103,8 @@ def hide_keys_in(files: Sequence[Path]) -> None:
     for file in files:
         with suppress(OSError, UnicodeDecodeError):
             text = file.read_text(encoding="utf-8")
-            clean = hide_keys(text)
+            # a value that is a key as a whole: bare asterisks are no YAML
+            clean = re.sub(r"(?m)^(\s*(?:- )*(?:[\w.]+: )?)\*\*\*$", r"\1'***'", hide_keys(text))
             if clean != text:
                 write_text(clean, file)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trim_lightning import privacy
 from trim_lightning.privacy import (
@@ -217,3 +218,11 @@ def test_root_names_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
             monkeypatch.setenv(variable, account)
         assert find() == name
+
+
+def test_a_record_of_hydra_stays_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET", "canary-0123")
+    file = tmp_path / "overrides.yaml"
+    file.write_text("- canary-0123\n- a=canary-0123\nb: canary-0123\n".replace("b: ", "- b: "))
+    privacy.hide_keys_in([file])
+    assert yaml.safe_load(file.read_text()) == ["***", "a=***", {"b": "***"}]
