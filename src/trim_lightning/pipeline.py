@@ -120,7 +120,8 @@ def run_selection(
 
     started = time.perf_counter()
     order = scores.order if scores.order is not None else rank_by_score(scores.score)
-    costs = task.pool_tokens.content_lengths(settings.selection.token_scope)
+    responses = task.pool_tokens.content_lengths("response")
+    costs = responses if settings.selection.token_scope == "response" else None
     chosen = select_rows(settings.selection, pool, scores, order, ledger, costs=costs, everything=selector.takes_all)
     clear(directory)
     write_scores(pool, scores, order, chosen, directory / "scores.parquet")
@@ -155,7 +156,7 @@ def run_selection(
             "truncated": task.pool_tokens.truncated,
             "selected": len(chosen),
             "selected_tokens": int(scores.num_tokens[chosen].sum()),
-            "selected_response_tokens": int(task.pool_tokens.content_lengths("response")[chosen].sum()),
+            "selected_response_tokens": int(responses[chosen].sum()),
             "mean_tokens_pool": mean(scores.num_tokens),
             "mean_tokens_selected": mean(scores.num_tokens[chosen]),
             "fallback_share": ledger.facts.get("fallback_share"),
