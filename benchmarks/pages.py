@@ -210,12 +210,12 @@ def difference_table(experiment: Experiment, report: Report) -> str:
     """The paired tests."""
     rows = [
         [label_of(experiment, item.first), heading(item.metric), f"{item.difference.value:+.4f}",
-         f"{item.difference.low:+.4f} to {item.difference.high:+.4f}", verdict(item)]
+         f"{item.difference.low:+.4f} to {item.difference.high:+.4f}", verdict(item), beaten(item)]
         for item in report.comparisons
         if item.metric in ("nll", "exact_match", "option_accuracy") and item.difference.low is not None
     ]  # fmt: skip
-    return tabulate(rows, headers=["run", "metric", "difference", "interval", "against random"], tablefmt="github",
-                    disable_numparse=True)  # fmt: skip
+    headers = ["run", "metric", "difference", "interval", "against random", "random runs beaten"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def verdict(item: Any) -> str:
@@ -223,6 +223,14 @@ def verdict(item: Any) -> str:
     sign = -1 if lower_is_better(item.metric) else 1
     low, high = sorted((sign * item.difference.low, sign * item.difference.high))
     return "**better**" if low > 0 else "**worse**" if high < 0 else "tie"
+
+
+def beaten(item: Any) -> str:
+    """How many of the baseline's runs the group's mean is better than; the interval holds these runs fixed."""
+    sign = -1 if lower_is_better(item.metric) else 1
+    own, others = numbers(item.first, item.metric), numbers(item.second, item.metric)
+    mean = sum(own) / len(own)
+    return f"{sum(sign * mean > sign * other for other in others)} of {len(others)}"
 
 
 def diversity_table(experiment: Experiment, report: Report) -> str:
@@ -291,6 +299,7 @@ def facts_of(run: Run) -> dict[str, float | None]:
         "labelled_tokens": run.labelled_tokens,
         **process,
         "selection_seconds": sum(stage["seconds"] for stage in stages.values()),
+        **{f"{name}_seconds": stage["seconds"] for name, stage in stages.items()},
         "model_tokens": sum(stage["tokens"] for name, stage in stages.items() if name != "tokenize"),
         **shares(folder / "coreset.jsonl"),
     }
@@ -314,7 +323,8 @@ HEADINGS = {
     "nll": "held-out loss", "nll_drop": "drop of held-out loss", "exact_match": "exact match",
     "option_accuracy": "option accuracy", "fallback_share": "fallback share", "bank_coverage": "bank coverage",
     "mean_tokens_selected": "mean length", "labelled_tokens": "response tokens trained",
-    "selection_seconds": "selection, s", "model_tokens": "tokens fed in selection",
+    "selection_seconds": "selection, s", "warmup_seconds": "warm-up, s", "fingerprint_seconds": "target pass, s",
+    "score_seconds": "scoring, s", "model_tokens": "tokens fed in selection",
     "share_cot_math": "share of mathematics", "share_cot_commonsense": "share of commonsense",
     "within_over_between": "collapse", "peak_gib": "peak memory, GiB", "store_mb": "in the store, MB",
     "share_mcq": "share of multiple choice",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -35,6 +36,7 @@ GROUPS = (
     "logger", "paths", "train", "evaluation", "experiment", "hparams_search", "debug",
 )  # fmt: skip
 RECIPES = ("experiment", "hparams_search", "debug")  # groups that set keys of others
+HYDRA_GROUPS = tuple(f"hydra/{name}" for name in ("launcher", "sweeper", "job_logging", "hydra_logging", "help", "env"))
 TRAINING_ONLY = ("hparams_search", "coreset", "train", "evaluation")
 EXTRAS = {"hydra/sweeper/optuna": "optuna"}  # what an extra of this package installs
 
@@ -174,11 +176,29 @@ def explain(error: BaseException, schema: type) -> str:
 
 def no_such_key(name: str, schema: type) -> str:
     """Say that a key does not exist, and which one may have been meant."""
+    if name.startswith(("hydra.", "hydra/")):
+        guess = closest(name, hydra_keys() if name[5] == "." else HYDRA_GROUPS)
+        return f"{name}: no such key" + (f"; did you mean {guess}?" if guess else "; --cfg hydra prints all of Hydra's")
     if schema is not TrainSettings and name in {*TRAINING_ONLY, *(key for key, *_ in known_keys(TrainSettings))}:
         return f"{name}: a key of trim-train, which trim-select does not have"
     parts = {spec.name for spec in dataclasses.fields(schema)} | {*RECIPES}
     guess = closest(name, [*(key for key, *_ in known_keys(schema)), *(group for group in GROUPS if group in parts)])
     return f"{name}: no such key" + (f"; did you mean {guess}?" if guess else "; --cfg job prints all keys")
+
+
+@functools.cache
+def hydra_keys() -> tuple[str, ...]:
+    """Dotted keys of Hydra's own config, sections and leaves."""
+    found: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for name, value in node.items():
+            found.append(f"{prefix}{name}")
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+
+    walk(OmegaConf.to_container(OmegaConf.structured(HydraConf), resolve=False), "hydra.")
+    return tuple(found)
 
 
 def _unknown_option(error: MissingConfigException) -> str:

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -90,6 +90,11 @@ class KeylessStream:
         """Write the text without keys."""
         self._stream.write(hide_keys(text))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write the texts without keys."""
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the stream's own."""

@@ -59,7 +59,11 @@ def selection_summary(
         ["pool", f"{counts['pool']:,} records ({pool.name})"],
         *([] if targets is None else [["targets", f"{len(targets.records)} examples ({targets.records.name})"]]),
         ["scored", f"{counts['scored']:,}" + (f", {counts['unscored']:,} not ({unscored})" if unscored else "")],
-        ["selected", f"{counts['selected']:,} records, {counts['selected_tokens']:,} content tokens"],
+        [
+            "selected",
+            f"{counts['selected']:,} records, {counts['selected_tokens']:,} content tokens, "
+            f"{counts['selected_response_tokens']:,} of them in responses",
+        ],
         [
             "mean length",
             f"{counts['mean_tokens_selected']} tokens in the coreset, {counts['mean_tokens_pool']} in the pool",

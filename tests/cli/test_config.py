@@ -202,13 +202,33 @@ def test_free_mappings_take_new_keys(plus: str) -> None:
         ("experimnt", "experiment"),
         ("pool.zzz", None),
         ("colour", None),
-        ("hydra.path", None),
     ],
 )
 def test_suggested_key(name: str, guess: str | None) -> None:
     message = no_such_key(name, SelectSettings)
     assert message.startswith(f"{name}: no such key; ")
     assert message.endswith(f"did you mean {guess}?" if guess else "--cfg job prints all keys")
+
+
+HYDRA_HINT = "--cfg hydra prints all of Hydra's"
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("hydra.swep.dir", "hydra.sweep.dir"),
+        ("hydra.sweep.dri", "hydra.sweep.dir"),
+        ("hydra.sweep.subdr", "hydra.sweep.subdir"),
+        ("hydra.verbos", "hydra.verbose"),
+        ("hydra.job.nam", "hydra.job.name"),
+        ("hydra.zzz", None),
+        ("hydra/launcer", "hydra/launcher"),
+        ("hydra/zzz", None),
+    ],
+)
+def test_suggested_key_of_hydra(name: str, guess: str | None) -> None:
+    message = no_such_key(name, SelectSettings)
+    assert message == f"{name}: no such key; " + (f"did you mean {guess}?" if guess else HYDRA_HINT)
 
 
 def test_only_keys_of_the_command_are_suggested() -> None:

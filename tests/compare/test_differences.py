@@ -192,23 +192,30 @@ def test_repeated_ids_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "records", "expected"),
+    ("records", "tokens", "responses", "expected"),
     [
-        (1020, 4, "records and tokens"),
-        (1021, 4, "records"),
-        (1020, 5, "tokens"),
-        (980, 5, "tokens"),
-        (979, 5, "neither"),
+        (4, 1020, 300, "records and tokens"),
+        (4, 1021, 300, "records"),
+        (5, 1020, 300, "tokens"),
+        (5, 980, 300, "tokens"),
+        (5, 979, 300, "neither"),
+        (5, 979, 392, "response tokens"),
+        (5, 979, 391, "neither"),
+        (4, 1000, 400, "records and tokens and response tokens"),
+        (5, 1000, None, "tokens"),
+        (4, None, None, "records"),
+        (5, None, 400, "response tokens"),
     ],
 )
-def test_equal_budgets(tokens: int, records: int, expected: str) -> None:
+def test_equal_budgets(records: int, tokens: int | None, responses: int | None, expected: str) -> None:
     class Fake:
-        def __init__(self, records: float, tokens: float | None) -> None:
-            self.records, self.tokens = records, tokens
+        def __init__(self, records: float, tokens: float | None, responses: float | None) -> None:
+            self.records, self.tokens, self.response_tokens = records, tokens, responses
 
-    assert equal_budgets(Fake(4, 1000), Fake(records, tokens)) == expected
-    assert equal_budgets(Fake(records, tokens), Fake(4, 1000)) == expected
-    assert equal_budgets(Fake(4, None), Fake(records, tokens)) == ("records" if records == 4 else "neither")
+    assert equal_budgets(Fake(4, 1000, 400), Fake(records, tokens, responses)) == expected
+    assert equal_budgets(Fake(records, tokens, responses), Fake(4, 1000, 400)) == expected
+    unknown = Fake(4, None, None)
+    assert equal_budgets(unknown, Fake(records, tokens, responses)) == ("records" if records == 4 else "neither")
 
 
 def test_the_baseline_is_the_random_of_equal_budget(workshop, trained: dict[str, Path], tmp_path: Path) -> None:

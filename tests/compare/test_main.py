@@ -155,6 +155,7 @@ def test_long_names_get_numbers(selections, variant, tmp_path, capsys) -> None:
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: does not exist"),
+        (["nowhere", "--embed", "./no/such"], "nowhere: does not exist"),
         ([], "the following arguments are required"),
         (["{run}", "--bootstrap", "5"], "at least 100"),
         (["{run}", "--seed", "-1"], "at least 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -226,3 +227,12 @@ def test_a_record_of_hydra_stays_yaml(tmp_path: Path, monkeypatch: pytest.Monkey
     file.write_text("- canary-0123\n- a=canary-0123\nb: canary-0123\n".replace("b: ", "- b: "))
     privacy.hide_keys_in([file])
     assert yaml.safe_load(file.read_text()) == ["***", "a=***", {"b": "***"}]
+
+
+def test_a_stream_hides_keys_however_it_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET", "canary-0123")
+    written = io.StringIO()
+    stream = privacy.KeylessStream(written)
+    stream.write("one canary-0123\n")
+    stream.writelines(["two canary-0123\n", "three\n"])
+    assert written.getvalue() == "one ***\ntwo ***\nthree\n"

@@ -45,6 +45,7 @@ class Coreset:
             time. None if unknown.
         uses_model: True if a model scored the pool.
         takes_all: True if every scored record was selected.
+        response_tokens: Content tokens of its responses, None if unknown.
     """
 
     directory: Path | None
@@ -57,6 +58,7 @@ class Coreset:
     seconds: float | None
     uses_model: bool = False
     takes_all: bool = False
+    response_tokens: int | None = None
 
     @property
     def method(self) -> str:
@@ -132,10 +134,13 @@ def read_selection(directory: Path, manifest: Mapping[str, Any]) -> Coreset:
     counts = section(manifest, "counts")
     config = with_local(section(manifest, "config"), read_local(directory))
     selected, pool_size, tokens = counts.get("selected"), counts.get("pool"), counts.get("selected_tokens")
+    responses = counts.get("selected_response_tokens")
     if not is_count(selected) or not is_count(pool_size):
         raise BrokenRun("manifest.json has no counts.selected and counts.pool")
     if tokens is not None and not is_count(tokens):
         raise BrokenRun("manifest.json has a counts.selected_tokens that is no number of tokens")
+    if responses is not None and not is_count(responses):
+        raise BrokenRun("manifest.json has a counts.selected_response_tokens that is no number of tokens")
     file, scores = directory / "coreset.jsonl", directory / "scores.parquet"
     for path in (file, scores):
         if not path.is_file():
@@ -165,6 +170,7 @@ def read_selection(directory: Path, manifest: Mapping[str, Any]) -> Coreset:
         seconds=sum(float(stage.get("seconds", 0)) for stage in stages.values()),
         uses_model=any(stages[name].get("tokens") for name in MODEL_STAGES if name in stages),
         takes_all=selected == counts.get("scored", pool_size),
+        response_tokens=responses,
     )
 
 

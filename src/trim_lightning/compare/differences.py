@@ -55,19 +55,20 @@ class Panel:
 
 
 def equal_budgets(first: Group, second: Group) -> str:
-    """``records``, ``tokens``, ``records and tokens`` or ``neither``: in which measure two coresets are equally large.
+    """In which measures two coresets are equally large: ``records``, ``tokens``, ``response tokens``, or ``neither``.
 
-    Records are counted exactly; content tokens may differ by 2 % of the larger (our choice). Means over seeds.
+    Records are counted exactly; content tokens, and those of responses, may differ by 2 % of the larger (our choice).
+    Means over seeds. Several measures are joined by ``and``.
     """
     equal = ["records"] if first.records == second.records else []
-    if first.tokens is not None and second.tokens is not None and close(first.tokens, second.tokens):
-        equal.append("tokens")
+    equal += ["tokens"] if close(first.tokens, second.tokens) else []
+    equal += ["response tokens"] if close(first.response_tokens, second.response_tokens) else []
     return " and ".join(equal) or "neither"
 
 
-def close(first: float, second: float) -> bool:
-    """True if two amounts differ by at most `TOLERANCE` of the larger."""
-    return abs(first - second) <= TOLERANCE * max(first, second)
+def close(first: float | None, second: float | None) -> bool:
+    """True if two amounts are known and differ by at most `TOLERANCE` of the larger."""
+    return first is not None and second is not None and abs(first - second) <= TOLERANCE * max(first, second)
 
 
 def pairs_to_test(groups: Sequence[Group], *, all_pairs: bool) -> list[tuple[Group, Group]]:

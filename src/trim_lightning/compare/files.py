@@ -28,7 +28,7 @@ def run_rows(report: Report) -> list[dict[str, Any]]:
             "run": run.label, "kind": run.kind, "group": report.group_of[place].name, "method": run.method,
             "budget": run.budget, "scorer": run.scorer, "trainee": run.trainee, "seed": run.seed,
             "train_seed": run.train_seed, "records": run.coreset.records, "tokens": run.coreset.tokens,
-            "mean_tokens": run.coreset.mean_tokens,
+            "response_tokens": run.coreset.response_tokens, "mean_tokens": run.coreset.mean_tokens,
         }  # fmt: skip
         for metric in report.metrics:
             row.update(measurement_cells(metric, run.measurements.get(metric)))
@@ -64,6 +64,7 @@ def difference_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             "equal_in": equal_budgets(item.first, item.second),
             "records": item.first.records, "against_records": item.second.records,
             "tokens": item.first.tokens, "against_tokens": item.second.tokens,
+            "response_tokens": item.first.response_tokens, "against_response_tokens": item.second.response_tokens,
             "train/tokens": item.first.trained_tokens, "against_train/tokens": item.second.trained_tokens,
             "differs_also_in": " ".join(other_differences(item.first, item.second)),
         }

@@ -61,6 +61,11 @@ class Group:
         return mean_of([run.coreset.tokens for run in self.runs])
 
     @cached_property
+    def response_tokens(self) -> float | None:
+        """Mean content tokens of the coreset's responses, None if unknown."""
+        return mean_of([run.coreset.response_tokens for run in self.runs])
+
+    @cached_property
     def trained_tokens(self) -> float | None:
         """Mean tokens fed in training, None if unknown."""
         return mean_of([run.trained_tokens for run in self.runs])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trim_lightning.command import Parser, run_command
 from trim_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from trim_lightning.compare.diversity import Embed
 
 SAMPLES = 10_000
+CHUNK = 256  # records embedded between two steps of the progress bar
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,12 +37,14 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"--bootstrap={options.bootstrap}: at least 100 resamples are needed for an interval")
     if options.seed < 0:
         raise UserError(f"--seed={options.seed}: must be at least 0")
+    from trim_lightning.compare.discover import find_runs
     from trim_lightning.compare.files import difference_rows, run_rows, write_rows
     from trim_lightning.compare.report import compare
     from trim_lightning.compare.tables import report_text
     from trim_lightning.report.comparison_page import write_comparison
     from trim_lightning.report.escape import visible
 
+    find_runs(options.runs)  # a wrong path is told before a model is loaded
     report = compare(
         options.runs,
         all_pairs=options.all_pairs,
@@ -57,20 +63,33 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def embedder(model: str | None) -> Embed | None:
-    """What gives records their vectors, if a model was named.
+    """What gives records their vectors, with a progress bar, if a model was named.
 
     Raises:
         UserError: if the model cannot be found or loaded.
     """
     if model is None:
         return None
+    import numpy as np
+
     from trim_lightning.api import load
+    from trim_lightning.progress import progress_bar
 
     try:
-        return load(model).embed
+        scorer = load(model)
     except UserError as error:
         reason = str(error).partition("; ")[0].replace("model.path=", "--embed=", 1)
         raise UserError(f"{reason}; give a model directory, a Hub id or bundled:smollm2_135m") from None
+
+    def embed(records: Sequence[Mapping[str, Any]]) -> NDArray[np.floating[Any]]:
+        found = []
+        with progress_bar("embed", len(records), unit="records") as bar:
+            for start in range(0, len(records), CHUNK):
+                found.append(scorer.embed(records[start : start + CHUNK]))
+                bar.update(len(found[-1]))
+        return np.concatenate(found)
+
+    return embed
 
 
 def parser() -> argparse.ArgumentParser:

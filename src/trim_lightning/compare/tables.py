@@ -76,6 +76,8 @@ def diversity_table(report: Report) -> str:
     rows = [[shortened(labels), *cells] for cells, labels in lines.items()]
     headers = ["coreset of", "method", "median words", "of them response", "kinds", "effective", "distinct pairs",
                "compression", "near duplicates", "effective records"]  # fmt: skip
+    if all(found is None or found.effective_records is None for found in report.diversities):
+        headers, rows = headers[:-1], [row[:-1] for row in rows]  # no embeddings were asked for
     return "records of the coresets\n" + grid(rows, headers, left=2) if rows else ""
 
 
@@ -103,6 +105,7 @@ def run_table(report: Report) -> str:
         **extra_columns(report),
         "records": [f"{run.coreset.records:,}" for run in runs],
         "tokens": [whole(run.coreset.tokens) for run in runs],
+        "of responses": [whole(run.coreset.response_tokens) for run in runs],
         "mean length": [decimal(run.coreset.mean_tokens, 1) for run in runs],
         **{metric: [measured(run.measurements.get(metric)) for run in runs] for metric in metrics},
         "tokens trained": [whole(run.trained_tokens) for run in runs],
@@ -167,6 +170,7 @@ def difference_table(report: Report) -> str:
         "equal in": [equal_budgets(first, second) for first, second in pairs],
         "records": [f"{whole(first.records)}/{whole(second.records)}" for first, second in pairs],
         "tokens": [f"{whole(first.tokens)}/{whole(second.tokens)}" for first, second in pairs],
+        "of responses": [f"{whole(first.response_tokens)}/{whole(second.response_tokens)}" for first, second in pairs],
         "tokens trained": [f"{whole(first.trained_tokens)}/{whole(second.trained_tokens)}" for first, second in pairs],
         "differs also in": [key_list(other_differences(first, second)) for first, second in pairs],
     }
