@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trim_lightning.config import SCHEMAS, config_directory, explain, register_schemas, to_settings
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.instantiation import guard_hydra
-from trim_lightning.privacy import KeylessStream, hide_keys, hide_keys_in, shareable_command
+from trim_lightning.privacy import KeylessStream, hide_keys, hide_keys_in, hide_keys_in_logs, shareable_command
 from trim_lightning.report.escape import visible
 from trim_lightning.settings import SelectSettings, TrainSettings
 from trim_lightning.store.team import PartDone, helper_folder, launched_rank
@@ -163,6 +163,7 @@ class Job:
         """Run the task; in a multirun a mistake is logged at once, since the other jobs go on."""
         self.began = True
         hide_keys_in(hydra_records())
+        hide_keys_in_logs()
         try:
             return self.task(config)
         except PartDone:

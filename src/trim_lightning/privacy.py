@@ -80,6 +80,26 @@ class LogFormatter(logging.Formatter):
         return visible(hide_keys(super().format(record)))
 
 
+class KeylessFormatter(logging.Formatter):
+    """What another formatter writes, without keys."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return hide_keys(self.inner.format(record))
+
+
+def hide_keys_in_logs() -> None:
+    """Let no handler write keys, whichever formatter the user gave it (``hydra/job_logging=colorlog``)."""
+    known = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    for handler in [handler for logger in known if isinstance(logger, logging.Logger) for handler in logger.handlers]:
+        if not isinstance(handler.formatter, LogFormatter | KeylessFormatter):
+            handler.setFormatter(KeylessFormatter(handler.formatter or logging.Formatter()))
+
+
 class KeylessStream:
     """A text stream that hides keys in what is written to it."""
 

@@ -229,6 +229,26 @@ def test_a_record_of_hydra_stays_yaml(tmp_path: Path, monkeypatch: pytest.Monkey
     assert yaml.safe_load(file.read_text()) == ["***", "a=***", {"b": "***"}]
 
 
+def test_a_formatter_that_the_user_chose_writes_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET", "canary-0123")
+    logger = logging.getLogger("somebody.elses")
+    written = io.StringIO()
+    plain, own, none = (logging.StreamHandler(written) for _ in range(3))
+    plain.setFormatter(logging.Formatter("plain %(message)s"))
+    own.setFormatter(LogFormatter("own %(message)s"))
+    for handler in (plain, own, none):
+        logger.addHandler(handler)
+    try:
+        privacy.hide_keys_in_logs()
+        privacy.hide_keys_in_logs()  # again, as in the next job of a multirun
+        logger.error("it is %s", "canary-0123")
+    finally:
+        for handler in (plain, own, none):
+            logger.removeHandler(handler)
+    assert written.getvalue() == "plain it is ***\nown it is ***\nit is ***\n"
+    assert type(own.formatter) is LogFormatter
+
+
 def test_a_stream_hides_keys_however_it_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SECRET", "canary-0123")
     written = io.StringIO()
