@@ -15,8 +15,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Experiment:
         common: Overrides that the commands share.
         metrics: Columns: metrics of training runs, or facts of selections (`facts_of`).
         axes: Config keys that name a line, beside the method.
+        usual: Values of axes that go without saying.
         finding: What it shows.
         picture: Metric that is drawn; the first one if it is not named.
         overlap: Add what each coreset shares with that of the first line.
@@ -84,6 +85,7 @@ class Experiment:
     common: str = ""
     metrics: Sequence[str] = ()
     axes: Sequence[str] = ()
+    usual: Mapping[str, Any] = field(default_factory=dict)
     finding: str = ""
     picture: str | None = None
     overlap: bool = False
@@ -270,7 +272,9 @@ def class_table(experiment: Experiment, report: Report) -> str:
 
 def label_of(experiment: Experiment, group: Group) -> str:
     """What a line is called: the method and the keys that vary."""
-    shown_axes = [f"{axis}={axis_text(axis, group.settings.get(axis))}" for axis in experiment.axes if axis != "method"]
+    values = {axis: group.settings.get(axis) for axis in experiment.axes if axis != "method"}
+    told = [axis for axis in values if axis not in experiment.usual or values[axis] != experiment.usual[axis]]
+    shown_axes = [f"{axis}={axis_text(axis, values[axis])}" for axis in told]
     method = [group.method] if not shown_axes or "method" in experiment.axes else []
     return " ".join([*method, *shown_axes])
 
