@@ -13,6 +13,35 @@ MOST_BYTES = 64 << 20
 """Largest manifest, receipt or config that is read; what the project writes stays far below (our choice)."""
 
 
+MOST_NESTED = 200
+"""Lists and objects within one another that are read (our choice): what the interpreter permits differs by version."""
+
+
+def load_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        json.JSONDecodeError: if it is not JSON.
+        ValueError: for an integer with more digits than the interpreter permits.
+        RecursionError: for more than `MOST_NESTED` lists and objects within one another.
+    """
+    value = json.loads(text)
+    if text.count("[") + text.count("{") > MOST_NESTED and nested_too_deeply(value):
+        raise RecursionError("nested too deeply to read")
+    return value
+
+
+def nested_too_deeply(value: Any) -> bool:
+    """True for more than `MOST_NESTED` lists and objects within one another."""
+    level = [value]
+    for _ in range(MOST_NESTED + 1):
+        level = [item for item in level if isinstance(item, dict | list)]
+        if not level:
+            return False
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return True
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -41,7 +70,7 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
         ValueError: if they are not UTF-8, not JSON, or JSON of another kind; the text says which, in a few words.
     """
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = load_json(data.decode("utf-8"))
     except UnicodeDecodeError:
         raise ValueError("not UTF-8 text") from None
     except json.JSONDecodeError as error:

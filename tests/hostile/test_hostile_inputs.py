@@ -35,6 +35,7 @@ from trim_lightning.config import compose_select
 from trim_lightning.errors import UserError
 from trim_lightning.export.main import main as export_main
 from trim_lightning.instantiation import check_targets, guard_hydra
+from trim_lightning.json_files import MOST_NESTED
 from trim_lightning.methods.base import load_selector
 from trim_lightning.models.adapter import check_adapter
 from trim_lightning.models.load import load_model, load_tokenizer
@@ -82,10 +83,15 @@ def refusal(task: Callable[[], Any]) -> str:
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [1_000, 100_000])
+@pytest.mark.parametrize("depth", [MOST_NESTED, 1_000, 100_000])
 def test_deep_nesting_is_refused(depth: int, read: Read) -> None:
     bomb = b'{"prompt": ' + b"[" * depth + b"]" * depth + b', "response": "b"}\n'
     assert "line 2 is not valid JSON (nested too deeply" in refusal(lambda: read(GOOD + bomb))
+
+
+def test_nesting_that_is_still_read(read: Read) -> None:
+    lists = b"[" * (MOST_NESTED - 1) + b"]" * (MOST_NESTED - 1)
+    assert len(read(GOOD + b'{"prompt": "a", "response": "b", "more": ' + lists + b"}\n")) == 2
 
 
 def test_depth_that_can_be_parsed_is_never_a_traceback(read: Read) -> None:

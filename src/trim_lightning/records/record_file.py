@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from trim_lightning.errors import UserError
+from trim_lightning.json_files import load_json
 from trim_lightning.records.filters import RecordFilter, conditions, limit_and_sample
 from trim_lightning.records.layouts import (
     MISSING,
@@ -358,7 +359,7 @@ class _Indexer:
                 f"{self.source.label} is a JSON array; convert to one object per line, e.g. with jq -c '.[]'"
             )
         try:
-            value = json.loads(text)
+            value = load_json(text)
         except json.JSONDecodeError as error:
             if not self.source_rows and text.strip() == "{":
                 mend = "write one object per line, e.g. with jq -c ."

@@ -6,7 +6,6 @@ lm-eval imports this module when it loads one of the files; nothing else of the 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import string
 import sys
@@ -22,6 +21,7 @@ from lm_eval.api.task import ConfigurableTask
 from trim_lightning.errors import UserError
 from trim_lightning.evaluation.lm_eval_tasks import DATA_VARIABLE
 from trim_lightning.evaluation.options import correct_option, option_responses
+from trim_lightning.json_files import load_json
 from trim_lightning.records.layouts import clean_text, scalar_text
 
 _SPLITS = ("train", "test")
@@ -130,8 +130,12 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         place = f"{path} line {number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = load_json(line)
+        except RecursionError:
+            raise UserError(
+                f"{place} is not valid JSON (nested too deeply to read): mend or delete that line"
+            ) from None
+        except ValueError as error:
             raise UserError(f"{place} is not valid JSON ({error}): mend or delete that line") from None
         if not isinstance(record, dict):
             raise UserError(f"{place} is not a JSON object: mend or delete that line")
