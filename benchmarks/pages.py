@@ -1,7 +1,8 @@
 """``make results PAGE=name``: run an experiment's commands and write its page from the run directories.
 
 An experiment is a file ``experiments/<name>.yaml``: title, question, data, commands, metrics, finding. What is done
-already is not run again: delete ``build/results/<name>`` to start anew. ``--write`` only writes the page anew.
+already is not run again: delete ``build/results/<name>`` to start anew, or a command's folder in it after a change of
+that command. ``--write`` only writes the page anew.
 """
 
 from __future__ import annotations
@@ -117,6 +118,8 @@ def run(experiment: Experiment) -> None:
     for part in experiment.parts:
         folder = experiment.folder(part)
         if (folder / "done").exists():
+            if done(folder).get("command", shown(experiment, part)) != shown(experiment, part):
+                sys.exit(f"error: {folder} is of another command than {experiment.name}.yaml now names; delete it")
             continue
         program, *overrides = experiment.words(part)
         overrides = [word.replace(f"${DATA}", os.environ[DATA]) for word in overrides]
@@ -133,7 +136,13 @@ def run(experiment: Experiment) -> None:
         _, status, used = os.wait4(child.pid, 0)  # not subprocess.run: the memory of this child alone is wanted
         if status:
             sys.exit(f"error: {experiment.name}/{part.name} failed; the reason is above")
-        (folder / "done").write_text(json.dumps({"peak_gib": used.ru_maxrss / 2**20, "store_mb": stored(store)}))
+        facts = {"peak_gib": used.ru_maxrss / 2**20, "store_mb": stored(store), "command": shown(experiment, part)}
+        (folder / "done").write_text(json.dumps(facts))
+
+
+def done(folder: Path) -> dict[str, Any]:
+    """What `run` noted when a command had ended well; older notes name no command, the oldest are empty."""
+    return dict(json.loads((folder / "done").read_text() or "{}"))
 
 
 def stored(store: Path) -> float:
@@ -294,8 +303,8 @@ def numbers(group: Group, metric: str) -> list[float]:
 def facts_of(run: Run) -> dict[str, float | None]:
     """Numbers of a run that no metric holds: its selection's counts, costs, and tokens trained on."""
     folder = run.directory / "selection" if (run.directory / "selection").exists() else run.directory
-    done = [path for parent in (run.directory, *run.directory.parents) if (path := parent / "done").exists()]
-    process = json.loads(done[0].read_text() or "{}") if done else {}
+    noted = next((parent for parent in (run.directory, *run.directory.parents) if (parent / "done").exists()), None)
+    process = {} if noted is None else {name: value for name, value in done(noted).items() if name != "command"}
     manifest = json.loads((folder / "manifest.json").read_text())
     counts, stages = manifest["counts"], manifest["stages"]
     return {
@@ -347,6 +356,8 @@ def interval(values: Sequence[float]) -> str:
         return ""
     mean = sum(values) / len(values)
     digits = 0 if abs(mean) >= 100 else 4 if abs(mean) < 1 else 1
+    if not any(values):
+        return "0"
     if len(values) < 3 or max(values) == min(values):
         return f"{mean:,.{digits}f}"
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -87,7 +87,46 @@ def test_a_page_says_what_its_runs_say(
     assert (tmp_path / "pages" / "trial.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.parametrize(("metric", "beaten"), [("nll", "2 of 3"), ("exact_match", "1 of 3")])
+def test_how_many_random_runs_are_beaten(pages: ModuleType, metric: str, beaten: str) -> None:
+    def group(*values: float) -> SimpleNamespace:
+        runs = [SimpleNamespace(measurements={metric: SimpleNamespace(value=value)}) for value in values]
+        return SimpleNamespace(runs=runs)
+
+    # the mean is 0.2; a loss is better below, an accuracy above
+    item = SimpleNamespace(metric=metric, first=group(0.1, 0.3), second=group(0.15, 0.25, 0.35))
+    assert pages.beaten(item) == beaten
+
+
+def test_usual_values_of_axes_are_not_told(pages: ModuleType) -> None:
+    experiment = pages.Experiment(
+        name="trial", title="", question="", data="", parts=[], axes=["method", "scope", "selection.cap"],
+        usual={"scope": "all"},
+    )  # fmt: skip
+    settings = [{"scope": "all", "selection.cap": 8}, {"scope": "response", "selection.cap": None}]
+    labels = [pages.label_of(experiment, SimpleNamespace(method="trim", settings=found)) for found in settings]
+    assert labels == ["trim selection.cap=8", "trim scope=response selection.cap=null"]
+
+
+def test_a_changed_command_is_not_taken_for_done(
+    pages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIM_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(pages, "RUNS", tmp_path)
+    part = pages.Part("random", "trim-train -m method=random seed=0,1 $COMMON")
+    experiment = pages.Experiment(name="trial", title="", question="", data="", parts=[part], common="warmup=none")
+    folder = tmp_path / "trial" / "random"
+    folder.mkdir(parents=True)
+    for content in ("", '{"peak_gib": 1.0}', '{"command": "trim-train -m method=random seed=0,1 warmup=none"}'):
+        (folder / "done").write_text(content)
+        pages.run(experiment)  # nothing is run
+    (folder / "done").write_text('{"command": "trim-train -m method=random seed=0 warmup=none"}')
+    with pytest.raises(SystemExit, match="of another command"):
+        pages.run(experiment)
+
+
 def test_intervals(pages: ModuleType) -> None:
     assert pages.interval([]) == ""
+    assert pages.interval([0.0, 0.0]) == "0"
     assert pages.interval([0.5]) == "0.5000"
     assert pages.interval([1.0, 2.0, 3.0]) == "2.0 ± 2.5"  # t of 2 degrees of freedom 4.30, standard error 0.577

@@ -179,13 +179,13 @@ class Job:
 
     @contextlib.contextmanager
     def unmuted(self) -> Any:
-        """Keep keys off standard error (Hydra prints the overrides of a job that failed); give it back at the end."""
-        own = sys.stderr
-        sys.stderr = KeylessStream(own)
+        """Keep keys off the terminal: Hydra prints and logs the overrides of jobs; give the streams back at the end."""
+        own = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = map(KeylessStream, own)
         try:
             yield
         finally:
-            sys.stderr = own
+            sys.stdout, sys.stderr = own
 
 
 def hydra_records() -> list[Path]:

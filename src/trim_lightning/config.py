@@ -178,12 +178,26 @@ def no_such_key(name: str, schema: type) -> str:
     """Say that a key does not exist, and which one may have been meant."""
     if name.startswith(("hydra.", "hydra/")):
         guess = closest(name, hydra_keys() if name[5] == "." else HYDRA_GROUPS)
+        if guess and name.startswith(f"{guess}."):  # a key of a free mapping: hydra.launcher.n_jobs
+            guess = None
         return f"{name}: no such key" + (f"; did you mean {guess}?" if guess else "; --cfg hydra prints all of Hydra's")
     if schema is not TrainSettings and name in {*TRAINING_ONLY, *(key for key, *_ in known_keys(TrainSettings))}:
         return f"{name}: a key of trim-train, which trim-select does not have"
     parts = {spec.name for spec in dataclasses.fields(schema)} | {*RECIPES}
     guess = closest(name, [*(key for key, *_ in known_keys(schema)), *(group for group in GROUPS if group in parts)])
     return f"{name}: no such key" + (f"; did you mean {guess}?" if guess else "; --cfg job prints all keys")
+
+
+def check_hydra_keys(config: DictConfig) -> None:
+    """Refuse keys of Hydra's that do not exist: a plus sign lets them in, and nothing reads them.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    if "hydra" in config:
+        for name in unknown_keys(config.hydra, HydraConf, "hydra."):
+            if name != "hydra.env":  # the group hydra/env puts it there, though the schema lacks it
+                raise UserError(no_such_key(name, SelectSettings))
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from trim_lightning.config import check_hydra_keys
 from trim_lightning.errors import UserError
 
 # Whole names: what begins well may go on through a module's imports, as in ``package.module.os.system``.
@@ -102,6 +103,8 @@ def factories(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 def guard_hydra() -> None:
     """Let `check_targets` see every config before Hydra sets up logging from it or makes its callbacks.
 
+    So does `check_hydra_keys`, before a run goes where nobody asked for it.
+
     Hydra has no hook at that place, so its loader of configs is wrapped.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -112,6 +115,7 @@ def guard_hydra() -> None:
     def checked(*args: Any, **kwargs: Any) -> Any:
         config = load(*args, **kwargs)
         check_targets(config)
+        check_hydra_keys(config)
         return config
 
     ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]

@@ -8,6 +8,7 @@ paths, and goes through `hide_keys`. The paths that a manifest leaves out stay b
 
 from __future__ import annotations
 
+import copy
 import functools
 import getpass
 import json
@@ -81,7 +82,7 @@ class LogFormatter(logging.Formatter):
 
 
 class KeylessFormatter(logging.Formatter):
-    """What another formatter writes, without keys."""
+    """What another formatter writes, without keys; the message and the traceback set no colour, the formatter may."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
@@ -89,7 +90,11 @@ class KeylessFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        return hide_keys(self.inner.format(record))
+        shown = copy.copy(record)
+        shown.msg, shown.args = visible(record.getMessage()), None
+        if record.exc_info:
+            shown.exc_text = visible(self.inner.formatException(record.exc_info))
+        return hide_keys(self.inner.format(shown))
 
 
 def hide_keys_in_logs() -> None:

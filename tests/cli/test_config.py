@@ -222,6 +222,8 @@ HYDRA_HINT = "--cfg hydra prints all of Hydra's"
         ("hydra.verbos", "hydra.verbose"),
         ("hydra.job.nam", "hydra.job.name"),
         ("hydra.zzz", None),
+        ("hydra.launcher.n_jobs", None),
+        ("hydra.job.env_set.NAME", None),
         ("hydra/launcer", "hydra/launcher"),
         ("hydra/zzz", None),
     ],

@@ -52,6 +52,8 @@ BAD_OVERRIDES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("+trainer.acelerator=cpu",), ("trainer.acelerator", "did you mean trainer.accelerator?")),
     (("trainer.acelerator=cpu",), ("trainer.acelerator", "did you mean trainer.accelerator?")),
     (("hydra.foo=1",), ("hydra.foo: no such key",)),
+    (("+hydra.swep.dir=x",), ("hydra.swep: no such key; did you mean hydra.sweep?",)),
+    (("++hydra.run.dri=x",), ("hydra.run.dri: no such key; did you mean hydra.run.dir?",)),
     # options and groups
     (("pooler=meen",), ("pooler=meen", "has max, mean, mean_max,", "did you mean pooler=mean?")),
     (("pooler=median_absolute",), ("pooler=median_absolute", "pooler has max, mean,")),

@@ -254,6 +254,24 @@ def test_a_key_is_not_written(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     assert not [path for path in written if key.encode() in path.read_bytes()]
 
 
+def test_a_key_is_not_printed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET", "canary-0123")
+    plain = [f"~hydra.{section}.formatters.simple.class" for section in ("hydra_logging", "job_logging")]
+    overrides = ["pool=jsonl", "pool.path=/nowhere/canary-0123"]
+    jobs = run("-m", *plain, *overrides, "hydra.sweep.dir=sweep")  # Hydra logs the overrides with its own formatter
+    config = run("--cfg", "job", *overrides)
+    assert (jobs.code, config.code) == (2, 0)
+    assert "pool.path=/nowhere/***" in jobs.out
+    assert "path: /nowhere/***" in config.out
+    assert "canary-0123" not in jobs.out + jobs.err + config.out + config.err
+
+
+@pytest.mark.parametrize("option", ["none", "disabled"])
+def test_a_multirun_without_log_lines(option: str, run: Run, tmp_path: Path) -> None:
+    outcome = run("-m", f"hydra/job_logging={option}", "pool=jsonl", "pool.path=/nowhere/x", "hydra.sweep.dir=sweep")
+    assert (outcome.code, outcome.last) == (2, "error: pool.path=/nowhere/x does not exist: check the path")
+
+
 def test_a_setting_of_wandb_that_cannot_be_is_one_line(inputs: Inputs, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     outcome = run_process(

@@ -322,6 +322,9 @@ def test_comparison_page(room: Room, tmp_path: Path) -> None:
         ("random", 1, 12),
         ("longest", 1, 12),
     ]
+    counts = [json.loads((room.root / "sweep" / name / "manifest.json").read_text())["counts"] for name in "012"]
+    means = [level["mean"] for level in axis["levels"]["response tokens in the coreset"]]
+    assert means == [count["selected_response_tokens"] for count in counts]
 
 
 def test_comparison_of_hostile_runs_is_escaped(room: Room, tmp_path: Path) -> None:

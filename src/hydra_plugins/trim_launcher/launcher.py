@@ -82,8 +82,10 @@ class SharingLauncher(Launcher):
         """The jobs' logging without their log files: there is no job yet."""
         logging_config = copy.deepcopy(self._config.hydra.job_logging)
         with open_dict(logging_config):
-            logging_config.handlers = {"console": logging_config.handlers.console}
-            logging_config.root.handlers = ["console"]
+            handlers = logging_config.get("handlers") or {}  # hydra/job_logging=none has none
+            logging_config.handlers = {name: handlers[name] for name in ("console",) if name in handlers}
+            if logging_config.get("root") is not None:
+                logging_config.root.handlers = list(logging_config.handlers)
         return logging_config
 
     def _compose(

@@ -105,7 +105,7 @@ def run_table(report: Report) -> str:
         **extra_columns(report),
         "records": [f"{run.coreset.records:,}" for run in runs],
         "tokens": [whole(run.coreset.tokens) for run in runs],
-        "of responses": [whole(run.coreset.response_tokens) for run in runs],
+        "response tokens": [whole(run.coreset.response_tokens) for run in runs],
         "mean length": [decimal(run.coreset.mean_tokens, 1) for run in runs],
         **{metric: [measured(run.measurements.get(metric)) for run in runs] for metric in metrics},
         "tokens trained": [whole(run.trained_tokens) for run in runs],
@@ -170,7 +170,9 @@ def difference_table(report: Report) -> str:
         "equal in": [equal_budgets(first, second) for first, second in pairs],
         "records": [f"{whole(first.records)}/{whole(second.records)}" for first, second in pairs],
         "tokens": [f"{whole(first.tokens)}/{whole(second.tokens)}" for first, second in pairs],
-        "of responses": [f"{whole(first.response_tokens)}/{whole(second.response_tokens)}" for first, second in pairs],
+        "response tokens": [
+            f"{whole(first.response_tokens)}/{whole(second.response_tokens)}" for first, second in pairs
+        ],
         "tokens trained": [f"{whole(first.trained_tokens)}/{whole(second.trained_tokens)}" for first, second in pairs],
         "differs also in": [key_list(other_differences(first, second)) for first, second in pairs],
     }

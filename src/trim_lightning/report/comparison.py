@@ -32,6 +32,7 @@ MOST_SIDE_BY_SIDE, MOST_RECORDS, MOST_CHARACTERS = 10, 12, 1500
 COSTS: dict[str, Callable[[Run], float | None]] = {
     "records in the coreset": lambda run: float(run.coreset.records),
     "content tokens in the coreset": lambda run: run.coreset.tokens,
+    "response tokens in the coreset": lambda run: run.coreset.response_tokens,
     "seconds of the selection": lambda run: run.select_seconds,
     "tokens trained": lambda run: run.trained_tokens,
     "seconds of the training": lambda run: run.train_seconds,
@@ -208,6 +209,7 @@ def columns_of(report: Report, folder: Path) -> list[Column]:
         *(words(name, cells) for name, cells in extra_columns(report).items()),
         numbers("records", [run.coreset.records for run in runs], 0),
         numbers("tokens", [run.coreset.tokens for run in runs], 0),
+        numbers("response tokens", [run.coreset.response_tokens for run in runs], 0),
         numbers("mean length", [run.coreset.mean_tokens for run in runs], 1),
     ]
     for metric in report.metrics:
