@@ -202,17 +202,9 @@ def check_hydra_keys(config: DictConfig) -> None:
 
 @functools.cache
 def hydra_keys() -> tuple[str, ...]:
-    """Dotted keys of Hydra's own config, sections and leaves."""
-    found: list[str] = []
-
-    def walk(node: Any, prefix: str) -> None:
-        for name, value in node.items():
-            found.append(f"{prefix}{name}")
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{name}.")
-
-    walk(OmegaConf.to_container(OmegaConf.structured(HydraConf), resolve=False), "hydra.")
-    return tuple(found)
+    """Dotted keys of Hydra's own config: its leaves, and the sections at its top."""
+    leaves = (key for key, *_ in known_keys(HydraConf, "hydra."))
+    return (*leaves, *(f"hydra.{spec.name}" for spec in dataclasses.fields(HydraConf)))
 
 
 def _unknown_option(error: MissingConfigException) -> str:

@@ -11,8 +11,6 @@ from typing import Any
 _ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")  # half of a surrogate pair, be it a lone one
 MOST_BYTES = 64 << 20
 """Largest manifest, receipt or config that is read; what the project writes stays far below (our choice)."""
-
-
 MOST_NESTED = 200
 """Lists and objects within one another that are read (our choice): what the interpreter permits differs by version."""
 
@@ -22,12 +20,15 @@ def load_json(text: str) -> Any:
 
     Raises:
         json.JSONDecodeError: if it is not JSON.
-        ValueError: for an integer with more digits than the interpreter permits.
-        RecursionError: for more than `MOST_NESTED` lists and objects within one another.
+        ValueError: for an integer with more digits than the interpreter permits, and for more than `MOST_NESTED` lists
+            and objects within one another.
     """
-    value = json.loads(text)
-    if text.count("[") + text.count("{") > MOST_NESTED and nested_too_deeply(value):
-        raise RecursionError("nested too deeply to read")
+    try:
+        value = json.loads(text)
+        if text.count("[") + text.count("{") > MOST_NESTED and nested_too_deeply(value):
+            raise RecursionError
+    except RecursionError:  # the interpreter's, or ours
+        raise ValueError("nested too deeply to read") from None
     return value
 
 
@@ -75,8 +76,6 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
         raise ValueError("not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at line {error.lineno})") from None
-    except RecursionError:
-        raise ValueError("not valid JSON (nested too deeply to read)") from None
     except ValueError as error:
         # the interpreter's limit on the digits of an integer; its own hint is about code, not data
         raise ValueError(f"not valid JSON ({str(error).partition(':')[0]})") from None

@@ -133,14 +133,12 @@ def read_selection(directory: Path, manifest: Mapping[str, Any]) -> Coreset:
     """
     counts = section(manifest, "counts")
     config = with_local(section(manifest, "config"), read_local(directory))
-    selected, pool_size, tokens = counts.get("selected"), counts.get("pool"), counts.get("selected_tokens")
-    responses = counts.get("selected_response_tokens")
+    selected, pool_size = counts.get("selected"), counts.get("pool")
     if not is_count(selected) or not is_count(pool_size):
         raise BrokenRun("manifest.json has no counts.selected and counts.pool")
-    if tokens is not None and not is_count(tokens):
-        raise BrokenRun("manifest.json has a counts.selected_tokens that is no number of tokens")
-    if responses is not None and not is_count(responses):
-        raise BrokenRun("manifest.json has a counts.selected_response_tokens that is no number of tokens")
+    for name in ("selected_tokens", "selected_response_tokens"):
+        if counts.get(name) is not None and not is_count(counts[name]):
+            raise BrokenRun(f"manifest.json has a counts.{name} that is no number of tokens")
     file, scores = directory / "coreset.jsonl", directory / "scores.parquet"
     for path in (file, scores):
         if not path.is_file():
@@ -166,11 +164,11 @@ def read_selection(directory: Path, manifest: Mapping[str, Any]) -> Coreset:
         config=config,
         inputs=section(manifest, "inputs"),
         records=selected,
-        tokens=tokens,
+        tokens=counts.get("selected_tokens"),
         seconds=sum(float(stage.get("seconds", 0)) for stage in stages.values()),
         uses_model=any(stages[name].get("tokens") for name in MODEL_STAGES if name in stages),
         takes_all=selected == counts.get("scored", pool_size),
-        response_tokens=responses,
+        response_tokens=counts.get("selected_response_tokens"),
     )
 
 

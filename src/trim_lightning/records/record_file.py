@@ -364,8 +364,6 @@ class _Indexer:
             if not self.source_rows and text.strip() == "{":
                 mend = "write one object per line, e.g. with jq -c ."
             raise UserError(f"{place} is not valid JSON ({error.msg} at column {error.colno}): {mend}") from None
-        except RecursionError:
-            raise UserError(f"{place} is not valid JSON (nested too deeply to read): {mend}") from None
         except ValueError as error:
             # The interpreter's limit on the digits of an integer; its own hint is about code, not data.
             reason = str(error).partition(":")[0]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trim_lightning.outputs import writable_directory, write_text
-from trim_lightning.privacy import hide_keys, shareable
+from trim_lightning.privacy import shareable
 from trim_lightning.settings import SelectSettings
 from trim_lightning.sweep.estimate import estimate
 from trim_lightning.sweep.plan import Plan, plan_jobs
@@ -49,7 +49,7 @@ def dry_run(
     for speed, reason in estimated.failed.items():
         for number in plan.users.get(speed, ()):
             plan.problems.setdefault(number, reason)
-    print(hide_keys(f"\n{plan_text(plan, estimated, opening, names)}"), flush=True)
+    print(f"\n{plan_text(plan, estimated, opening, names)}", flush=True)
     content = json.dumps(shareable(plan_dict(plan, estimated, opening)), indent=2)
     write_text(content + "\n", writable_directory(str(directory), "the output directory") / FILE)
     return plan

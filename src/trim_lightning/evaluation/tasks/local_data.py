@@ -131,10 +131,6 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         place = f"{path} line {number}"
         try:
             record = load_json(line)
-        except RecursionError:
-            raise UserError(
-                f"{place} is not valid JSON (nested too deeply to read): mend or delete that line"
-            ) from None
         except ValueError as error:
             raise UserError(f"{place} is not valid JSON ({error}): mend or delete that line") from None
         if not isinstance(record, dict):
