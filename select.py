@@ -42,7 +42,7 @@ def _hand_over() -> None:
 
 
 if __name__ == "__main__":
-    from trim_lightning.cli import select_main
+    from trim_lightning.cli.hydra_app import select_main
 
     sys.exit(select_main())
 elif __name__ == "select":

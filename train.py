@@ -3,6 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    from trim_lightning.cli import train_main
+    from trim_lightning.cli.hydra_app import train_main
 
     sys.exit(train_main())

@@ -148,10 +148,10 @@ def common_float32() -> dict[str, Any]:
 
 def checkpoints_of(source: Any, rank: int, number: int) -> list[tuple[Any, Path]]:
     """The model with the adapter of each epoch of a short LESS warm-up, and the file of that epoch's moments."""
+    from trim_lightning.engine.adam_moments import FILE
     from trim_lightning.models.adapter import apply_adapter
-    from trim_lightning.settings import WarmupSettings
+    from trim_lightning.settings.schema import WarmupSettings
     from trim_lightning.tuning.checkpoints import checkpoint_path, train_checkpoints
-    from trim_lightning.tuning.moments import FILE
 
     dtype, directory = materials.best_dtype(), WORK / f"checkpoints-{rank}-{number}"
     if not checkpoint_path(directory, number).exists():
@@ -221,7 +221,7 @@ def trim_selection(model: Any, records: TokenizedRecords, targets: TokenizedReco
 
     from trim_lightning.engine.target_pass import banks_of, read_signals, run_target_pass, weigh
     from trim_lightning.methods.trim import ScopedTokens, pool_tokens, scaled_idf
-    from trim_lightning.settings import FallbackSettings, PoolerSettings, SaliencySettings
+    from trim_lightning.settings.schema import FallbackSettings, PoolerSettings, SaliencySettings
 
     directory = Path(tempfile.mkdtemp(dir=WORK))
     try:
@@ -240,7 +240,7 @@ def trim_selection(model: Any, records: TokenizedRecords, targets: TokenizedReco
 
 def less_scores(points: list[tuple[Any, Path]], records: TokenizedRecords, targets: TokenizedRecords) -> None:
     """LESS's selection stage: at every checkpoint, gradients of targets and pool, then cosines."""
-    from trim_lightning.methods._stages import unit
+    from trim_lightning.methods.shared import unit
 
     for point, moments in points:
         wanted = np.concatenate([values for _, values in less_pass(point, targets, None)]).astype(np.float64)

@@ -19,7 +19,7 @@ from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.source import ModelSource, find_model
 from trim_lightning.records.record_file import LineSource, ReadOptions, index
-from trim_lightning.settings import ModelSettings
+from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
 from trim_lightning.tokens.rendering import ChatRenderer
 from trim_lightning.tokens.tokenized import TokenizedRecords, tokenize_records
@@ -71,7 +71,7 @@ def pool_lines() -> list[str]:
         with gzip.open(Path(folder) / "pool.jsonl.gz", "rt", encoding="utf-8") as file:
             return file.readlines()
     from trim_lightning.records.sources import open_records
-    from trim_lightning.settings import PoolSettings
+    from trim_lightning.settings.schema import PoolSettings
 
     store = Store(WORK / "store")
     records = open_records(PoolSettings(source="generated", per_family=40), what="pool", seed=0, spool=store.spool)

@@ -14,7 +14,7 @@ from trim_lightning.report.explain import explain_row
 from trim_lightning.report.facts import MatchView
 from trim_lightning.report.page import token_text
 from trim_lightning.report.pictures import PICKED, SALIENCY, drawing
-from trim_lightning.report.run_files import Run, open_run
+from trim_lightning.runs.reopened import Run, open_run
 
 IMAGES = Path(__file__).parent / "images"
 FALLBACK = "#8f72ea"

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.models.load import load_model
 from trim_lightning.models.source import ModelSource, find_model
-from trim_lightning.settings import ModelSettings
+from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
 from trim_lightning.tokens.tokenized import TokenizedRecords
 

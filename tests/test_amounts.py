@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from trim_lightning.amounts import size_text, time_text
+from trim_lightning.console.amounts import size_text, time_text
 
 
 def test_times_in_the_units_that_people_use() -> None:

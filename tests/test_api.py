@@ -12,7 +12,7 @@ import pytest
 import trim_lightning
 from running import run_select
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.settings import FallbackSettings, PoolerSettings, SaliencySettings
+from trim_lightning.settings.schema import FallbackSettings, PoolerSettings, SaliencySettings
 
 
 @pytest.fixture(scope="module")

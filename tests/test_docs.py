@@ -23,13 +23,13 @@ import trim_lightning.api
 import trim_lightning.methods
 from running import run_select
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.config import SCHEMAS, compose_settings, config_directory
-from trim_lightning.config_reference import COMMAND, reference_page
+from trim_lightning.cli.reference import COMMAND, reference_page
 from trim_lightning.methods.base import load_selector
 from trim_lightning.records.generated import FAMILIES
 from trim_lightning.records.sources import open_records
-from trim_lightning.selection import check_settings
-from trim_lightning.settings import PoolSettings, TrainSettings, known_keys
+from trim_lightning.selection.budget import check_settings
+from trim_lightning.settings.compose import SCHEMAS, compose_settings, config_directory
+from trim_lightning.settings.schema import PoolSettings, TrainSettings, known_keys
 from trim_lightning.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -367,7 +367,7 @@ def imports_of(file: Path) -> set[str]:
 
 def test_only_the_entry_points_see_a_dictconfig() -> None:
     seen = {file.name for file in PACKAGE.rglob("*.py") if "omegaconf.DictConfig" in imports_of(file)}
-    assert seen == {"cli.py", "config.py"}
+    assert seen == {"hydra_app.py", "compose.py"}
 
 
 def test_trim_imports_nothing_of_the_package_outside_itself() -> None:
@@ -384,4 +384,4 @@ def test_modules_named_on_the_architecture_page_cover_the_package() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     rooms = [path for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("[!_]*.py"))]
     assert [path.name for path in rooms if f"[`{path.name}/`]" not in page] == []
-    assert importlib.util.find_spec("trim_lightning.config_reference") is not None
+    assert importlib.util.find_spec("trim_lightning.cli.reference") is not None

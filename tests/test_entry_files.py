@@ -98,10 +98,11 @@ def checkout(tmp_path: Path) -> Path:
     """A folder with copies of the entry files and a stand-in for the package."""
     for name in ("select.py", "train.py"):
         shutil.copy(ROOT / name, tmp_path)
-    package = tmp_path / "trim_lightning"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "cli.py").write_text(STAND_IN_CLI)
+    package = tmp_path / "trim_lightning" / "cli"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "hydra_app.py").write_text(STAND_IN_CLI)
     return tmp_path
 
 

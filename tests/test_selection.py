@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from running import selection
-from trim_lightning.engine.ranking import ScoreTable
 from trim_lightning.errors import UserError
-from trim_lightning.ledger import Ledger
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
-from trim_lightning.selection import check_budget, check_settings, select_rows, text_of
-from trim_lightning.settings import SelectionSettings, SelectSettings
+from trim_lightning.selection.budget import check_budget, check_settings, select_rows, text_of
+from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.settings.schema import SelectionSettings, SelectSettings
+from trim_lightning.store.ledger import Ledger
 
 Pool = Callable[..., RecordFile]
 

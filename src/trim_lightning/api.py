@@ -25,9 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.engine.modules import ScoringPass, TargetPass
-from trim_lightning.engine.ranking import DEFAULT_FRACTION, budget_count, rank_by_score
 from trim_lightning.engine.record_pass import RecordPass
-from trim_lightning.engine.statistics import PositionWeightedMean
+from trim_lightning.engine.record_statistics import PositionWeightedMean
 from trim_lightning.engine.target_pass import TargetSignals, banks_of, weigh
 from trim_lightning.errors import UserError
 from trim_lightning.methods.trim import ScopedTokens, pool_tokens, scaled_idf
@@ -38,7 +37,8 @@ from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.models.source import find_model
 from trim_lightning.records.layouts import Layout, LayoutError, choose_layout
 from trim_lightning.records.record import Turn
-from trim_lightning.settings import FallbackSettings, ModelSettings, PoolerSettings, SaliencySettings
+from trim_lightning.selection.ranking import DEFAULT_FRACTION, budget_count, rank_by_score
+from trim_lightning.settings.schema import FallbackSettings, ModelSettings, PoolerSettings, SaliencySettings
 from trim_lightning.store import Store
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 from trim_lightning.tokens.tokenized import TokenSequence, scope_mask

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.cli import select_main
+from trim_lightning.cli.hydra_app import select_main
 
 PROGRESS = re.compile(r"[a-z-]+: \d+% of ")
 CONSOLE_SCRIPT = Path(sys.executable).with_name("trim-select")

@@ -10,7 +10,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from trim_lightning.config import config_directory, register_schemas
+from trim_lightning.settings.compose import config_directory, register_schemas
 
 CONF = config_directory()
 

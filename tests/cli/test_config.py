@@ -13,7 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.recipes import CONF, axes_of, read, sweeps
-from trim_lightning.config import (
+from trim_lightning.errors import UserError
+from trim_lightning.methods.base import load_selector, method_names
+from trim_lightning.models.source import BUNDLED
+from trim_lightning.selection.budget import check_settings
+from trim_lightning.settings.compose import (
     GROUPS,
     RECIPES,
     SCHEMAS,
@@ -22,11 +26,7 @@ from trim_lightning.config import (
     compose_settings,
     no_such_key,
 )
-from trim_lightning.errors import UserError
-from trim_lightning.methods.base import load_selector, method_names
-from trim_lightning.models.source import BUNDLED
-from trim_lightning.selection import check_settings
-from trim_lightning.settings import POOLERS, SelectSettings, TrainSettings, known_keys
+from trim_lightning.settings.schema import POOLERS, SelectSettings, TrainSettings, known_keys
 
 OUTPUT = "paths.output_dir=out"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from trim_lightning.config import compose_select, compose_train
-from trim_lightning.pipeline import select
+from trim_lightning.pipeline.select import select
+from trim_lightning.pipeline.train import train
+from trim_lightning.settings.compose import compose_select, compose_train
 from trim_lightning.store import Store
 from trim_lightning.sweep.estimate import estimate
 from trim_lightning.sweep.plan import Plan, plan_jobs
 from trim_lightning.sweep.planning_store import NotBuilt, UnbuiltEntry
-from trim_lightning.training import train
 
 from .conftest import CONSOLE_SCRIPT, Inputs, Outcome, run_process
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import trim_lightning.pipeline
+import trim_lightning.pipeline.select
 from cli.conftest import CONSOLE_SCRIPT, Inputs, Outcome, Run, final_files, run_process
-from trim_lightning.cli import Job, fail, select_task
+from trim_lightning.cli.hydra_app import Job, fail, select_task
 from trim_lightning.errors import UserError
 
 GOOD = b'{"prompt": "a question", "response": "an answer"}\n'
@@ -225,7 +225,7 @@ def test_disk_full(run: Run, inputs: Inputs, tmp_path: Path, monkeypatch: pytest
     def fill(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "out/scores.parquet")
 
-    monkeypatch.setattr(trim_lightning.pipeline, "write_scores", fill)
+    monkeypatch.setattr(trim_lightning.pipeline.select, "write_scores", fill)
     outcome = run(*inputs.arguments, "method=random")
     assert_one_line(outcome, tmp_path, "out/scores.parquet: No space left on device", "free space")
 
@@ -238,7 +238,7 @@ def test_failure_while_writing_leaves_no_result(
 
     monkeypatch.setattr("trim_lightning.records.record_file.RecordFile.line", tear)
     monkeypatch.setattr("trim_lightning.records.record_file.RecordFile.id", lambda pool, row: str(row))
-    monkeypatch.setattr("trim_lightning.pipeline.selection_summary", lambda *rest: "")
+    monkeypatch.setattr("trim_lightning.pipeline.select.selection_summary", lambda *rest: "")
     outcome = run(*inputs.arguments, "method=random", "paths.output_dir=out")
     assert (outcome.code, outcome.last) == (2, "error: pool.path=pool.jsonl has changed since it was read: run again")
     # the scores were whole; the coreset was not
@@ -249,7 +249,7 @@ def test_internal_failure(run: Run, inputs: Inputs, monkeypatch: pytest.MonkeyPa
     def break_down(settings: object, command: str) -> None:
         raise RuntimeError("the sky fell")
 
-    monkeypatch.setattr(trim_lightning.pipeline, "select", break_down)
+    monkeypatch.setattr(trim_lightning.pipeline.select, "select", break_down)
     outcome = run(*inputs.arguments)
     assert outcome.code == 1
     assert "Traceback (most recent call last)" in outcome.err
@@ -264,7 +264,7 @@ def test_mistake_that_a_library_wrapped(run: Run, inputs: Inputs, monkeypatch: p
         except UserError as error:
             raise RuntimeError("a worker died") from error
 
-    monkeypatch.setattr(trim_lightning.pipeline, "select", wrap)
+    monkeypatch.setattr(trim_lightning.pipeline.select, "select", wrap)
     outcome = run(*inputs.arguments)
     assert (outcome.code, outcome.last) == (2, "error: pool.path=x: mend it")
     assert "Traceback" not in outcome.err
@@ -279,7 +279,7 @@ def test_interrupt(
         signal.raise_signal(number)
         raise AssertionError("the signal did not end the run")
 
-    monkeypatch.setattr(trim_lightning.pipeline, "select", interrupt)
+    monkeypatch.setattr(trim_lightning.pipeline.select, "select", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         outcome = run(*prefix, *inputs.arguments)
@@ -292,7 +292,7 @@ def test_interrupt(
 
 TERMINATE_AFTER_TWO_BATCHES = """
 import os, signal, sys
-from trim_lightning.cli import select_main
+from trim_lightning.cli.hydra_app import select_main
 from trim_lightning.engine.modules import ScoringPass
 
 plain = ScoringPass.predict_step
@@ -349,7 +349,7 @@ def test_a_library_that_ends_the_process(run: Run, inputs: Inputs, monkeypatch: 
         return task
 
     for code, expected in [(None, 0), (0, 0), (1, 1), ("bad luck", 1)]:
-        monkeypatch.setattr(trim_lightning.pipeline, "select", leave(code))
+        monkeypatch.setattr(trim_lightning.pipeline.select, "select", leave(code))
         assert run(*inputs.arguments).code == expected
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.cli import select_main, train_main
+from trim_lightning.cli.hydra_app import select_main, train_main
 
 from .conftest import Run
 from .recipes import sweeps

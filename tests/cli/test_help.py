@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 from cli.conftest import CONSOLE_SCRIPT, Inputs, Run, run_process
-from trim_lightning.cli import select_main
-from trim_lightning.config import compose_select, config_directory
-from trim_lightning.settings import SelectSettings, known_keys
+from trim_lightning.cli.hydra_app import select_main
+from trim_lightning.settings.compose import compose_select, config_directory
+from trim_lightning.settings.schema import SelectSettings, known_keys
 
 HEAVY = ("torch", "transformers", "lightning", "datasets", "peft", "wandb", "pyarrow", "numpy", "reasoning_gym")
 HELP = f"""
 import sys
-from trim_lightning.cli import select_main
+from trim_lightning.cli.hydra_app import select_main
 code = select_main()
 print("LOADED", *(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr)
 sys.exit(code)

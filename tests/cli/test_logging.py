@@ -20,10 +20,10 @@ from wandb.proto import wandb_internal_pb2
 
 from cli.conftest import CONSOLE_SCRIPT, Inputs, Outcome, Run, run_process
 from tiny_models import write_records
-from trim_lightning.progress import LINE_SECONDS, ProgressLines, progress_bar
-from trim_lightning.settings import LoggerSettings
-from trim_lightning.tracking import NoTracker, open_tracker
-from trim_lightning.wandb_tracking import has_wandb_key, wandb_mode
+from trim_lightning.console.progress import LINE_SECONDS, ProgressLines, progress_bar
+from trim_lightning.settings.schema import LoggerSettings
+from trim_lightning.tracking.tracker import NoTracker, open_tracker
+from trim_lightning.tracking.wandb import has_wandb_key, wandb_mode
 
 HEADER, BLOCK = 7, 32 * 1024
 

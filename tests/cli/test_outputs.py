@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from cli.conftest import FINAL_NAMES, Inputs, Run
 from running import run_select, selection
 from tiny_models import HIDDEN, write_records
-from trim_lightning.engine.ranking import budget_count
+from trim_lightning.selection.ranking import budget_count
 
 SCORES = [
     ("row", "int64"), ("id", "string"), ("score", "float"), ("mean", "float"), ("max", "float"), ("coverage", "float"),

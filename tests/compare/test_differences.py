@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from workshop import edit
 
-from trim_lightning.compare.coresets import BrokenRun
 from trim_lightning.compare.differences import Comparison, compare_groups, equal_budgets, pairs_to_test
-from trim_lightning.compare.discover import find_runs
 from trim_lightning.compare.groups import Group, group_runs
 from trim_lightning.compare.predictions import read_predictions
-from trim_lightning.compare.runs import read_runs
+from trim_lightning.runs.find import find_runs
+from trim_lightning.runs.run import read_runs
+from trim_lightning.runs.selection import BrokenRun
 
 
 def groups_of(*paths: Path) -> list[Group]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from workshop import edit
 
-from trim_lightning.compare.main import main
+from trim_lightning.cli.compare import main
 
 
 def compared(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -182,7 +182,7 @@ def test_nothing_finished_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_it_needs_no_torch_and_survives_a_closed_pipe(selections: dict[str, Path], tmp_path: Path) -> None:
     code = (
-        "import sys; from trim_lightning.compare.main import main; code = main(sys.argv[1:]); "
+        "import sys; from trim_lightning.cli.compare import main; code = main(sys.argv[1:]); "
         "sys.exit(99 if 'torch' in sys.modules else code)"
     )
     command = [sys.executable, "-c", code, str(selections["trim"]), "--output", str(tmp_path)]

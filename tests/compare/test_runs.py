@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from workshop import edit
 
-from trim_lightning.compare.coresets import overlap
-from trim_lightning.compare.discover import find_runs
 from trim_lightning.compare.groups import Axis, axes, group_runs, letters, marginal_means
 from trim_lightning.compare.report import correlation
-from trim_lightning.compare.runs import Measurement, Run, best, lower_is_better, read_runs
 from trim_lightning.errors import UserError
+from trim_lightning.runs.find import find_runs
+from trim_lightning.runs.run import Measurement, Run, best, lower_is_better, read_runs
+from trim_lightning.runs.selection import overlap
 
 
 def read(*paths: Path) -> list[Run]:

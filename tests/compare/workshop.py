@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.config import compose_select, compose_train
-from trim_lightning.pipeline import select
-from trim_lightning.training import train
+from trim_lightning.pipeline.select import select
+from trim_lightning.pipeline.train import train
+from trim_lightning.settings.compose import compose_select, compose_train
 
 LETTERS = "ABC"
 Change = Callable[[dict[str, Any]], None]

@@ -26,7 +26,7 @@ from trim_lightning.engine.trainer import is_spread, one_device, with_strategy
 from trim_lightning.errors import UserError
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store import store as store_module
-from trim_lightning.store.team import LeaderFailed, PartDone, Team
+from trim_lightning.store.processes import LeaderFailed, PartDone, Team
 
 CHECKOUT = Path(__file__).parents[2]
 # one thread each, and no launcher of the machine that runs the tests

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trim_lightning.engine.ranking import DEFAULT_FRACTION, budget_count, choose, rank_by_score, rank_round_robin
+from trim_lightning.selection.ranking import DEFAULT_FRACTION, budget_count, choose, rank_by_score, rank_round_robin
 
 score_lists = st.lists(st.sampled_from([0.0, -0.0, 0.5, 1.0, -1.0, math.nan, 0.25]), max_size=20)
 

@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from running import run_select
-from trim_lightning.engine import clock, scoring_pass, sharded_pass, writer
+from trim_lightning.engine import elapsed as clock
+from trim_lightning.engine import scoring_pass, sharded_pass, writer
 from trim_lightning.engine.batches import plan_shards
 from trim_lightning.engine.sharded_pass import Resources
 from trim_lightning.engine.shards import read_in_order, shard_path

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trim_lightning.errors import UserError
-from trim_lightning.evaluation import lm_eval_tasks
-from trim_lightning.evaluation.lm_eval_tasks import (
+from trim_lightning.evaluation.harness import run as lm_eval_tasks
+from trim_lightning.evaluation.harness.run import (
     LOCAL_TASKS,
     TaskResults,
     check_tasks,
@@ -776,7 +776,7 @@ def test_the_digest_follows_the_files(colour_tasks: Path, tmp_path: Path, monkey
 def test_progress_is_shown_by_our_bar(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trim_lightning.progress import progress_bar
+    from trim_lightning.console.progress import progress_bar
 
     write(tmp_path, "commonsense_qa.test", OPTIONS)
     write(tmp_path, "tydiqa_goldp.test", PASSAGES)

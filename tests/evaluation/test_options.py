@@ -16,11 +16,11 @@ from evaluation.conftest import Opened, Plain
 from trim_lightning.errors import UserError
 from trim_lightning.evaluation.evaluate import evaluate, measures
 from trim_lightning.evaluation.options import correct_option, likeliest, option_responses
-from trim_lightning.ledger import Ledger
 from trim_lightning.models.source import ModelSource
-from trim_lightning.settings import EvaluationSettings
+from trim_lightning.settings.schema import EvaluationSettings
+from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import Store
-from trim_lightning.trainee import Trainee
+from trim_lightning.store.ledger import Ledger
 
 CHOICES = ["a train", "twelve quiet ferries cross", "butter", "flour and sugar"]
 LETTERS = [

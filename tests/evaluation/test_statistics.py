@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trim_lightning.evaluation.evaluate import paired, summarise
 from trim_lightning.evaluation.statistics import bootstrap_ratio
-from trim_lightning.settings import EvaluationSettings
+from trim_lightning.settings.schema import EvaluationSettings
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -28,7 +28,7 @@ def make(directory: Path) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from running import run_select
     from tiny_models import build_tiny_model, write_records
-    from trim_lightning.export.main import export
+    from trim_lightning.cli.export import export
 
     build_tiny_model("llama", directory / "model")
     pools = {"plain": write_records(directory / "plain.jsonl", 30, seed=4, edge_cases=False)}

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from running import run_select
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.export import formats
-from trim_lightning.export.formats import survey
-from trim_lightning.export.main import NAMES, main
+from trim_lightning.cli.export import NAMES, main
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
+from trim_lightning.runs import formats
+from trim_lightning.runs.formats import survey
 
 Select = Any
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
@@ -322,7 +322,7 @@ def test_exporting_again_replaces(select: Select, pool: Path, tmp_path: Path) ->
 
 def test_it_needs_no_torch(select: Select, pool: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from trim_lightning.export.main import main; code = main(sys.argv[1:]); "
+        "import sys; from trim_lightning.cli.export import main; code = main(sys.argv[1:]); "
         "sys.exit(99 if 'torch' in sys.modules else code)"
     )
     command = [sys.executable, "-c", code, str(select(pool)), "--format", "parquet", "--output", str(tmp_path / "out")]

@@ -25,9 +25,9 @@ STAGES = {
     "warm-up": "trim_lightning.tuning.lora_module:TuningModule.training_step",
     "target pass": "trim_lightning.engine.modules:TargetPass.on_batch",
     "scoring": "trim_lightning.engine.modules:ScoringPass.on_batch",
-    "selection": "trim_lightning.outputs:replacing",
+    "selection": "trim_lightning.pipeline.outputs:replacing",
     "training": "trim_lightning.tuning.lora_module:TuningModule.training_step",
-    "evaluation": "trim_lightning.evaluation.held_out:LossPass._losses",
+    "evaluation": "trim_lightning.engine.response_loss:LossPass._losses",
     "report": "trim_lightning.report.write:gather",
 }
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
@@ -97,7 +97,7 @@ def run(job: dict[str, Any]) -> int:
     os.chdir(job["cwd"])
     os.environ.update(job.get("environment", {}))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from trim_lightning import cli
+    from trim_lightning.cli.hydra_app import hydra_app as cli
 
     if job.get("clock"):
         shift, now = float(job["clock"]), time.time

@@ -22,17 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiny_models import build_tiny_tokenizer
-from trim_lightning.compare.coresets import BrokenRun
-from trim_lightning.compare.discover import Found
+from trim_lightning.cli.export import export
 from trim_lightning.compare.files import difference_rows, run_rows, write_rows
 from trim_lightning.compare.predictions import read_predictions
 from trim_lightning.compare.report import compare
-from trim_lightning.compare.runs import read_runs
 from trim_lightning.compare.tables import report_text
-from trim_lightning.config import compose_select, compose_train
 from trim_lightning.errors import UserError
-from trim_lightning.export.main import export
-from trim_lightning.instantiation import guard_hydra
 from trim_lightning.methods.base import load_selector, method_names
 from trim_lightning.models.adapter import check_adapter
 from trim_lightning.models.source import config_layers, read_config
@@ -42,8 +37,13 @@ from trim_lightning.records.record import Turn
 from trim_lightning.records.sources import open_records
 from trim_lightning.report.comparison_page import write_comparison
 from trim_lightning.report.escape import data_block, visible
-from trim_lightning.report.run_files import open_run
-from trim_lightning.settings import ModelSettings, SourceSettings
+from trim_lightning.runs.find import Found
+from trim_lightning.runs.reopened import open_run
+from trim_lightning.runs.run import read_runs
+from trim_lightning.runs.selection import BrokenRun
+from trim_lightning.settings.compose import compose_select, compose_train
+from trim_lightning.settings.guard import guard_hydra
+from trim_lightning.settings.schema import ModelSettings, SourceSettings
 from trim_lightning.store import Store
 from trim_lightning.store.inventory import damage, items, receipt_of
 from trim_lightning.store.keys import StageKey

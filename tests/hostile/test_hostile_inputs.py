@@ -26,28 +26,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tiny_models import build_tiny_model, build_tiny_tokenizer
-from trim_lightning import cli
-from trim_lightning.compare.discover import find_runs
+from trim_lightning.cli.explain import main as explain_main
+from trim_lightning.cli.export import main as export_main
+from trim_lightning.cli.hydra_app import hydra_app as cli
 from trim_lightning.compare.files import run_rows, write_rows
 from trim_lightning.compare.report import compare
-from trim_lightning.compare.runs import read_runs
-from trim_lightning.config import compose_select
 from trim_lightning.errors import UserError
-from trim_lightning.export.main import main as export_main
-from trim_lightning.instantiation import check_targets, guard_hydra
-from trim_lightning.json_files import MOST_NESTED
+from trim_lightning.files.json_files import MOST_NESTED
 from trim_lightning.methods.base import load_selector
 from trim_lightning.models.adapter import check_adapter
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.source import find_model
-from trim_lightning.privacy import LogFormatter
+from trim_lightning.privacy.paths import LogFormatter
 from trim_lightning.records import record_file, sources
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
-from trim_lightning.report.explain_main import main as explain_main
-from trim_lightning.report.run_files import settings_from
-from trim_lightning.settings import ModelSettings, SourceSettings
+from trim_lightning.runs.find import find_runs
+from trim_lightning.runs.reopened import settings_from
+from trim_lightning.runs.run import read_runs
+from trim_lightning.settings.compose import compose_select
+from trim_lightning.settings.guard import check_targets, guard_hydra
+from trim_lightning.settings.schema import ModelSettings, SourceSettings
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store.store import RECEIPT, seal_of
 from trim_lightning.tokens import rendering
@@ -155,7 +155,7 @@ BOUNDED = """
 import resource, sys
 from trim_lightning.records.sources import open_records
 from trim_lightning.errors import UserError
-from trim_lightning.settings import SourceSettings
+from trim_lightning.settings.schema import SourceSettings
 from trim_lightning.store import Store
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (200 << 20),) * 2)
@@ -235,7 +235,7 @@ def test_lying_metadata_and_damaged_pages(read: Read) -> None:
         ("trainer._target_=builtins.exec", "trainer._target_"),
         ("pool.where={a: {_target_: os.system}}", "pool.where.a._target_"),
         ("+hydra.callbacks.a={_target_: pathlib.Path}", "hydra.callbacks.a._target_"),
-        ("+hydra.callbacks.a={_target_: trim_lightning.cli.os.system}", "hydra.callbacks.a._target_"),
+        ("+hydra.callbacks.a={_target_: trim_lightning.cli.hydra_app.os.system}", "hydra.callbacks.a._target_"),
         ("+hydra.callbacks.a={_target_: hydra_plugins.trim_launcher.launcher.logging.os.system}", "hydra.callbacks"),
         ("hydra.launcher._target_=subprocess.Popen", "hydra.launcher._target_"),
         ("hydra.sweeper._target_=subprocess.Popen", "hydra.sweeper._target_"),
@@ -427,7 +427,7 @@ def test_folders_named_with_other_digits_are_no_jobs(run: Path, tmp_path: Path) 
 
 
 def test_a_manifest_names_no_entry_outside_the_store(run: Path, tmp_path: Path) -> None:
-    from trim_lightning.report.run_files import open_run
+    from trim_lightning.runs.reopened import open_run
 
     change(run, lambda manifest: manifest["stages"].update(score={"key": "../../../etc"}, warmup={"key": "/etc"}))
     opened = open_run(run, tmp_path)
@@ -436,7 +436,7 @@ def test_a_manifest_names_no_entry_outside_the_store(run: Path, tmp_path: Path) 
 
 
 def test_a_manifest_cannot_let_a_model_run_code(run: Path, tmp_path: Path) -> None:
-    from trim_lightning.report.run_files import open_run
+    from trim_lightning.runs.reopened import open_run
 
     change(run, lambda manifest: manifest["config"]["model"].update(trust_remote_code=True, path=str(tmp_path)))
     assert "add --trust-remote-code" in refusal(lambda: open_run(run, tmp_path).source)

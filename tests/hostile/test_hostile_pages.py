@@ -13,9 +13,9 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "report"))
 from rooms import Page, Room
 
-from trim_lightning.compare.main import main as compare_main
-from trim_lightning.export.main import main as export_main
-from trim_lightning.report.explain_main import main as explain_main
+from trim_lightning.cli.compare import main as compare_main
+from trim_lightning.cli.explain import main as explain_main
+from trim_lightning.cli.export import main as export_main
 
 pytestmark = pytest.mark.faults
 HARMFUL = {

@@ -13,7 +13,7 @@ import pytest
 from reference.reference import Reference, Settings, Tokens
 from running import selection
 from tiny_models import CHATML, build_tiny_model, write_records
-from trim_lightning.pipeline import Selection
+from trim_lightning.pipeline.select import Selection
 
 MAX_LENGTH = 96
 GROUPS = ("first", "second")

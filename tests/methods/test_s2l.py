@@ -7,7 +7,7 @@ import pytest
 from plain_checkpoints import losses_along, warmup_of
 
 from trim_lightning.errors import UserError
-from trim_lightning.methods._clusters import cluster, members_of
+from trim_lightning.methods.clusters import cluster, members_of
 from trim_lightning.methods.s2l import take_turns
 
 EPOCHS = 3

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from scipy.optimize import lsq_linear
 
 from trim_lightning.errors import UserError
-from trim_lightning.methods._clusters import cluster
-from trim_lightning.methods._matching import matching_order
+from trim_lightning.methods.clusters import cluster
+from trim_lightning.methods.pursuit import matching_order
 
 EPOCHS, CLUSTERS, SHARE, DIMENSION = 2, 3, 0.4, 400
 METHOD = (

@@ -36,7 +36,7 @@ from trim_lightning.models.attention import (
 from trim_lightning.models.hidden import last_hidden_states
 from trim_lightning.models.load import load_model
 from trim_lightning.models.source import find_model
-from trim_lightning.settings import ModelSettings
+from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
 
 Load = Callable[[str], PreTrainedModel]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from trim_lightning.errors import UserError
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.source import find_model, is_local
-from trim_lightning.settings import ModelSettings
+from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
 
 
@@ -255,7 +255,7 @@ OFFLINE = """
 import sys
 from trim_lightning.errors import UserError
 from trim_lightning.models.source import find_model
-from trim_lightning.settings import ModelSettings
+from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
 
 for path in sys.argv[2:]:

@@ -35,10 +35,10 @@ LOCAL_ENDINGS = (".log", ".wandb")
 LOCAL_FOLDERS = (".hydra", ".cache", ".config")
 FAULT = """
 import os, sys
-import trim_lightning.pipeline
+import trim_lightning.pipeline.select
 def fail(*_, **__): raise RuntimeError(f"refused {os.environ['MY_SECRET']} at https://me:canary-pw-1@host/x?token=canary-tk-2")
-trim_lightning.pipeline.run_selection = fail
-from trim_lightning.cli import select_main
+trim_lightning.pipeline.select.run_selection = fail
+from trim_lightning.cli.hydra_app import select_main
 sys.exit(select_main())
 """
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trim_lightning import privacy
-from trim_lightning.privacy import (
+from trim_lightning.privacy.paths import (
     LogFormatter,
     hide_keys,
     read_local,
@@ -24,6 +23,7 @@ from trim_lightning.privacy import (
     with_local,
     write_local,
 )
+from trim_lightning.privacy.paths import paths as privacy
 
 HOME, USER = "/home/canary user", "canaryuser"
 

@@ -19,7 +19,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
-from trim_lightning.settings import PoolSettings, TargetSettings
+from trim_lightning.settings.schema import PoolSettings, TargetSettings
 
 ROWS = [{"id": f"r{n}", "prompt": f"question {n}", "response": f"answer {n}"} for n in range(5)]
 
@@ -334,7 +334,7 @@ def test_reading_records_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from trim_lightning.records import filters, generated, layouts, record_file, sources\n"
-        "from trim_lightning.settings import PoolSettings\n"
+        "from trim_lightning.settings.schema import PoolSettings\n"
         "settings = PoolSettings(source='jsonl', path=sys.argv[1])\n"
         "assert len(sources.open_records(settings, what='pool', seed=0, spool=None)) == 5\n"
         "print(sorted({'torch', 'datasets', 'pyarrow', 'reasoning_gym', 'transformers'} & set(sys.modules)))"

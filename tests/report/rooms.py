@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.config import compose_select
-from trim_lightning.pipeline import select
+from trim_lightning.pipeline.select import select
 from trim_lightning.report.facts import Candidate, SelectionFacts
-from trim_lightning.settings import SelectSettings
+from trim_lightning.settings.compose import compose_select
+from trim_lightning.settings.schema import SelectSettings
 
 LONG_LINE = "long" + "x" * 100_000 + "line"
 HOSTILE = {

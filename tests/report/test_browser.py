@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rooms import HOSTILE, Room, large_facts
 
-from trim_lightning.compare.main import main as compare_main
-from trim_lightning.pipeline import select
-from trim_lightning.report.explain_main import main as explain_main
+from trim_lightning.cli.compare import main as compare_main
+from trim_lightning.cli.explain import main as explain_main
+from trim_lightning.pipeline.select import select
 from trim_lightning.report.selection_page import selection_page
 
 expect = pytest.importorskip("playwright.sync_api").expect

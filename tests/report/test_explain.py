@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from rooms import HOSTILE, Page, Room
 
+from trim_lightning.cli.explain import main
 from trim_lightning.report.explain import explain_row, explain_text
-from trim_lightning.report.explain_main import main
-from trim_lightning.report.run_files import open_run
+from trim_lightning.runs.reopened import open_run
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_colours_only_where_they_are_wanted(plain: Path, said, monkeypatch: pyte
     assert "\x1b[48;5;" in said(plain, "--row", 0, "--color", "always")[1]
     assert "\x1b[" not in said(plain, "--row", 0, "--color", "never")[1]
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    from trim_lightning.report.explain_main import wants_colour
+    from trim_lightning.cli.explain import wants_colour
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from rooms import HOSTILE, KINDS, LONG_LINE, Page, Room, large_facts
 
-from trim_lightning.compare.main import main as compare_main
-from trim_lightning.pipeline import select
-from trim_lightning.report.gather import candidate_places, random_rows
+from trim_lightning.cli.compare import main as compare_main
+from trim_lightning.pipeline.select import select
+from trim_lightning.report.selection_facts import candidate_places, random_rows
 from trim_lightning.report.selection_page import selection_page
 
 
@@ -201,7 +201,7 @@ def test_a_page_lists_the_best_of_a_coreset_that_is_too_large_for_it(
 ) -> None:
     whole = room.select("whole", "selection.count=12")
     texts = [sum(len(text) for _, text in item["turns"]) for item in read(whole).data["coreset"]]
-    monkeypatch.setattr("trim_lightning.report.gather.LISTED_CHARACTERS", sum(texts[:5]))
+    monkeypatch.setattr("trim_lightning.report.selection_facts.LISTED_CHARACTERS", sum(texts[:5]))
     page = read(room.select("bounded", "selection.count=12"))
     assert [item["id"] for item in page.data["coreset"]] == [item["id"] for item in read(whole).data["coreset"][:5]]
     assert "The best 5 of 12 picked records are listed" in " ".join(page.text)
@@ -274,7 +274,7 @@ def test_the_home_directory_is_not_in_the_page(room: Room, monkeypatch: pytest.M
 
 def test_making_a_page_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys; import trim_lightning.report.write, trim_lightning.report.pieces as pieces; "
+        "import sys; import trim_lightning.report.write, trim_lightning.report.token_texts as pieces; "
         "from trim_lightning.report.page import page_assets, environment; page_assets(); environment(); "
         "import tokenizers; "
         "print([name for name in ('torch', 'transformers', 'matplotlib', 'pandas') if name in sys.modules])"

@@ -15,8 +15,8 @@ from tiny_models import build_tiny_tokenizer
 from trim_lightning.report.escape import data_block, visible
 from trim_lightning.report.mix import count_fields, counted_rows, order_values
 from trim_lightning.report.page import HOME, digest, page_assets
-from trim_lightning.report.pieces import TokenTexts
 from trim_lightning.report.statistics import histogram, length_histogram, spread_of
+from trim_lightning.report.token_texts import TokenTexts
 
 # Observable Plot 0.6.17 as `make vendor` bundles it; renew both together
 PLOT_SHA256 = "9c31e8a1b3cb78fe1356f2fe2d4e1a0cf649661030b4ec76abfc0b39594e9d8c"

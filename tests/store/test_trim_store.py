@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from trim_lightning.cli.store import bytes_of, main, seconds_of
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store.inventory import chosen, items
-from trim_lightning.store.main import bytes_of, main, seconds_of
 from trim_lightning.store.store import RECEIPT
 
 Run = Callable[..., tuple[int, str, str]]

@@ -19,8 +19,8 @@ from lightning import LightningModule, Trainer
 
 from running import run_train
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.cli import train_main
-from trim_lightning.training import Training
+from trim_lightning.cli.hydra_app import train_main
+from trim_lightning.pipeline.train import Training
 from trim_lightning.tuning.run import PeriodicCheckpoint
 
 

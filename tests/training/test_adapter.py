@@ -21,9 +21,9 @@ from trim_lightning.errors import UserError
 from trim_lightning.models.adapter import apply_adapter
 from trim_lightning.models.load import load_model
 from trim_lightning.models.source import find_model
-from trim_lightning.settings import ModelSettings
+from trim_lightning.pipeline.train import Training
+from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
-from trim_lightning.training import Training
 from trim_lightning.tuning import run as tuning
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from training.conftest import Desk
-from trim_lightning.training import Training
+from trim_lightning.pipeline.train import Training
 
 TOO_FAST = ("train.learning_rate=0.3", "train.schedule=constant", "train.epochs=12", "logger=csv")
 

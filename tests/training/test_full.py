@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.conftest import Desk
+from trim_lightning.pipeline.train import Training
 from trim_lightning.tokens.tokenized import TokenSequence
-from trim_lightning.training import Training
 from trim_lightning.tuning.plan import plan_micro_batches
 
 WEIGHTS = "model/model.safetensors"

@@ -18,7 +18,7 @@ from running import run_train
 from tiny_models import write_records
 from training.conftest import Desk, Outcome, write_lines
 from trim_lightning.errors import UserError
-from trim_lightning.training import Training
+from trim_lightning.pipeline.train import Training
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 BOUNDED = ("nll", "nll_drop", "exact_match")

@@ -20,7 +20,7 @@ import torch
 from running import run_train
 from training.conftest import Desk, PowerCut
 from trim_lightning.errors import UserError
-from trim_lightning.training import Training
+from trim_lightning.pipeline.train import Training
 from trim_lightning.tuning import run as tuning
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from running import run_train
 from tiny_models import build_tiny_model
 from training.conftest import Desk
-from trim_lightning.ledger import Ledger
 from trim_lightning.models.source import ModelSource
+from trim_lightning.pipeline.train import Training
+from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import Store
-from trim_lightning.trainee import Trainee
-from trim_lightning.training import Training
+from trim_lightning.store.ledger import Ledger
 
 
 def transfer(desk: Desk, directory: Path, trainee: Path, *overrides: str) -> Training:

@@ -16,7 +16,7 @@ import pytest
 from cli.test_logging import transactions
 from running import run_train
 from training.conftest import Desk, Outcome
-from trim_lightning.training import Training
+from trim_lightning.pipeline.train import Training
 
 
 @dataclass

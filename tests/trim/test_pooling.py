@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trim_lightning.settings import POOLERS
+from trim_lightning.settings.schema import POOLERS
 from trim_lightning.trim.pooling import Pooled, aggregate_groups, penalise, pool
 
 Token = tuple[float, bool, float]  # similarity, direct, weight

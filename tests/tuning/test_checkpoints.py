@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from trim_lightning.engine.adam_moments import FILE, AdamMoments
 from trim_lightning.errors import UserError
-from trim_lightning.settings import TuningSettings
+from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning import checkpoints, lora_module
 from trim_lightning.tuning.checkpoints import EpochCheckpoints, checkpoint_path, train_checkpoints
-from trim_lightning.tuning.moments import FILE, AdamMoments
 from trim_lightning.tuning.run import ADAPTER, Surroundings, train_lora
 
 SETTINGS = TuningSettings(

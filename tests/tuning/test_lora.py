@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from trim_lightning.errors import UserError
 from trim_lightning.models.loss import IGNORED, summed_loss
-from trim_lightning.settings import TuningSettings
+from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning import lora_module, run
 from trim_lightning.tuning.lora_module import add_lora

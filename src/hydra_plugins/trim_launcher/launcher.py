@@ -15,7 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 if TYPE_CHECKING:
-    from trim_lightning.settings import SelectSettings
+    from trim_lightning.settings.schema import SelectSettings
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class SharingLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Share, launch, and list the jobs that failed."""
-        from trim_lightning.privacy import hide_keys_in
+        from trim_lightning.privacy.paths import hide_keys_in
 
         # before the first job, which may be hours away: Hydra wrote down what was typed
         hide_keys_in([Path(self._config.hydra.sweep.dir) / "multirun.yaml"])
@@ -54,7 +54,7 @@ class SharingLauncher(Launcher):
         if any(job.dry_run for job in jobs.values()) or (may_plan and not jobs):
             return self._plan(jobs, mistakes, job_overrides, initial_job_idx)
         if may_share:
-            from trim_lightning.sweep.planner import share_passes
+            from trim_lightning.sweep.sharing import share_passes
 
             share_passes(list(jobs.values()))
         results = self._inner.launch(job_overrides, initial_job_idx)
@@ -92,9 +92,9 @@ class SharingLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> tuple[dict[int, SelectSettings], dict[int, str]]:
         """Settings of the jobs by their place, and what is wrong with the others."""
-        from trim_lightning.config import to_settings
         from trim_lightning.errors import UserError
-        from trim_lightning.settings import SelectSettings, TrainSettings
+        from trim_lightning.settings.compose import to_settings
+        from trim_lightning.settings.schema import SelectSettings, TrainSettings
 
         setup_globals()
         configure_log(self._console_logging(), self._config.hydra.verbose)
@@ -185,7 +185,7 @@ def tell_quietly(result: JobReturn) -> JobReturn:
 
 def reason_of(result: JobReturn) -> str:
     """Why a job failed, in one line."""
-    from trim_lightning.cli import mistake
+    from trim_lightning.cli.hydra_app import mistake
     from trim_lightning.errors import first_line
 
     error: Any = result._return_value

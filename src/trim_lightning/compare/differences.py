@@ -10,10 +10,10 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.compare.coresets import BrokenRun
 from trim_lightning.compare.groups import BASELINE, Group, differing_keys
 from trim_lightning.compare.predictions import FIELDS, Predictions, averaged, read_predictions
 from trim_lightning.compare.statistics import Difference, paired_difference, ratio, resampled_ratios
+from trim_lightning.runs.selection import BrokenRun
 
 TOLERANCE = 0.02  # token budgets this close count as equal
 

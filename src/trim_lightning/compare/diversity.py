@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.compare.records import open_coreset
-from trim_lightning.compare.runs import Run
 from trim_lightning.errors import UserError
-from trim_lightning.near_duplicates import NearDuplicates
+from trim_lightning.pipeline.summary import KIND_FIELDS
 from trim_lightning.records.layouts import MISSING, lookup
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.summary import KIND_FIELDS
+from trim_lightning.runs.records import open_coreset
+from trim_lightning.runs.run import Run
+from trim_lightning.selection.near_duplicates import NearDuplicates
 
 Embed = Callable[[Sequence[Mapping[str, Any]]], NDArray[np.floating[Any]]]
 WORDS = 5000  # of every coreset, so that large and small ones can be compared

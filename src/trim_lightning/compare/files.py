@@ -15,8 +15,8 @@ import pyarrow as pa
 from trim_lightning.compare.differences import Comparison, equal_budgets, other_differences
 from trim_lightning.compare.groups import varying_keys
 from trim_lightning.compare.report import Report
-from trim_lightning.compare.runs import Measurement, text_of
-from trim_lightning.outputs import write_table, write_text
+from trim_lightning.pipeline.outputs import write_table, write_text
+from trim_lightning.runs.run import Measurement, text_of
 
 
 def run_rows(report: Report) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from trim_lightning.compare.runs import Run, text_of
 from trim_lightning.compare.statistics import Spread, spread
+from trim_lightning.runs.run import Run, text_of
 
 SEEDS = ("seed", "train.seed")
 INPUTS = ("pool", "target", "model", "trainee", "evaluation")

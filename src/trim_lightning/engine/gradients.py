@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
+from trim_lightning.engine.adam_moments import AdamMoments
 from trim_lightning.engine.sketch import CountSketch
 from trim_lightning.models.loss import IGNORED, predictions, response_logits
-from trim_lightning.settings import TuningSettings
-from trim_lightning.tuning.moments import AdamMoments
+from trim_lightning.settings.schema import TuningSettings
 
 RESPONSE = 2  # role of a response token, see `trim_lightning.tokens.spans`
 A, B = "lora_A", "lora_B"

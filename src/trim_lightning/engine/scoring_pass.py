@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import padding_share, plan_shards
-from trim_lightning.engine.clock import WorkClock
+from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.modules import ScoringPass
-from trim_lightning.engine.sample import sample_pass
 from trim_lightning.engine.sharded_pass import Resources, run_sharded_pass
+from trim_lightning.engine.speed import sample_pass
 from trim_lightning.engine.writer import SharedShards, TokenShards
 from trim_lightning.models.hidden import hidden_width
 from trim_lightning.models.load import ModelRecipe

@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader
 
 from trim_lightning.engine.batches import Shard, ShardBatches
-from trim_lightning.engine.clock import WorkClock
+from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.modules import in_step
 from trim_lightning.engine.trainer import hush_lightning, interruptible, is_spread, make_trainer, one_device
 from trim_lightning.engine.writer import TokenProgress
 from trim_lightning.errors import UserError, first_line
-from trim_lightning.store.team import ALONE, Team
+from trim_lightning.store.processes import ALONE, Team
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 log = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.engine.modules import TargetPass
-from trim_lightning.engine.sample import as_shards
+from trim_lightning.engine.speed import as_shards
 from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
 from trim_lightning.engine.writer import Collector, TokenProgress
-from trim_lightning.settings import SaliencySettings
+from trim_lightning.settings.schema import SaliencySettings
 from trim_lightning.store.cost import Measured, folder_size
 from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
 from trim_lightning.trim.collapse import within_over_between

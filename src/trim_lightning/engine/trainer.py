@@ -19,8 +19,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from trim_lightning.errors import UserError
-from trim_lightning.models.handle import first_device
-from trim_lightning.store.team import launched_size
+from trim_lightning.stages.model import first_device
+from trim_lightning.store.processes import launched_size
 
 OURS = {"callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_progress_bar"}
 ONE_DEVICE = "one_device"

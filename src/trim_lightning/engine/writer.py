@@ -12,9 +12,9 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
+from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.batches import Shard
 from trim_lightning.engine.shards import finished_shards, ragged, shard_path, write_shard
-from trim_lightning.progress import progress_bar
 from trim_lightning.tokens.tokenized import scope_mask
 
 

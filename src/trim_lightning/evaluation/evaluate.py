@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from trim_lightning.errors import UserError
 from trim_lightning.evaluation.statistics import bootstrap_ratio
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.settings import EvaluationSettings
+from trim_lightning.settings.schema import EvaluationSettings
+from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import Entry, Measured, StageKey
 from trim_lightning.store.keys import digest_of
-from trim_lightning.trainee import Trainee
 
 RESULTS = "held_out.json"
 
@@ -70,7 +70,7 @@ def evaluate(
         return {"seconds": time.perf_counter() - started, "tokens": tokens.total_tokens}
 
     def measure(model: Any) -> Measured:
-        from trim_lightning.evaluation.sample import sample_evaluation
+        from trim_lightning.evaluation.speed import sample_evaluation
 
         return sample_evaluation(trainee, model, held_out, tokens, plan, settings)
 
@@ -109,7 +109,7 @@ def measures(held_out: RecordFile, settings: EvaluationSettings) -> dict[str, bo
 
 def measure_losses(trainee: Trainee, model: Any, held_out: RecordFile, tokens: Any, title: str) -> list[dict[str, Any]]:
     """Summed response loss and response tokens of each record."""
-    from trim_lightning.evaluation.held_out import response_counts, response_losses
+    from trim_lightning.engine.response_loss import response_counts, response_losses
 
     counts = response_counts(tokens)
     losses = response_losses(
@@ -129,7 +129,7 @@ def measure_options(
     trainee: Trainee, model: Any, held_out: RecordFile, results: list[dict[str, Any]], directory: Path, title: str
 ) -> None:
     """Add ``choice`` and ``choice_correct`` to the results."""
-    from trim_lightning.evaluation.held_out import response_counts, response_losses
+    from trim_lightning.engine.response_loss import response_counts, response_losses
     from trim_lightning.evaluation.options import LastResponses, correct_option, likeliest, write_option_records
     from trim_lightning.records.record_file import LineSource, ReadOptions, index
     from trim_lightning.tokens.tokenized import tokenize_records

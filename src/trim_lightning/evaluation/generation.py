@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
-from trim_lightning.progress import progress_bar
+from trim_lightning.console.progress import progress_bar
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.rendering import ChatRenderer, Encoded

@@ -14,14 +14,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.engine.ranking import ScoreTable
 from trim_lightning.errors import UserError
-from trim_lightning.ledger import Ledger
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.scorer import Scorer
-from trim_lightning.settings import SelectSettings, check
+from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.settings.schema import SelectSettings, check
+from trim_lightning.stages.scorer import Scorer
 from trim_lightning.store import StageKey, Store
+from trim_lightning.store.ledger import Ledger
 from trim_lightning.tokens.tokenized import TokenizedRecords
+
+HELPERS = {"base", "clusters", "pursuit", "shared"}  # modules of this package that are no methods
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,10 @@ class Selector(ABC):
 
 
 def method_names() -> list[str]:
-    """Names of all methods; modules whose name begins with an underscore are shared helpers."""
+    """Names of all methods: every module of the package but those in `HELPERS`."""
     import trim_lightning.methods as package
 
-    return sorted(
-        module.name
-        for module in pkgutil.iter_modules(package.__path__)
-        if module.name != "base" and not module.name.startswith("_")
-    )
+    return sorted({module.name for module in pkgutil.iter_modules(package.__path__)} - HELPERS)
 
 
 def load_selector(parameters: Mapping[str, Any]) -> Selector:
@@ -158,7 +156,7 @@ def load_selector(parameters: Mapping[str, Any]) -> Selector:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from trim_lightning.config import as_plain
+    from trim_lightning.settings.compose import as_plain
 
     own = dict(parameters)
     name = own.pop("name", None)

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.engine.words import WordFile
-from trim_lightning.methods._stages import (
+from trim_lightning.console.progress import progress_bar
+from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.shared import (
     AGGREGATES,
     fold_targets,
     group_scores,
@@ -20,9 +20,9 @@ from trim_lightning.methods._stages import (
     score_table,
     usable_groups,
 )
-from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.progress import progress_bar
-from trim_lightning.settings import key
+from trim_lightning.records.word_file import WordFile
+from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.settings.schema import key
 from trim_lightning.store import StageKey
 
 PASSES = 3  # bm25s reads the corpus this often

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.methods._checkpoints import CHECKPOINTS, loss_passes, train_checkpoints, trajectories
-from trim_lightning.methods._stages import score_table, target_tokens, usable_groups
 from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.settings import key
+from trim_lightning.methods.shared import score_table, target_tokens, usable_groups
+from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.settings.schema import key
+from trim_lightning.stages.checkpoints import CHECKPOINTS, loss_passes, train_checkpoints, trajectories
 
 
 @dataclass

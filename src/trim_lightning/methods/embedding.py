@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trim_lightning.engine.clock import WorkClock
-from trim_lightning.engine.ranking import ScoreTable
+from trim_lightning.console.progress import progress_bar
+from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.record_values import finished_values, write_facts, write_values
-from trim_lightning.engine.words import scoped_text
 from trim_lightning.errors import UserError
-from trim_lightning.methods._stages import AGGREGATES, cosine_groups, score_table, usable_groups
 from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.progress import progress_bar
+from trim_lightning.methods.shared import AGGREGATES, cosine_groups, score_table, usable_groups
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.settings import key
+from trim_lightning.records.word_file import scoped_text
+from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.settings.schema import key
 from trim_lightning.store import Cost, Entry, StageKey, Store
 from trim_lightning.store.keys import digest_of
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.methods._stages import score_table
 from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.shared import score_table
+from trim_lightning.selection.ranking import ScoreTable
 
 
 @dataclass

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trim_lightning.engine.alone import write_without_prompts
-from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.methods._stages import mean_losses, record_values, score_table, warm_up
 from trim_lightning.methods.base import SelectionTask, Selector
 from trim_lightning.methods.perplexity import response_losses
-from trim_lightning.settings import key
+from trim_lightning.methods.shared import mean_losses, record_values, score_table, warm_up
+from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.settings.schema import key
 from trim_lightning.store import Entry, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
+from trim_lightning.tokens.without_prompts import write_without_prompts
 
 
 @dataclass
@@ -53,7 +53,7 @@ class IfdSelector(Selector):
 
     def _losses_alone(self, task: SelectionTask) -> Entry:
         """The stored losses of the pool's responses without their prompts."""
-        from trim_lightning.engine.statistics import ResponseLoss
+        from trim_lightning.engine.record_statistics import ResponseLoss
 
         tokenizer = task.scorer.tokenizer
         boundary = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.methods._stages import score_table
 from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.shared import score_table
+from trim_lightning.selection.ranking import ScoreTable
 
 
 @dataclass

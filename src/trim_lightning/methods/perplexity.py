@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.methods._stages import mean_losses, record_values, score_table, warm_up
 from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.settings import key
+from trim_lightning.methods.shared import mean_losses, record_values, score_table, warm_up
+from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.settings.schema import key
 from trim_lightning.store import Entry
 
 
@@ -38,6 +38,6 @@ class PerplexitySelector(Selector):
 
 def response_losses(task: SelectionTask) -> Entry:
     """The stored losses of the pool's responses given their prompts; `ifd` shares them."""
-    from trim_lightning.engine.statistics import ResponseLoss
+    from trim_lightning.engine.record_statistics import ResponseLoss
 
     return record_values(task, ResponseLoss("given"), task.pool_tokens, {"tokens": task.pool_key.hex}, "score")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trim_lightning.engine.ranking import ScoreTable
-from trim_lightning.methods._stages import (
+from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.shared import (
     AGGREGATES,
     cosine_groups,
     record_values,
@@ -14,8 +14,8 @@ from trim_lightning.methods._stages import (
     usable_groups,
     warm_up,
 )
-from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.settings import key
+from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.settings.schema import key
 
 
 @dataclass
@@ -39,7 +39,7 @@ class RdsSelector(Selector):
         scoped = targets.content_lengths(task.settings.scope)
         groups = usable_groups(task, lambda row: scoped[row] > 0, "no token")
 
-        from trim_lightning.engine.statistics import PositionWeightedMean
+        from trim_lightning.engine.record_statistics import PositionWeightedMean
 
         statistic = PositionWeightedMean(task.settings.scope if self.tokens == "scoped" else None)
         target_vectors = record_values(task, statistic, targets, {"tokens": targets_entry.key.hex}, "fingerprint")

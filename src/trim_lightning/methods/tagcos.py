@@ -9,15 +9,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.engine.ranking import ScoreTable
+from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.record_values import read_values
-from trim_lightning.methods._checkpoints import CHECKPOINTS, gradient_features, train_checkpoints
-from trim_lightning.methods._clusters import cluster, members_of, ranked_by_order, scoped_rows
-from trim_lightning.methods._matching import matching_order
-from trim_lightning.methods._stages import unit
 from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.progress import progress_bar
-from trim_lightning.settings import key
+from trim_lightning.methods.clusters import cluster, members_of, ranked_by_order, scoped_rows
+from trim_lightning.methods.pursuit import matching_order
+from trim_lightning.methods.shared import unit
+from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.settings.schema import key
+from trim_lightning.stages.checkpoints import CHECKPOINTS, gradient_features, train_checkpoints
 from trim_lightning.store import Entry, StageKey
 
 

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trim_lightning.engine.batches import WINDOW
-from trim_lightning.engine.ranking import ScoreTable, rank_round_robin
 from trim_lightning.engine.shards import shard_path
 from trim_lightning.errors import UserError
-from trim_lightning.methods._stages import target_tokens
 from trim_lightning.methods.base import MatchedTokens, SelectionTask, Selector
-from trim_lightning.settings import FallbackSettings, PoolerSettings
+from trim_lightning.methods.shared import target_tokens
+from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
+from trim_lightning.settings.schema import FallbackSettings, PoolerSettings
 from trim_lightning.store import Entry, Measured, StageKey
 from trim_lightning.store.keys import digest_of
 from trim_lightning.trim.pooling import Pooled, aggregate_groups, penalise, pool
@@ -226,7 +226,7 @@ class TrimSelector(Selector):
 
     def write_extras(self, task: SelectionTask, directory: Path) -> None:
         """Write ``fingerprints.safetensors``, ``target_tokens.parquet`` and, when asked, ``token_scores.parquet``."""
-        from trim_lightning.outputs import copy_atomically
+        from trim_lightning.pipeline.outputs import copy_atomically
 
         for name in (BANKS, "target_tokens.parquet"):
             if name == "target_tokens.parquet":
@@ -459,7 +459,7 @@ def write_target_tokens(targets: list[SalientTarget], path: Path) -> None:
 
 def name_targets(source: Path, records: Any, path: Path) -> None:
     """Copy a target token file with ids in place of rows."""
-    from trim_lightning.outputs import write_table
+    from trim_lightning.pipeline.outputs import write_table
 
     table = pq.read_table(source)
     ids = pa.array([records.id(row) for row in table["row"].to_pylist()], pa.string())
@@ -473,7 +473,7 @@ def write_token_scores(task: SelectionTask, scoring: Entry, path: Path) -> None:
     so one window at a time is put back in order. With target groups the columns are ``similarity/<group>``
     and ``direct/<group>``.
     """
-    from trim_lightning.outputs import table_writer
+    from trim_lightning.pipeline.outputs import table_writer
 
     facts = shard_facts(scoring)
     groups: list[str] = facts["groups"]

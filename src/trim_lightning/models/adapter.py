@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trim_lightning.errors import UserError, first_line
-from trim_lightning.json_files import read_json_object
+from trim_lightning.files.json_files import read_json_object
 
 
 def apply_adapter(model: PreTrainedModel, directory: Path, *, merge: bool = False) -> PreTrainedModel:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trim_lightning.errors import UserError
-from trim_lightning.json_files import read_json_object
-from trim_lightning.settings import ModelSettings
+from trim_lightning.files.json_files import read_json_object
+from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
 from trim_lightning.store.keys import digest_of
 from trim_lightning.store.store import RECEIPT

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from trim_lightning.errors import UserError
-from trim_lightning.json_files import load_json
+from trim_lightning.files.json_files import load_json
 from trim_lightning.records.filters import RecordFilter, conditions, limit_and_sample
 from trim_lightning.records.layouts import (
     MISSING,

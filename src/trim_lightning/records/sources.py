@@ -30,7 +30,7 @@ from trim_lightning.records.record_file import (
     options_of,
     sha256_of,
 )
-from trim_lightning.settings import SourceSettings
+from trim_lightning.settings.schema import SourceSettings
 
 Spool = Callable[[str, Mapping[str, object], Callable[[Path], None]], Path]
 """``spool(kind, key, build)``: a directory that holds what ``build(directory)`` wrote for that key."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trim_lightning.methods.base import TargetSet
+from trim_lightning.pipeline.summary import KIND_FIELDS
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.report.facts import Mix, MixLine
-from trim_lightning.summary import KIND_FIELDS
 
 LARGEST_COUNT = 10_000  # pool records that are read; of a larger pool every k-th
 MOST_VALUES = 200  # a field with more is no kind of record

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from trim_lightning.amounts import size_text, time_text
+from trim_lightning.console.amounts import size_text, time_text
 from trim_lightning.report.escape import data_block, visible
 
 HOME = Path(__file__).parent

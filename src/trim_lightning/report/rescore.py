@@ -17,7 +17,7 @@ from trim_lightning.methods.trim import BANKS, ScopedTokens, pool_tokens, scaled
 from trim_lightning.models.load import ModelRecipe, load_tokenizer
 from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.records.record import Turn
-from trim_lightning.report.run_files import Run
+from trim_lightning.runs.reopened import Run
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 from trim_lightning.tokens.tokenized import TokenSequence, scope_mask
 from trim_lightning.trim.fingerprints import load_banks

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trim_lightning.methods.base import MatchedTokens
 from trim_lightning.report.facts import MatchView, Occurrence, TargetView, TokenClass
-from trim_lightning.report.pieces import TokenTexts
+from trim_lightning.report.token_texts import TokenTexts
 
 BANKS, TARGETS = "fingerprints.safetensors", "target_tokens.parquet"
 AROUND = 8  # tokens shown on each side of the heaviest target token

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from trim_lightning.outputs import write_text
+from trim_lightning.pipeline.outputs import write_text
 from trim_lightning.report.facts import SelectionFacts
-from trim_lightning.report.gather import Outcome, gather
+from trim_lightning.report.selection_facts import Outcome, gather
 from trim_lightning.report.selection_page import selection_page
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from trim_lightning.json_files import read_json_object
+from trim_lightning.files.json_files import read_json_object
 from trim_lightning.store.store import ORPHAN_AGE, RECEIPT, Store, StoreError, last_change
 
 PARTIAL = "partial"

@@ -19,10 +19,10 @@ from typing import Any
 from filelock import FileLock, SoftFileLock
 
 from trim_lightning.errors import UserError
-from trim_lightning.json_files import read_json_object
+from trim_lightning.files.json_files import read_json_object
 from trim_lightning.store.cost import Cost
 from trim_lightning.store.keys import StageKey, digest_of
-from trim_lightning.store.team import ALONE, PartDone, Team
+from trim_lightning.store.processes import ALONE, PartDone, Team
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from trim_lightning.outputs import writable_directory, write_text
-from trim_lightning.privacy import shareable
-from trim_lightning.settings import SelectSettings
+from trim_lightning.pipeline.outputs import writable_directory, write_text
+from trim_lightning.privacy.paths import shareable
+from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.sweep.estimate import estimate
 from trim_lightning.sweep.plan import Plan, plan_jobs
-from trim_lightning.sweep.text import plan_dict, plan_text
+from trim_lightning.sweep.plan_text import plan_dict, plan_text
 
 log = logging.getLogger(__name__)
 FILE = "plan.json"

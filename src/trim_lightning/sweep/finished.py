@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trim_lightning.settings import LoggerSettings
+from trim_lightning.settings.schema import LoggerSettings
 
 finished_sweeps: dict[Path, LoggerSettings] = {}  # multirun folder to its jobs' logger
 

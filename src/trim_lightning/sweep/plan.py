@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from trim_lightning.errors import UserError
-from trim_lightning.ledger import Ledger
 from trim_lightning.methods.base import SelectionTask, load_selector
-from trim_lightning.outputs import writable_directory
-from trim_lightning.pipeline import open_task, run_selection
+from trim_lightning.pipeline.outputs import writable_directory
+from trim_lightning.pipeline.select import open_task, run_selection
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.selection import budget_of, check_settings
-from trim_lightning.settings import SelectSettings, TrainSettings
+from trim_lightning.selection.budget import budget_of, check_settings
+from trim_lightning.settings.schema import SelectSettings, TrainSettings
+from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import Cost, Entry, StageKey
+from trim_lightning.store.ledger import Ledger
 from trim_lightning.sweep.planning_store import NotBuilt, PlanningStore, Wanted
-from trim_lightning.trainee import Trainee
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def plan_training(settings: TrainSettings, store: PlanningStore) -> int:
     records as the budget allows, of the pool's lengths.
     """
     from trim_lightning.evaluation.evaluate import evaluate
-    from trim_lightning.evaluation.task_stage import task_scores
-    from trim_lightning.training import check_training, make_trainee, open_held_out
+    from trim_lightning.evaluation.harness.stage import task_scores
+    from trim_lightning.pipeline.train import check_training, make_trainee, open_held_out
 
     check_training(settings)
     held_out = open_held_out(settings, store)
@@ -151,7 +151,7 @@ def plan_fine_tuning(
     held_out: RecordFile | None,
 ) -> Entry:
     """Note the fine-tuning, on the coreset itself if it is known."""
-    from trim_lightning.training import in_one_order, open_coreset
+    from trim_lightning.pipeline.train import in_one_order, open_coreset
 
     with tempfile.TemporaryDirectory(prefix="trim-plan-") as folder:
         path = None if settings.coreset.path is None else Path(settings.coreset.path)
@@ -185,6 +185,6 @@ def stand_in_rows(settings: TrainSettings, lengths: np.ndarray, costs: np.ndarra
     if most is None:
         assert settings.selection.tokens is not None
         most = int(settings.selection.tokens / max(1.0, costs[usable].mean()))
-    from trim_lightning.engine.sample import spread_out
+    from trim_lightning.engine.speed import spread_out
 
     return [int(row) for row in spread_out(list(usable), max(1, most))]

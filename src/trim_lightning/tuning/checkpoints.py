@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Callback
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from trim_lightning.engine.adam_moments import FILE, AdamMoments
 from trim_lightning.errors import UserError
-from trim_lightning.settings import TuningSettings
+from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning.lora_module import TuningModule, learning_rates
-from trim_lightning.tuning.moments import FILE, AdamMoments
 from trim_lightning.tuning.run import ADAPTER, Surroundings, save_adapter, train_lora
 
 

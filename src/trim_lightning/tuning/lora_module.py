@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from trim_lightning.errors import UserError
 from trim_lightning.models.loss import summed_loss
-from trim_lightning.settings import TuningSettings, WarmupSettings
+from trim_lightning.settings.schema import TuningSettings, WarmupSettings
 
 
 def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> PeftModel:

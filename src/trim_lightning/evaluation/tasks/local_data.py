@@ -19,9 +19,9 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from trim_lightning.errors import UserError
-from trim_lightning.evaluation.lm_eval_tasks import DATA_VARIABLE
+from trim_lightning.evaluation.harness.run import DATA_VARIABLE
 from trim_lightning.evaluation.options import correct_option, option_responses
-from trim_lightning.json_files import load_json
+from trim_lightning.files.json_files import load_json
 from trim_lightning.records.layouts import clean_text, scalar_text
 
 _SPLITS = ("train", "test")

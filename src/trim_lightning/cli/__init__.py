@@ -1,0 +1,1 @@
+"""The commands: arguments in, exit codes and one clear error line out."""

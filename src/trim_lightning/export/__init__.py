@@ -1,1 +1,0 @@
-"""The coreset as files that other trainers read unchanged."""

@@ -1,0 +1,1 @@
+"""Reading and writing single files: JSON within bounds, whole files or none."""

@@ -1,0 +1,1 @@
+"""A selection and a training run from beginning to end."""

@@ -1,0 +1,153 @@
+"""The contract's files of a selection; every file is written under a temporary name and renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from trim_lightning.errors import UserError
+from trim_lightning.privacy.paths import LOCAL
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.selection.ranking import ScoreTable
+
+CHUNK = 65_536  # lines written at once
+FILES = (
+    "scores.parquet", "coreset.jsonl", "token_scores.parquet", "target_tokens.parquet", "fingerprints.safetensors",
+    "manifest.json", "report.html",
+)  # fmt: skip
+
+
+def writable_directory(path: str, key: str) -> Path:
+    """Make a directory, or check that it can be written to.
+
+    Raises:
+        UserError: if it cannot, naming the config key.
+    """
+    try:
+        directory = Path(path).expanduser()
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{key}={path}: cannot be made ({reason}); name a directory that you can write to") from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={path}: is not writable; name a directory that you can write to")
+    return directory
+
+
+def clear(directory: Path) -> None:
+    """Remove an earlier selection's files, so that no mixture of two runs is left if this one is killed."""
+    for name in (*FILES, LOCAL):
+        (directory / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the place of ``path`` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema) -> Iterator[Any]:
+    """A streaming Parquet writer onto a temporary file that takes the place of ``path`` at the end."""
+    with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        yield writer
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a small Parquet file."""
+    with table_writer(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copy a file under a temporary name and rename it."""
+    with replacing(path) as file, source.open("rb") as original:
+        shutil.copyfileobj(original, file)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a small text file in UTF-8."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def ranks_of(order: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """``[size]`` rank of each row, 1 = best, 0 where a row has none."""
+    ranks = np.zeros(size, dtype=np.int64)
+    ranks[order] = np.arange(1, len(order) + 1)
+    return ranks
+
+
+def write_scores(
+    pool: RecordFile, scores: ScoreTable, order: NDArray[np.int64], chosen: NDArray[np.int64], path: Path
+) -> None:
+    """Write ``scores.parquet``: one line per pool record, pool order.
+
+    Args:
+        pool: The pool, for the ids.
+        scores: The scores.
+        order: Scored rows, best first.
+        chosen: Selected rows.
+        path: The file.
+    """
+    size = len(scores)
+    ranks = ranks_of(order, size)
+    selected = np.zeros(size, dtype=bool)
+    selected[chosen] = True
+    parts = {"score": scores.score, "mean": scores.mean, "max": scores.max, "coverage": scores.coverage}
+    schema = pa.schema(
+        [
+            ("row", pa.int64()),
+            ("id", pa.string()),
+            *((name, pa.float32()) for name in parts),
+            ("num_tokens", pa.int32()),
+            ("num_scored", pa.int32()),
+            ("rank", pa.int64()),
+            ("selected", pa.bool_()),
+            *((f"score/{group}", pa.float32()) for group in scores.groups),
+        ]
+    )
+
+    def floats(values: NDArray[np.float32] | None, part: slice) -> pa.Array:
+        if values is None:
+            return pa.nulls(part.stop - part.start, pa.float32())
+        return pa.array(values[part], pa.float32(), mask=np.isnan(values[part]))
+
+    with table_writer(path, schema) as writer:
+        for start in range(0, size, CHUNK):
+            part = slice(start, min(size, start + CHUNK))
+            columns = [
+                pa.array(np.arange(part.start, part.stop)),
+                pa.array([pool.id(row) for row in range(part.start, part.stop)], pa.string()),
+                *(floats(values, part) for values in parts.values()),
+                pa.array(scores.num_tokens[part], pa.int32()),
+                pa.array(scores.num_scored[part], pa.int32()),
+                pa.array(ranks[part], pa.int64(), mask=ranks[part] == 0),
+                pa.array(selected[part]),
+                *(floats(values, part) for values in scores.groups.values()),
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def write_coreset(pool: RecordFile, chosen: NDArray[np.int64], path: Path) -> None:
+    """Write ``coreset.jsonl``: the selected records' lines byte for byte, best first."""
+    with replacing(path) as file:
+        for row in chosen.tolist():
+            file.write(pool.line(row) + b"\n")

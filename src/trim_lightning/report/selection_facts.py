@@ -1,0 +1,253 @@
+"""Collect the facts of a finished selection."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.pipeline.outputs import FILES
+from trim_lightning.privacy.paths import run_name, shareable_text
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.report.facts import Candidate, FileLink, Occurrence, SelectionFacts, TargetView, TokenClass
+from trim_lightning.report.mix import mixes_of, short_fields
+from trim_lightning.report.statistics import histogram, length_histogram, spread_of
+from trim_lightning.report.token_texts import TokenTexts, read_token_texts
+from trim_lightning.report.tokens import BANKS, TARGETS, TargetTokens, heaviest, match_view, named, read_banks
+from trim_lightning.selection.ranking import DEFAULT_FRACTION, ScoreTable
+
+MOST_TOKENS = 700  # of a record that are shown token by token
+SHOWN_TARGETS, SHOWN_CLASSES = 12, 30
+LISTED_CHARACTERS = 16_000_000  # of the picked records' text; a browser opens such a page in seconds
+MEANINGS = {
+    "coreset.jsonl": "the picked records, best first, as they were in the input",
+    "scores.parquet": "score and rank of every pool record",
+    "manifest.json": "config, versions, inputs, stages, counts, warnings",
+    "target_tokens.parquet": "saliency of every target token",
+    "fingerprints.safetensors": "the fingerprint bank",
+    "token_scores.parquet": "similarity of every pool token",
+    "metrics.csv": "the counts and the stages' numbers",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A selection before it is shown.
+
+    Attributes:
+        task: What was asked.
+        selector: The method, after ``score``.
+        scores: Scores of every pool record.
+        order: Scored rows, best first.
+        chosen: Selected rows, best first.
+        manifest: Content of ``manifest.json``.
+        directory: Where the files are.
+    """
+
+    task: SelectionTask
+    selector: Selector
+    scores: ScoreTable
+    order: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+    manifest: dict[str, Any]
+    directory: Path
+
+
+def gather(outcome: Outcome, examples: int, command: str | None = None) -> SelectionFacts:
+    """All that the report shows.
+
+    Args:
+        outcome: The selection.
+        examples: Candidates shown token by token, each at the top, around the cut, and at the bottom.
+        command: The command that repeats the run, if it is known.
+    """
+    scores, chosen = outcome.scores, outcome.chosen
+    picked = np.zeros(len(scores), dtype=bool)
+    picked[chosen] = True
+    drawn = random_rows(outcome.order, len(chosen), outcome.task.settings.seed)
+    lengths = {"pool": scores.num_tokens, "random": scores.num_tokens[drawn], "coreset": scores.num_tokens[chosen]}
+    coverage = None if scores.coverage is None or np.isnan(scores.coverage).all() else scores.coverage
+    mixes, counted = mixes_of(outcome.task.pool, outcome.task.targets, chosen.tolist())
+    fields = {mix.field for mix in mixes}
+    reader = Reader(outcome.task.pool, scores, outcome.order, picked, fields)
+    places = candidate_places(outcome.order, picked, examples)
+    tokens = token_facts(outcome, [row for rows in places.values() for row in rows])
+    top, borderline, bottom = (
+        [replace(reader.candidate(row), view=tokens.views.get(row)) for row in rows] for rows in places.values()
+    )
+    return SelectionFacts(
+        title=run_name(outcome.directory),
+        manifest=outcome.manifest,
+        budget=budget_text(outcome),
+        cut=float(scores.score[chosen[-1]]) if len(chosen) else None,
+        scores=histogram({"left": scores.score[~picked], "picked": scores.score[picked]}),
+        lengths=length_histogram(lengths),
+        length_spreads=[spread_of(name, values.astype(np.float64)) for name, values in lengths.items()],
+        score_spreads=spreads(scores.score, drawn, chosen),
+        coverage_spreads=[] if coverage is None else spreads(coverage, drawn, chosen),
+        mixes=mixes,
+        mix_sample=counted,
+        classes=tokens.classes,
+        num_classes=tokens.num_classes,
+        occurrences=tokens.occurrences,
+        class_texts=tokens.class_texts,
+        targets=tokens.targets,
+        num_targets=0 if outcome.task.targets is None else len(outcome.task.targets.records),
+        top=top,
+        borderline=borderline,
+        bottom=bottom,
+        coreset=listed(reader, chosen.tolist()),
+        command=None if command is None else shareable_text(command),
+        files=files_of(outcome.directory),
+    )
+
+
+def listed(reader: Reader, rows: Iterable[int]) -> list[Candidate]:
+    """The picked records, best first, as far as a page can hold them."""
+    found: list[Candidate] = []
+    room = LISTED_CHARACTERS
+    for row in rows:
+        item = reader.candidate(row)
+        room -= sum(len(text) for _, text in item.turns)
+        if room < 0 and found:
+            break
+        found.append(item)
+    return found
+
+
+def random_rows(order: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+    """A random coreset of the same size, to compare with."""
+    return np.random.default_rng(seed).choice(np.sort(order), size=size, replace=False) if size else order[:0]
+
+
+def spreads(values: NDArray[np.float32], drawn: NDArray[np.int64], chosen: NDArray[np.int64]) -> list[Any]:
+    """Quantiles over pool, random coreset and coreset."""
+    parts = {"pool": values, "random": values[drawn], "coreset": values[chosen]}
+    return [spread_of(name, part.astype(np.float64)) for name, part in parts.items()]
+
+
+def candidate_places(order: NDArray[np.int64], picked: NDArray[np.bool_], examples: int) -> dict[str, list[int]]:
+    """Rows at the top, around the cut (half of them inside), and at the bottom, each row once."""
+    ranked = order.tolist()
+    inside = [row for row in ranked if picked[row]]
+    outside = [row for row in ranked if not picked[row]]
+    half = max(1, examples // 2)
+    top = inside[:examples]
+    edge = [*inside[len(top) :][-half:], *outside[: examples - half]] if outside else []
+    taken = {*top, *edge}
+    bottom = [row for row in ranked[::-1][:examples] if row not in taken][::-1]
+    return {"top": top, "borderline": edge, "bottom": bottom}
+
+
+class Reader:
+    """Reads candidates from the pool, with their place in the ranking."""
+
+    def __init__(
+        self,
+        pool: RecordFile,
+        scores: ScoreTable,
+        order: NDArray[np.int64],
+        picked: NDArray[np.bool_],
+        fields: Collection[str],
+    ) -> None:
+        self._pool, self._scores, self._picked, self._fields = pool, scores, picked, fields
+        self._rank = np.zeros(len(scores), dtype=np.int64)
+        self._rank[order] = np.arange(1, len(order) + 1)
+
+    def candidate(self, row: int) -> Candidate:
+        """One record with its text and the fields that the page counts by."""
+        record = self._pool.record(row)
+        fields = dict(short_fields(self._pool.object(row)))
+        scores = self._scores
+        return Candidate(
+            row=row,
+            id=record.id,
+            rank=int(self._rank[row]) or None,
+            score=number(scores.score, row),
+            mean=number(scores.mean, row),
+            max=number(scores.max, row),
+            coverage=number(scores.coverage, row),
+            num_tokens=int(scores.num_tokens[row]),
+            selected=bool(self._picked[row]),
+            turns=[(turn.role, turn.content) for turn in record.turns],
+            fields={name: text for name, text in fields.items() if name in self._fields},
+        )
+
+
+def number(values: NDArray[np.float32] | None, row: int) -> float | None:
+    """A finite value, or None."""
+    return None if values is None or not np.isfinite(values[row]) else round(float(values[row]), 6)
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What a method that matches tokens adds to the report."""
+
+    classes: list[TokenClass]
+    num_classes: int
+    occurrences: dict[str, Occurrence]
+    class_texts: dict[int, str]
+    targets: list[TargetView]
+    views: dict[int, Any]
+
+
+def token_facts(outcome: Outcome, rows: Sequence[int]) -> TokenFacts:
+    """Targets, fingerprints and candidates by token; empty for methods that match none."""
+    directory = outcome.directory
+    if not all((directory / name).exists() for name in (BANKS, TARGETS)):
+        return TokenFacts([], 0, {}, {}, [], {})
+    texts = token_texts(outcome.task)
+    banks, groups = read_banks(directory / BANKS)
+    targets = TargetTokens(directory / TARGETS, groups, texts)
+    matched = outcome.selector.matched_tokens(outcome.task, rows)
+    classes = heaviest(banks, texts, max(5, SHOWN_CLASSES // len(banks)))
+    wanted = {(item.group, item.token_id) for item in classes}
+    for tokens in matched.values():
+        wanted |= {
+            (tokens.group, int(token)) for token in np.unique(tokens.match[:MOST_TOKENS][tokens.scope[:MOST_TOKENS]])
+        }
+    return TokenFacts(
+        classes=classes,
+        num_classes=sum(len(bank.token_ids) for bank in banks.values()),
+        occurrences=occurrences_of(targets, wanted),
+        class_texts={token: texts.name(token) for _, token in sorted(wanted)},
+        targets=[targets.view(place, MOST_TOKENS) for place in range(min(len(targets), SHOWN_TARGETS))],
+        views={row: match_view(tokens, texts, MOST_TOKENS) for row, tokens in matched.items()},
+    )
+
+
+def occurrences_of(targets: TargetTokens, wanted: Iterable[tuple[str, int]]) -> dict[str, Occurrence]:
+    """Group and class to the class's heaviest target token."""
+    found = {named(group, token): targets.occurrence(token, group) for group, token in sorted(wanted)}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def token_texts(task: SelectionTask) -> TokenTexts:
+    """Writes the scorer's tokens; its own file is read if there is one, for transformers takes long to import."""
+    file = task.scorer.source.directory / "tokenizer.json"
+    return read_token_texts(file) if file.is_file() else TokenTexts(task.scorer.tokenizer.backend_tokenizer)
+
+
+def budget_text(outcome: Outcome) -> str:
+    """The budget in words."""
+    if outcome.selector.takes_all:
+        return "whole pool"
+    selection = outcome.task.settings.selection
+    if selection.count is not None:
+        return f"{selection.count:,} records"
+    if selection.tokens is not None:
+        kind = "response" if selection.token_scope == "response" else "content"
+        return f"{selection.tokens:,} {kind} tokens"
+    return f"{100 * (DEFAULT_FRACTION if selection.fraction is None else selection.fraction):g} % of the pool"
+
+
+def files_of(directory: Path) -> list[FileLink]:
+    """The files that are there, the page itself left out."""
+    names = [name for name in dict.fromkeys((*MEANINGS, *FILES)) if name != "report.html"]
+    present = [name for name in names if (directory / name).is_file()]
+    return [FileLink(name, MEANINGS.get(name, ""), (directory / name).stat().st_size) for name in present]

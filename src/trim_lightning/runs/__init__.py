@@ -1,0 +1,1 @@
+"""A finished run, found and read back."""

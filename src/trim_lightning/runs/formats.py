@@ -1,0 +1,148 @@
+"""Records in the layouts of other trainers.
+
+The layouts are those that the trainers document: ``messages`` (TRL, Axolotl and most others), and Alpaca with
+``dataset_info.json`` (LLaMA-Factory).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from trim_lightning.errors import UserError
+from trim_lightning.pipeline.outputs import copy_atomically, replacing, table_writer, write_text
+from trim_lightning.records.layouts import AlpacaLayout, clean_text
+from trim_lightning.records.record import Turn
+from trim_lightning.records.record_file import RecordFile
+
+DATASET = "trim_coreset"  # the data set's name in dataset_info.json
+BATCH = 1024  # records converted at once
+# JSON readers infer a column's type from the first megabytes, so a type must show before that
+EARLY = 1 << 20
+OPTIONAL = ("system", "history")  # Alpaca fields that are written if a record uses them
+MESSAGES = pa.schema([("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))])
+
+
+def messages_of(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """A conversation as ``role`` and ``content`` pairs, texts untouched."""
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def write_verbatim(records: RecordFile, coreset: Path, directory: Path) -> tuple[list[Path], list[int]]:
+    """Copy the coreset byte for byte."""
+    path = directory / "coreset.jsonl"
+    copy_atomically(coreset, path)
+    return [path], list(range(len(records)))
+
+
+def write_messages(records: RecordFile, coreset: Path, directory: Path) -> tuple[list[Path], list[int]]:
+    """Write ``messages.jsonl``: one conversation per line."""
+    path = directory / "messages.jsonl"
+    order = list(range(len(records)))
+    write_lines(({"messages": messages_of(records.record(row).turns)} for row in order), path)
+    return [path], order
+
+
+def write_parquet(records: RecordFile, coreset: Path, directory: Path) -> tuple[list[Path], list[int]]:
+    """Write ``messages.parquet``: the same conversations as a typed column."""
+    path = directory / "messages.parquet"
+    order = list(range(len(records)))
+    with table_writer(path, MESSAGES) as writer:
+        for start in range(0, len(order), BATCH):
+            batch = [messages_of(records.record(row).turns) for row in order[start : start + BATCH]]
+            writer.write_table(pa.table({"messages": batch}, schema=MESSAGES))
+    return [path], order
+
+
+def write_alpaca(records: RecordFile, coreset: Path, directory: Path) -> tuple[list[Path], list[int]]:
+    """Write ``alpaca.jsonl`` and the ``dataset_info.json`` that tells LLaMA-Factory of it.
+
+    Raises:
+        UserError: if a conversation has a shape that Alpaca cannot hold.
+    """
+    extra, order = survey(alpaca_of(records, row) for row in range(len(records)))
+    path = directory / "alpaca.jsonl"
+    kept = ("instruction", "input", "output", *extra)
+    converted = (alpaca_of(records, row) for row in order)
+    write_lines(({name: fields[name] for name in kept} for fields in converted), path)
+    columns = {"prompt": "instruction", "query": "input", "response": "output", **{name: name for name in extra}}
+    entry = {"file_name": path.name, "formatting": "alpaca", "columns": columns}
+    info = directory / "dataset_info.json"
+    write_text(json.dumps({DATASET: entry}, indent=2) + "\n", info)
+    return [path, info], order
+
+
+def alpaca_of(records: RecordFile, row: int) -> dict[str, Any]:
+    """A record's Alpaca fields: the last exchange, the exchanges before it as history, the system text.
+
+    An Alpaca record keeps its own division of the prompt into instruction and input.
+
+    Raises:
+        UserError: if the turns are not an optional system turn and then user and assistant in exchange.
+    """
+    turns = list(records.record(row).turns)
+    system = turns.pop(0).content if turns and turns[0].role == "system" else ""
+    users, assistants = turns[::2], turns[1::2]
+    fits = turns and len(users) == len(assistants)
+    if not fits or {turn.role for turn in users} != {"user"} or {turn.role for turn in assistants} != {"assistant"}:
+        roles = ", ".join(turn.role for turn in records.record(row).turns) or "none"
+        raise UserError(
+            f"{records.place(row)}: Alpaca holds an optional system turn, then user and assistant turns in exchange, "
+            f"not the turns {roles}; use --format messages"
+        )
+    *history, (instruction, output) = [
+        [user.content, assistant.content] for user, assistant in zip(users, assistants, strict=True)
+    ]
+    extra = ""
+    if isinstance(records.layout, AlpacaLayout) and (given := records.object(row).get("input")):
+        instruction, extra = instruction.removesuffix(f"\n{clean_text(given)}"), clean_text(given)
+    return {"instruction": instruction, "input": extra, "output": output, "system": system, "history": history}
+
+
+def survey(rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[int]]:
+    """Which optional fields the rows use, and the order to write them in.
+
+    The order is theirs, unless the first history would come too late: readers of JSON lines take a column's type from
+    the first megabytes, a history that is empty there has no type, and the first that is not fails them. Then, and only
+    then, that row comes first (our choice).
+    """
+    used: set[str] = set()
+    size, first, number = 0, None, 0
+    for number, row in enumerate(rows, start=1):
+        used.update(name for name in OPTIONAL if row[name])
+        if row["history"] and first is None:
+            first = number - 1 if size > EARLY else 0
+        size += sum(len(row[name]) for name in ("instruction", "input", "output", "system"))
+    order = list(range(number))
+    if first:
+        order.insert(0, order.pop(first))
+    return [name for name in OPTIONAL if name in used], order
+
+
+def write_lines(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    """Write JSON lines in UTF-8."""
+    with replacing(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def write_score_lines(scores: pa.Table, path: Path) -> None:
+    """Write the side file as JSON lines."""
+    with replacing(path) as file:
+        for batch in scores.to_batches(max_chunksize=BATCH):
+            for row in batch.to_pylist():
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+Writer = Callable[[RecordFile, Path, Path], tuple[list[Path], list[int]]]
+# ``writer(records, coreset file, directory)`` returns the files and, for each line, the row of the coreset in it.
+FORMATS: dict[str, Writer] = {
+    "jsonl": write_verbatim,
+    "messages": write_messages,
+    "alpaca": write_alpaca,
+    "parquet": write_parquet,
+}

@@ -1,0 +1,187 @@
+"""A finished selection, opened again: its settings, its scores, and what the store still holds of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trim_lightning.engine.shards import shard_path
+from trim_lightning.errors import UserError
+from trim_lightning.methods.base import MatchedTokens
+from trim_lightning.methods.trim import best_group, read_matched
+from trim_lightning.models.source import ModelSource, find_model
+from trim_lightning.privacy.paths import read_local, with_local
+from trim_lightning.records.record import Record
+from trim_lightning.records.sources import open_records
+from trim_lightning.runs.chosen import MANIFEST, SCORES, read_manifest, selection_directory
+from trim_lightning.settings.schema import SelectSettings
+from trim_lightning.store import Store
+from trim_lightning.store.inventory import KEY
+from trim_lightning.store.store import StoreError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A selection's directory with its settings and its store.
+
+    Attributes:
+        directory: Where its files are.
+        manifest: Content of ``manifest.json``.
+        settings: What it was asked.
+        store: The stage store that it used.
+        trusted: The user lets the model run code of its own if the run did.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+    settings: SelectSettings
+    store: Store
+    trusted: bool = False
+
+    @cached_property
+    def scores(self) -> pa.Table:
+        """``scores.parquet``.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        try:
+            return pq.read_table(self.directory / SCORES)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = type(error).__name__
+            raise UserError(f"{self.directory / SCORES}: cannot be read ({reason}); run the selection again") from None
+
+    @cached_property
+    def source(self) -> ModelSource:
+        """The scorer's files.
+
+        Raises:
+            UserError: if they are not there any more, or are others.
+        """
+        if self.settings.model.trust_remote_code and not self.trusted:
+            raise UserError(
+                "the run used model.trust_remote_code=true: if you trust this run directory and the code of its model "
+                f"({self.settings.model.path}), add --trust-remote-code"
+            )
+        source = find_model(self.settings.model, self.store)
+        if source.digest != self.manifest["inputs"]["model"]["sha256"]:
+            raise UserError(
+                f"model.path={self.settings.model.path}: its files are not those that the run used; bring them back, "
+                "or run the selection again"
+            )
+        return source
+
+    def row_of(self, record_id: str) -> int:
+        """The row with an id.
+
+        Raises:
+            UserError: if there is none, or more than one.
+        """
+        rows = pc.indices_nonzero(pc.equal(self.scores["id"], record_id)).to_pylist()
+        if not rows:
+            raise UserError(f"--id={record_id}: the pool has no such record; scores.parquet lists all ids")
+        if len(rows) > 1:
+            named = ", ".join(map(str, rows[:5]))
+            raise UserError(f"--id={record_id}: {len(rows)} records have it (rows {named}); name one with --row")
+        return int(rows[0])
+
+    def stage(self, name: str) -> Path | None:
+        """The directory of a stage's result, None if the store does not hold it (any more)."""
+        stage = self.manifest["stages"].get(name)
+        key = stage.get("key") if isinstance(stage, dict) else None
+        if not isinstance(key, str) or not KEY.fullmatch(key):  # a manifest from elsewhere names no other folder
+            return None
+        path = self.store.root / name / key
+        try:
+            self.store.verify(path)
+        except (FileNotFoundError, StoreError):
+            return None
+        return path
+
+    def matched_tokens(self, row: int) -> MatchedTokens | None:
+        """A record's tokens from the scoring pass, None if the store does not hold it any more."""
+        scoring = self.stage("score")
+        if scoring is None:
+            return None
+        facts = json.loads((scoring / "shards.json").read_text())
+        for index in range(facts["shards"]):
+            path = shard_path(scoring, index)
+            if row in pq.read_table(path, columns=["row"])["row"].to_numpy():
+                return read_matched(path, {row: self._group_of(row, facts["groups"])}, self.settings.fallback)[row]
+        return None
+
+    def record(self, row: int) -> Record:
+        """A record of the pool.
+
+        Raises:
+            UserError: if the pool cannot be read any more, or is another one.
+        """
+        settings = self.settings
+        pool = open_records(
+            settings.pool,
+            what="pool",
+            seed=settings.seed,
+            spool=self.store.spool,
+            limit=settings.pool.limit,
+            sample=settings.pool.sample,
+        )
+        if pool.sha256 != self.manifest["inputs"]["pool"]["sha256"]:
+            raise UserError(f"pool {pool.name}: has changed since the run; bring the old file back, or select again")
+        return pool.record(row)
+
+    def _group_of(self, row: int, groups: list[str]) -> str:
+        if groups == [""]:
+            return ""
+        columns = {group: self.scores[f"score/{group}"].to_numpy(zero_copy_only=False) for group in groups}
+        return best_group({group: np.asarray(values, dtype=np.float64) for group, values in columns.items()}, row)
+
+
+def open_run(path: Path, store: Path | None = None, *, trusted: bool = False) -> Run:
+    """Open a selection run, or the selection of a training run.
+
+    Args:
+        path: Its output directory.
+        store: The stage store, if it is not where it was.
+        trusted: Let the model run code of its own if the run did; the manifest alone, which may be another's, cannot.
+
+    Raises:
+        UserError: if there is no finished selection.
+    """
+    directory = selection_directory(path)
+    manifest = read_manifest(directory / MANIFEST)
+    for section in ("config", "inputs", "stages", "counts"):
+        if section not in manifest:
+            raise UserError(f"{directory / MANIFEST}: has no {section}; select again")
+    try:
+        settings = settings_from(with_local(manifest["config"], read_local(directory)))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{directory / MANIFEST}: its config cannot be read ({reason}); select again") from None
+    root = (store or Path(settings.paths.store_dir)).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root.absolute()}: the run's stage store is not there; name it with --store DIR")
+    return Run(directory, manifest, settings, Store(root, settings.paths.store_lock), trusted)
+
+
+def settings_from(config: dict[str, Any]) -> SelectSettings:
+    """Typed settings from a manifest's config; keys that selections do not have are left out."""
+    from omegaconf import OmegaConf
+
+    from trim_lightning.settings.compose import as_plain
+
+    known = {field.name for field in dataclasses.fields(SelectSettings)}
+    method, trainer = config["method"], config.get("trainer", {})
+    plain = {name: value for name, value in config.items() if name in known - {"method", "trainer"}}
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SelectSettings), as_plain(plain)))
+    assert isinstance(settings, SelectSettings)
+    settings.method, settings.trainer = dict(method), dict(trainer)
+    return settings

@@ -1,0 +1,1 @@
+"""From scores to a coreset: ranking, budget, filters."""

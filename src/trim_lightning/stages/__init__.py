@@ -1,0 +1,1 @@
+"""The stages between which results are stored: models, passes, fingerprints, scores, checkpoints."""

@@ -1,0 +1,204 @@
+"""A model by its files: tokenizer, tokenised records and weights, each loaded only when something needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_lightning.models.source import ModelSource
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.settings.schema import TuningSettings
+from trim_lightning.store import Cost, Entry, Measured, StageKey, Store
+from trim_lightning.store.keys import digest_of
+from trim_lightning.store.ledger import Ledger
+from trim_lightning.tokens.tokenized import TokenizedRecords
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from trim_lightning.engine.sharded_pass import Resources
+    from trim_lightning.models.load import ModelRecipe
+    from trim_lightning.tokens.rendering import ChatRenderer
+
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32_768}
+
+
+def first_device(trainer: Mapping[str, Any]) -> int | None:
+    """Number of the first device that ``trainer.devices`` names; None if it only says how many."""
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(name) for name in devices.split(",") if name.strip()]
+    return int(devices[0]) if isinstance(devices, list | tuple) and devices else None
+
+
+def training_kind(settings: TuningSettings, mode: str = "lora") -> tuple[Any, ...]:
+    """What the speed of a training depends on besides model, device and data."""
+    return (
+        "training",
+        mode,
+        settings.lora_rank,
+        settings.batch_size,
+        settings.tokens_per_micro_batch,
+        settings.gradient_checkpointing,
+    )
+
+
+class ModelHandle:
+    """Gives stages a model, its tokenizer and its tokenised records, through the store.
+
+    Args:
+        source: The model's files.
+        dtype: ``model.dtype``.
+        store: Stage results.
+        ledger: Where stages are booked.
+        trainer: Arguments of the Lightning Trainer.
+        seed: Of training.
+        max_length: Tokens kept of a record; a model that takes fewer cuts it to what it takes.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        dtype: str,
+        store: Store,
+        ledger: Ledger,
+        *,
+        trainer: Mapping[str, Any],
+        seed: int,
+        max_length: int,
+    ) -> None:
+        self.source = source
+        self.store = store
+        self.ledger = ledger
+        self.trainer = trainer
+        self.seed = seed
+        self.max_length = min(max_length, source.max_positions or max_length)
+        self._wanted_length = max_length
+        self._dtype = dtype
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The model's number format."""
+        from trim_lightning.models.precision import resolve_dtype
+
+        return resolve_dtype(self._dtype)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where one model runs outside a Lightning loop: the accelerator that ``trainer`` names or finds."""
+        import torch
+
+        wanted = self.trainer.get("accelerator") or "auto"
+        if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+            named = first_device(self.trainer)
+            return torch.device("cuda") if named is None else torch.device("cuda", named)
+        if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        from trim_lightning.models.load import load_tokenizer
+
+        return load_tokenizer(self.source)
+
+    @cached_property
+    def renderer(self) -> ChatRenderer:
+        """Chat rendering with this tokenizer."""
+        from trim_lightning.tokens.rendering import ChatRenderer
+
+        return ChatRenderer(self.tokenizer, self.source.chat_template)
+
+    @cached_property
+    def tokens_per_batch(self) -> int:
+        """Padded tokens of a batch that suit this device."""
+        import torch
+
+        return TOKENS_PER_BATCH["cuda" if torch.cuda.is_available() else "cpu"]
+
+    def cost(
+        self,
+        stage: str,
+        tokens: int | Callable[[], int],
+        kind: Any,
+        measure: Callable[[Any], Measured],
+        *,
+        resources: Resources | None = None,
+        shared: str | None = None,
+        assumed: str = "",
+        dtype: Callable[[], torch.dtype] | None = None,
+        spoils: bool = False,
+        loads: bool = False,
+    ) -> Cost:
+        """What a stage costs that this model runs.
+
+        Args:
+            stage: Name in the manifest.
+            tokens: Tokens fed to the model, or what counts them.
+            kind: Works of one kind run at one speed.
+            measure: Runs a sample on the loaded model, without an adapter: a merged one changes no speed.
+            resources: What it runs on, if it may be spread over devices.
+            shared: See `Cost`.
+            assumed: See `Cost`.
+            dtype: Gives the number format if it is not the handle's own.
+            spoils: See `Cost`.
+            loads: See `Cost`.
+        """
+
+        def recipe() -> ModelRecipe:
+            from trim_lightning.models.load import ModelRecipe
+
+            return ModelRecipe(self.source, self.dtype if dtype is None else dtype())
+
+        devices = 1
+        batch = None
+        if resources is not None:
+            from trim_lightning.engine.trainer import number_of_devices
+
+            devices = number_of_devices(resources.trainer) * int(resources.trainer.get("num_nodes") or 1)
+            batch = resources.tokens_per_batch
+        speed = (self.source.digest, self._dtype, kind, batch)
+        count = tokens if callable(tokens) else lambda: tokens
+        return Cost(stage, count, recipe, measure, speed, shared, devices, assumed, spoils, loads)
+
+    def tokens_key(self, records: RecordFile) -> StageKey:
+        """Key of the tokenised form of some records."""
+        from trim_lightning.tokens.rendering import RENDERING_VERSION
+
+        template = self.source.chat_template
+        return StageKey(
+            "tokens",
+            RENDERING_VERSION,
+            {"max_length": self.max_length, "chat_template": None if template is None else digest_of(template)},
+            {"records": records.identity(), "model": self.source.digest},
+        )
+
+    def tokenize(self, records: RecordFile, title: str = "tokenize") -> tuple[TokenizedRecords, Entry]:
+        """The tokenised form of some records, from the store or made now."""
+        from trim_lightning.tokens.tokenized import tokenize_records
+
+        def build(directory: Path) -> dict[str, Any]:
+            renderer = self.renderer
+            started = time.perf_counter()
+            facts = tokenize_records(records, renderer, self.max_length, directory, title)
+            return {**facts, "seconds": time.perf_counter() - started}
+
+        entry = self.store.get(self.tokens_key(records), build)
+        tokens = TokenizedRecords(entry.path)
+        if tokens.truncated and self.max_length < self._wanted_length:
+            self.ledger.warn(
+                f"max_length={self._wanted_length}: {self.source.name} takes at most {self.max_length} tokens, where "
+                f"{tokens.truncated} records of {records.name} are cut"
+            )
+        return tokens, entry
+
+    def base_model(self) -> PreTrainedModel:
+        """A freshly loaded model as it is on disk."""
+        from trim_lightning.models.load import load_model
+
+        return load_model(self.source, self.dtype)

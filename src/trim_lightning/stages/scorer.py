@@ -1,0 +1,147 @@
+"""The scorer: a model, warmed up or not, loaded only when a stage has to run it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_lightning.settings.schema import WarmupSettings
+from trim_lightning.stages.model import ModelHandle, training_kind
+from trim_lightning.store import Cost, Entry, Measured, StageKey
+from trim_lightning.tokens.tokenized import TokenizedRecords
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from trim_lightning.engine.sharded_pass import Resources
+    from trim_lightning.models.load import ModelRecipe
+
+    WarmupTraining = Callable[[PreTrainedModel, list[int], Path], dict[str, Any]]
+
+
+class Scorer(ModelHandle):
+    """The model that scores; `ModelHandle` gives it tokens and weights, warm-up is its own."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._adapter: Entry | None = None
+        self._model: PreTrainedModel | None = None
+        self.before_load: Callable[[], None] = lambda: None  # where another model is to make room
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the model's outputs: weights, warm-up and number format."""
+        return {
+            "model": self.source.digest,
+            "warmup": None if self._adapter is None else self._adapter.key.hex,
+            "dtype": str(self.dtype),
+        }
+
+    def warm_up(self, settings: WarmupSettings, pool: TokenizedRecords, pool_key: StageKey) -> None:
+        """Train the warm-up adapter on a part of the pool, or find it in the store."""
+
+        def train(model: PreTrainedModel, rows: list[int], directory: Path) -> dict[str, Any]:
+            from trim_lightning.tuning.run import Surroundings, merge, train_lora
+
+            around = Surroundings(directory, self.trainer, "warm-up")
+            wrapped, facts = train_lora(model, pool, rows, settings, around, seed=self.seed)
+            self._model = merge(wrapped, self.dtype)
+            return facts
+
+        self._adapter = self._trained("warmup", settings, pool, pool_key, train)
+
+    def train_checkpoints(
+        self, settings: WarmupSettings, epochs: int, pool: TokenizedRecords, pool_key: StageKey
+    ) -> Entry:
+        """Train on the same part of the pool for ``epochs``, keeping a checkpoint after each.
+
+        The scorer itself stays as it is; see `trim_lightning.tuning.checkpoints` for what is kept.
+        """
+        settings = replace(settings, epochs=epochs)
+
+        def train(model: PreTrainedModel, rows: list[int], directory: Path) -> dict[str, Any]:
+            from trim_lightning.tuning.checkpoints import train_checkpoints
+
+            return train_checkpoints(model, pool, rows, settings, directory, self.trainer, seed=self.seed)
+
+        return self._trained("checkpoints", settings, pool, pool_key, train)
+
+    def _trained(
+        self, stage: str, settings: WarmupSettings, pool: TokenizedRecords, pool_key: StageKey, train: WarmupTraining
+    ) -> Entry:
+        """What a training on the warm-up's part of the pool leaves, made or found in the store."""
+        from trim_lightning.tuning.warmup import draw_warmup_rows
+
+        matters = {name: value for name, value in asdict(settings).items() if name != "checkpoint_seconds"}
+        key = StageKey(
+            stage,
+            1,
+            {"warmup": matters, "seed": self.seed},
+            {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
+        )
+        rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
+
+        def build(directory: Path) -> dict[str, Any]:
+            self.before_load()
+            model = self.base_model()
+            started = time.perf_counter()
+            facts = train(model, rows, directory)
+            facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
+            facts["records"] = len(rows)
+            return facts
+
+        entry = self.store.get(key, build, resumable=True, cost=self._warmup_cost(settings, pool, rows))
+        self.ledger.book("warmup", entry)
+        return entry
+
+    def _warmup_cost(self, settings: WarmupSettings, pool: TokenizedRecords, rows: list[int]) -> Cost:
+        """What training on these rows takes."""
+
+        def measure(model: Any) -> Measured:
+            from trim_lightning.tuning.speed import sample_training
+
+            return sample_training(model, pool, rows, settings, trainer=self.trainer, seed=self.seed, title="warm-up")
+
+        def tokens() -> int:
+            from trim_lightning.tuning.speed import tokens_of_training
+
+            return tokens_of_training(pool, rows, settings)
+
+        return self.cost("warmup", tokens, training_kind(settings), measure)
+
+    def model(self) -> PreTrainedModel:
+        """The scorer's model, its warm-up adapter merged."""
+        if self._model is None:
+            self.before_load()
+            self._model = self.recipe().load()
+        return self._model
+
+    @property
+    def holds_model(self) -> bool:
+        """True while the weights are in memory."""
+        return self._model is not None
+
+    def release(self) -> None:
+        """Give the weights' memory back; they are loaded again when they are needed."""
+        self._model = None
+
+    def recipe(self) -> ModelRecipe:
+        """How to load the same model in another process."""
+        from trim_lightning.models.load import ModelRecipe
+        from trim_lightning.tuning.run import ADAPTER
+
+        return ModelRecipe(self.source, self.dtype, None if self._adapter is None else self._adapter.path / ADAPTER)
+
+    def resources(self, tokens_per_batch: int | None, num_workers: int | None = None) -> Resources:
+        """What a pass over the pool runs on.
+
+        Args:
+            tokens_per_batch: Padded tokens of a batch; None fits the device.
+            num_workers: Processes that make batches; None fits the device.
+        """
+        from trim_lightning.engine.sharded_pass import Resources
+
+        return Resources(self.trainer, tokens_per_batch or self.tokens_per_batch, num_workers, self.store.team)

@@ -1,0 +1,153 @@
+"""The trainee: the model that is fine-tuned on the coreset and evaluated before and after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_lightning.settings.schema import FineTuneSettings
+from trim_lightning.stages.model import ModelHandle, training_kind
+from trim_lightning.store import Cost, Entry, Measured, StageKey
+from trim_lightning.tokens.tokenized import TokenizedRecords
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+NO_PART_OF_THE_RESULT = ("checkpoint_seconds", "model", "seed")
+
+
+class Trainee(ModelHandle):
+    """The model that learns; `ModelHandle` gives it tokens and weights."""
+
+    def __init__(self, *arguments: Any, mode: str = "lora", **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.mode = mode
+        self._kept: tuple[str | None, PreTrainedModel] | None = None
+
+    @property
+    def training_dtype(self) -> torch.dtype:
+        """Number format of the weights in training: float32 where all of them are trained."""
+        import torch
+
+        return torch.float32 if self.mode == "full" else self.dtype
+
+    def fine_tune(
+        self,
+        settings: FineTuneSettings,
+        coreset: TokenizedRecords,
+        coreset_key: StageKey,
+        held_out: tuple[TokenizedRecords, StageKey] | None,
+        make_logger: Callable[[], Any] = lambda: False,
+    ) -> Entry:
+        """Fine-tune on the coreset, or find the result in the store.
+
+        Args:
+            settings: Hyperparameters.
+            coreset: The tokenised coreset.
+            coreset_key: Its key.
+            held_out: Tokenised held-out records and their key, for early stopping.
+            make_logger: Gives a Lightning logger, or False, if there is anything to train.
+
+        Returns:
+            The entry with ``adapter/`` (LoRA) or ``model/`` (full).
+        """
+        matters = {name: value for name, value in asdict(settings).items() if name not in NO_PART_OF_THE_RESULT}
+        inputs = {
+            "coreset": coreset_key.hex,
+            "trainee": {"model": self.source.digest, "dtype": str(self.training_dtype)},
+            "held_out": held_out[1].hex if settings.early_stop is not None and held_out is not None else None,
+        }
+        key = StageKey("finetune", 2, {"train": matters, "seed": self.seed}, inputs)
+
+        def build(directory: Path) -> dict[str, Any]:
+            from trim_lightning.engine.response_loss import mean_response_loss
+            from trim_lightning.models.load import load_model
+            from trim_lightning.tuning.run import MODEL, EarlyStop, Surroundings, train_full, train_lora
+
+            stop = None
+            if settings.early_stop is not None and held_out is not None:
+                records = held_out[0]
+                stop = EarlyStop(
+                    settings.early_stop, lambda model: mean_response_loss(model, records, self.tokens_per_batch)
+                )
+            around = Surroundings(directory, self.trainer, "fine-tune", make_logger(), stop)
+            self._kept = None  # a large model has no room beside the one in training
+            model = load_model(self.source, self.training_dtype)
+            rows = range(len(coreset))
+            options: dict[str, Any] = {"seed": self.seed, "length_grouped": settings.length_grouped}
+            started = time.perf_counter()
+            if settings.mode == "full":
+                _, facts = train_full(model, coreset, rows, settings, around, **options)
+                self.tokenizer.save_pretrained(str(directory / MODEL))  # whole: it loads without the model it came from
+            else:
+                _, facts = train_lora(model, coreset, rows, settings, around, **options)
+            facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
+            return facts
+
+        entry = self.store.get(
+            key, build, resumable=True, cost=self.training_cost(coreset, range(len(coreset)), settings)
+        )
+        self.ledger.book("finetune", entry)
+        return entry
+
+    def training_cost(
+        self, records: TokenizedRecords, rows: Sequence[int], settings: FineTuneSettings, assumed: str = ""
+    ) -> Cost:
+        """What fine-tuning on some records takes.
+
+        Args:
+            records: Tokenised records.
+            rows: Those that are trained on.
+            settings: Hyperparameters.
+            assumed: See `Cost`.
+        """
+
+        def measure(model: Any) -> Measured:
+            from trim_lightning.tuning.speed import sample_training
+
+            return sample_training(
+                model, records, rows, settings, trainer=self.trainer, seed=self.seed, mode=settings.mode,
+                title="fine-tune", length_grouped=settings.length_grouped,
+            )  # fmt: skip
+
+        def tokens() -> int:
+            from trim_lightning.tuning.speed import tokens_of_training
+
+            return tokens_of_training(records, rows, settings)
+
+        full = settings.mode == "full"
+        kind = (*training_kind(settings, settings.mode), settings.length_grouped)
+        dtype = (lambda: self.training_dtype) if full else None
+        return self.cost("finetune", tokens, kind, measure, assumed=assumed, dtype=dtype, spoils=full, loads=True)
+
+    def model(self, tuned: Entry | None) -> PreTrainedModel:
+        """The trainee as it is on disk (None), or fine-tuned, on its device; the last one asked for is kept.
+
+        A fine-tuned one is always read from the store: what is evaluated is what was saved.
+        """
+        wanted = None if tuned is None else tuned.key.hex
+        if self._kept is None or self._kept[0] != wanted:
+            self._kept = None  # before the next is loaded
+            self._kept = (wanted, self.base_model() if tuned is None else self._load(tuned))
+        return self.placed(self._kept[1])
+
+    def placed(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model on its device (a Lightning loop leaves it on the CPU), unless accelerate has spread it."""
+        if getattr(model, "hf_device_map", None) is None:
+            model.to(self.device)  # type: ignore[arg-type]
+        return model
+
+    def _load(self, tuned: Entry) -> PreTrainedModel:
+        from dataclasses import replace
+
+        from trim_lightning.models.adapter import apply_adapter
+        from trim_lightning.models.load import load_model
+        from trim_lightning.tuning.run import ADAPTER, MODEL
+
+        if self.mode == "full":
+            return load_model(replace(self.source, directory=tuned.path / MODEL), self.dtype)
+        return apply_adapter(self.base_model(), tuned.path / ADAPTER)

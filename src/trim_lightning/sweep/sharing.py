@@ -1,0 +1,138 @@
+"""Before the jobs of a sweep run: every pass over the pool that several of them want, once for all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trim_lightning.errors import UserError, first_line
+from trim_lightning.methods.base import SelectionTask, load_selector
+from trim_lightning.methods.trim import ScoringWork, TrimSelector
+from trim_lightning.pipeline.select import open_store, open_task
+from trim_lightning.selection.budget import check_settings
+from trim_lightning.settings.schema import SelectSettings
+from trim_lightning.stages.scorer import Scorer
+from trim_lightning.store import StageKey
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job of a sweep, ready for its pass over the pool."""
+
+    task: SelectionTask
+    work: ScoringWork
+
+    def shares_with(self, other: Cell) -> bool:
+        """True if one pass serves both: same pool, scorer, batches, devices and store."""
+        same_devices = self.work.resources.trainer == other.work.resources.trainer
+        return same_devices and self.work.shares_pass_with(other.work) and self.task.store.root == other.task.store.root
+
+
+def share_passes(jobs: Sequence[SelectSettings]) -> int:
+    """Run the passes over the pool that several jobs share, with the banks of all of them.
+
+    Warm-up and target passes that jobs share are run once on the way. A job that cannot be prepared is left out: it
+    will say itself what is wrong with it. Passes of a single job are left to it.
+
+    Args:
+        jobs: Settings of all jobs of the sweep.
+
+    Returns:
+        Number of passes that were run.
+    """
+    groups: list[list[Cell]] = []
+    holder = Holder()
+    for settings in jobs:
+        cell = prepare(settings, holder)
+        if cell is None:
+            continue
+        group = next((group for group in groups if group[0].shares_with(cell)), None)
+        if group is None:
+            groups.append([cell])
+        else:
+            group.append(cell)
+    passes = 0
+    for group in groups:
+        try:
+            passes += share_pass(group)
+        except Exception as error:  # each job then runs its own pass, and says itself what is wrong with it
+            log.warning("the shared pass failed (%s); each job runs its own", first_line(error))
+            for cell in group:
+                cell.task.scorer.release()
+    return passes
+
+
+class Holder:
+    """Lets one scorer at a time hold its model: copies of many jobs have no room beside each other."""
+
+    def __init__(self) -> None:
+        self._scorer: Scorer | None = None
+
+    def watch(self, scorer: Scorer) -> None:
+        """Have the model of any other scorer released before this one loads its own."""
+
+        def before_load() -> None:
+            if self._scorer is not None and self._scorer is not scorer:
+                self._scorer.release()
+            self._scorer = scorer
+
+        scorer.before_load = before_load
+
+
+def prepare(settings: SelectSettings, holder: Holder) -> Cell | None:
+    """A job up to its pass over the pool; None if it has none to share, or fails: it will say itself why.
+
+    Args:
+        settings: Of the job.
+        holder: Sees to it that models do not pile up.
+    """
+    try:
+        check_settings(settings)
+        selector = load_selector(settings.method)
+        if not isinstance(selector, TrimSelector):
+            return None
+        store = open_store(settings)
+        if store.team.size > 1:
+            return None  # processes of a launcher share passes in their own way
+        task = open_task(settings, selector, store, announce=False)
+        holder.watch(task.scorer)
+        return Cell(task, selector.prepare(task))
+    except UserError:
+        return None
+    except Exception as error:
+        log.warning("looking ahead at a job failed (%s); it runs by itself", first_line(error))
+        return None
+
+
+def share_pass(group: Sequence[Cell]) -> bool:
+    """Run one pass for a group of jobs; False if there is nothing to share."""
+    works = {cell.work.key: cell for cell in group}
+    first = next((cell for cell in group if cell.task.scorer.holds_model), group[0])
+    missing = [key for key in works if first.task.store.find(key) is None]
+    if not missing or len(group) < 2:  # a job alone runs its own pass
+        first.task.scorer.release()
+        return False
+    banks = "bank" if len(missing) == 1 else "banks"
+    log.info("one pass over the pool for %d jobs with %d %s", len(group), len(missing), banks)
+
+    def build(workspaces: Mapping[StageKey, Path]) -> dict[str, Any]:
+        from trim_lightning.engine.scoring_pass import run_scoring_pass
+        from trim_lightning.engine.sharded_pass import model_for
+
+        resources = first.work.resources
+        return run_scoring_pass(
+            model_for(resources, first.task.scorer.model, first.task.scorer.recipe),
+            first.task.pool_tokens,
+            {workspace: works[key].work.request() for key, workspace in workspaces.items()},
+            resources=resources,
+        )
+
+    entries = first.task.store.get_many(missing, build)
+    first.task.ledger.book("score", entries[0])
+    first.task.scorer.release()
+    return True

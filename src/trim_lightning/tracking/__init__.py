@@ -1,0 +1,1 @@
+"""Experiment tracking: a CSV file, Weights & Biases, or nothing."""

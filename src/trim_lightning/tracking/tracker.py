@@ -1,0 +1,103 @@
+"""Experiment tracking: a CSV file, Weights & Biases, or nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trim_lightning.pipeline.outputs import write_text
+from trim_lightning.settings.schema import LoggerSettings
+
+if TYPE_CHECKING:
+    from trim_lightning.report.facts import SelectionFacts
+
+
+class Tracker(ABC):
+    """What a run reports to."""
+
+    @abstractmethod
+    def metrics(self, values: Mapping[str, float | int | None]) -> None:
+        """Report final numbers under ``stage/name`` keys."""
+
+    @abstractmethod
+    def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
+        """Attach files as a versioned artifact; ``uses`` names artifacts of this run that it was made from."""
+
+    @abstractmethod
+    def report(self, facts: SelectionFacts, page: Path) -> None:
+        """Show a selection: its page, its pictures and its tables."""
+
+    @abstractmethod
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Report a table: one mapping of column to value per row."""
+
+    @abstractmethod
+    def training_logger(self) -> Any:
+        """A Lightning logger for the curves of a training, or False."""
+
+    @abstractmethod
+    def finish(self, succeeded: bool) -> None:
+        """Close the run, so that the next job of a multirun opens its own."""
+
+
+class NoTracker(Tracker):
+    """Reports to nobody."""
+
+    def metrics(self, values: Mapping[str, float | int | None]) -> None:
+        """Drop the numbers."""
+
+    def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
+        """Attach nothing."""
+
+    def report(self, facts: SelectionFacts, page: Path) -> None:
+        """Show nothing: the page is in the output directory."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Drop it."""
+
+    def training_logger(self) -> Any:
+        """No curves."""
+        return False
+
+    def finish(self, succeeded: bool) -> None:
+        """Nothing to close."""
+
+
+class CsvTracker(NoTracker):
+    """Writes the final numbers to ``metrics.csv`` in the output directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "metrics.csv"
+        self._values: dict[str, Any] = {}
+
+    def metrics(self, values: Mapping[str, float | int | None]) -> None:
+        """Add numbers and write the file anew."""
+        self._values.update(values)
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["metric", "value"])
+        writer.writerows(sorted(self._values.items()))
+        write_text(text.getvalue(), self.path)
+
+    def training_logger(self) -> Any:
+        """Curves in ``training/metrics.csv``."""
+        from lightning.pytorch.loggers import CSVLogger
+
+        return CSVLogger(self.path.parent, name="training", version="")
+
+
+def open_tracker(
+    settings: LoggerSettings, directory: Path, *, job_type: str, name: str, config: Mapping[str, Any]
+) -> Tracker:
+    """The tracker that ``logger.name`` asks for."""
+    if settings.name == "none":
+        return NoTracker()
+    if settings.name == "csv":
+        return CsvTracker(directory)
+    from trim_lightning.tracking.wandb import WandbTracker
+
+    return WandbTracker(settings, directory, job_type=job_type, name=name, config=config)
