@@ -118,10 +118,11 @@ sbom: build/tools/.installed $(INSTALLED) ## write the software bills of materia
 	$(TOOLS)/cyclonedx-py requirements locks/requirements.lock --pyproject pyproject.toml --output-reproducible -o build/sbom/locked.cdx.json
 	$(TOOLS)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o build/sbom/installed.cdx.json
 
-lint: $(INSTALLED) ## check style and types
+lint: $(INSTALLED) ## check style, types, and which room imports which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(INSTALLED) ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix

@@ -21,8 +21,8 @@ import materials
 import sweeps
 from materials import WORK, in_turns, median, seconds
 from trim_lightning.engine.batches import padding_share, plan_shards
+from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.scoring_pass import ScoringRequest, run_scoring_pass
-from trim_lightning.engine.sharded_pass import Resources
 from trim_lightning.models.hidden import last_hidden_states
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
@@ -219,9 +219,10 @@ def trim_selection(model: Any, records: TokenizedRecords, targets: TokenizedReco
     """TRIM's selection stage: target pass, banks, scoring pass, pooling."""
     import pyarrow.parquet as pq
 
-    from trim_lightning.engine.target_pass import banks_of, read_signals, run_target_pass, weigh
-    from trim_lightning.methods.trim import ScopedTokens, pool_tokens, scaled_idf
+    from trim_lightning.engine.target_pass import read_signals, run_target_pass
     from trim_lightning.settings.schema import FallbackSettings, PoolerSettings, SaliencySettings
+    from trim_lightning.stages.fingerprints import banks_of, weigh
+    from trim_lightning.stages.token_scores import ScopedTokens, pool_tokens, scaled_idf
 
     directory = Path(tempfile.mkdtemp(dir=WORK))
     try:

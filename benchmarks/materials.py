@@ -18,7 +18,8 @@ import torch
 from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.source import ModelSource, find_model
-from trim_lightning.records.record_file import LineSource, ReadOptions, index
+from trim_lightning.records.indexing import index
+from trim_lightning.records.record_file import LineSource, ReadOptions
 from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
 from trim_lightning.tokens.rendering import ChatRenderer

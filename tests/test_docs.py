@@ -25,11 +25,12 @@ from running import run_select
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.cli.reference import COMMAND, reference_page
 from trim_lightning.methods.base import load_selector
+from trim_lightning.pipeline.checks import check_settings
 from trim_lightning.records.generated import FAMILIES
 from trim_lightning.records.sources import open_records
-from trim_lightning.selection.budget import check_settings
 from trim_lightning.settings.compose import SCHEMAS, compose_settings, config_directory
-from trim_lightning.settings.schema import PoolSettings, TrainSettings, known_keys
+from trim_lightning.settings.key import known_keys
+from trim_lightning.settings.schema import PoolSettings, TrainSettings
 from trim_lightning.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from running import run_select
 from tiny_models import write_records
-from trim_lightning.settings.schema import TrainSettings, known_keys
+from trim_lightning.settings.key import known_keys
+from trim_lightning.settings.schema import TrainSettings
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 GROUPS = (

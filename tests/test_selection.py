@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 from running import selection
 from trim_lightning.errors import UserError
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
-from trim_lightning.selection.budget import check_budget, check_settings, select_rows, text_of
+from trim_lightning.pipeline.checks import check_settings
+from trim_lightning.records.indexing import index
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
+from trim_lightning.selection.budget import check_budget, select_rows
+from trim_lightning.selection.filters import text_of
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.schema import SelectionSettings, SelectSettings
 from trim_lightning.store.ledger import Ledger

@@ -8,11 +8,10 @@ import pytest
 
 from tiny_models import write_records
 from trim_lightning.errors import UserError
-from trim_lightning.methods.base import TargetSet
+from trim_lightning.pipeline.checks import check_settings
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
-from trim_lightning.records.targets import choose_targets
-from trim_lightning.selection.budget import check_settings
+from trim_lightning.records.targets import TargetSet, choose_targets
 from trim_lightning.settings.compose import compose_select
 from trim_lightning.store import Store
 

@@ -27,9 +27,8 @@ from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.engine.modules import ScoringPass, TargetPass
 from trim_lightning.engine.record_pass import RecordPass
 from trim_lightning.engine.record_statistics import PositionWeightedMean
-from trim_lightning.engine.target_pass import TargetSignals, banks_of, weigh
+from trim_lightning.engine.target_pass import TargetSignals
 from trim_lightning.errors import UserError
-from trim_lightning.methods.trim import ScopedTokens, pool_tokens, scaled_idf
 from trim_lightning.models.adapter import apply_adapter
 from trim_lightning.models.hidden import hidden_width
 from trim_lightning.models.load import load_model, load_tokenizer
@@ -39,6 +38,8 @@ from trim_lightning.records.layouts import Layout, LayoutError, choose_layout
 from trim_lightning.records.record import Turn
 from trim_lightning.selection.ranking import DEFAULT_FRACTION, budget_count, rank_by_score
 from trim_lightning.settings.schema import FallbackSettings, ModelSettings, PoolerSettings, SaliencySettings
+from trim_lightning.stages.fingerprints import banks_of, weigh
+from trim_lightning.stages.token_scores import ScopedTokens, pool_tokens, scaled_idf
 from trim_lightning.store import Store
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 from trim_lightning.tokens.tokenized import TokenSequence, scope_mask

@@ -16,17 +16,11 @@ from cli.recipes import CONF, axes_of, read, sweeps
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import load_selector, method_names
 from trim_lightning.models.source import BUNDLED
-from trim_lightning.selection.budget import check_settings
-from trim_lightning.settings.compose import (
-    GROUPS,
-    RECIPES,
-    SCHEMAS,
-    closest,
-    compose_select,
-    compose_settings,
-    no_such_key,
-)
-from trim_lightning.settings.schema import POOLERS, SelectSettings, TrainSettings, known_keys
+from trim_lightning.pipeline.checks import check_settings
+from trim_lightning.settings.compose import SCHEMAS, compose_select, compose_settings
+from trim_lightning.settings.key import known_keys
+from trim_lightning.settings.mistakes import GROUPS, RECIPES, closest, no_such_key
+from trim_lightning.settings.schema import POOLERS, SelectSettings, TrainSettings
 
 OUTPUT = "paths.output_dir=out"
 

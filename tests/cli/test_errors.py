@@ -15,7 +15,8 @@ import pytest
 
 import trim_lightning.pipeline.select
 from cli.conftest import CONSOLE_SCRIPT, Inputs, Outcome, Run, final_files, run_process
-from trim_lightning.cli.hydra_app import Job, fail, select_task
+from trim_lightning.cli.exits import fail
+from trim_lightning.cli.hydra_app import Job, select_task
 from trim_lightning.errors import UserError
 
 GOOD = b'{"prompt": "a question", "response": "an answer"}\n'

@@ -14,7 +14,8 @@ import yaml
 from cli.conftest import CONSOLE_SCRIPT, Inputs, Run, run_process
 from trim_lightning.cli.hydra_app import select_main
 from trim_lightning.settings.compose import compose_select, config_directory
-from trim_lightning.settings.schema import SelectSettings, known_keys
+from trim_lightning.settings.key import known_keys
+from trim_lightning.settings.schema import SelectSettings
 
 HEAVY = ("torch", "transformers", "lightning", "datasets", "peft", "wandb", "pyarrow", "numpy", "reasoning_gym")
 HELP = f"""

@@ -22,7 +22,8 @@ from cli.conftest import CONSOLE_SCRIPT, Inputs, Outcome, Run, run_process
 from tiny_models import write_records
 from trim_lightning.console.progress import LINE_SECONDS, ProgressLines, progress_bar
 from trim_lightning.settings.schema import LoggerSettings
-from trim_lightning.tracking.tracker import NoTracker, open_tracker
+from trim_lightning.tracking.open import open_tracker
+from trim_lightning.tracking.tracker import NoTracker
 from trim_lightning.tracking.wandb import has_wandb_key, wandb_mode
 
 HEADER, BLOCK = 7, 32 * 1024

@@ -12,11 +12,12 @@ import pytest
 from workshop import edit
 
 from trim_lightning.compare.groups import Axis, axes, group_runs, letters, marginal_means
+from trim_lightning.compare.measures import best, lower_is_better
 from trim_lightning.compare.report import correlation
+from trim_lightning.compare.statistics import overlap
 from trim_lightning.errors import UserError
 from trim_lightning.runs.find import find_runs
-from trim_lightning.runs.run import Measurement, Run, best, lower_is_better, read_runs
-from trim_lightning.runs.selection import overlap
+from trim_lightning.runs.run import Measurement, Run, read_runs
 
 
 def read(*paths: Path) -> list[Run]:

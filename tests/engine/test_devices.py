@@ -22,7 +22,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from running import run_select
 from tiny_models import write_records
-from trim_lightning.engine.trainer import is_spread, one_device, with_strategy
+from trim_lightning.engine.devices import is_spread, one_device
+from trim_lightning.engine.trainer import with_strategy
 from trim_lightning.errors import UserError
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store import store as store_module

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from tiny_models import ARCHITECTURES
 from trim_lightning.engine.batches import ShardBatches, plan_shards
-from trim_lightning.engine.gradients import lora_matrices, record_gradients, trained_labels
+from trim_lightning.engine.gradients import lora_matrices, record_gradients
+from trim_lightning.engine.labels import labels_of, trained_labels
+from trim_lightning.models.lora import add_lora
 from trim_lightning.models.loss import IGNORED, summed_loss
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
-from trim_lightning.tuning.lora_module import add_lora
-from trim_lightning.tuning.plan import labels_of
 
 Load = Callable[[str], PreTrainedModel]
 LENGTHS = (21, 9, 14, 6, 11)

@@ -15,7 +15,7 @@ from transformers import LlamaModel
 
 from running import run_select, run_train
 from tiny_models import write_records
-from trim_lightning.cli.hydra_app import mistake
+from trim_lightning.cli.exits import mistake
 from trim_lightning.engine.memory import in_halves, is_out_of_memory
 from trim_lightning.errors import UserError
 

@@ -19,7 +19,7 @@ from running import run_select
 from trim_lightning.engine import elapsed as clock
 from trim_lightning.engine import scoring_pass, sharded_pass, writer
 from trim_lightning.engine.batches import plan_shards
-from trim_lightning.engine.sharded_pass import Resources
+from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.shards import read_in_order, shard_path
 from trim_lightning.store import StageKey, Store
 from trim_lightning.tokens.tokenized import TokenizedRecords

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tiny_models import END, START
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
+from trim_lightning.records.indexing import index
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 from trim_lightning.records.sources import sha256_of
 from trim_lightning.tokens.rendering import ChatRenderer
 from trim_lightning.tokens.tokenized import TokenizedRecords, tokenize_records

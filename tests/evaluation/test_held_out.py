@@ -9,8 +9,8 @@ import pytest
 from transformers import PreTrainedModel
 
 from evaluation.conftest import Opened, Plain, varied_pairs
+from trim_lightning.engine.labels import labels_of
 from trim_lightning.engine.response_loss import mean_response_loss, response_counts, response_losses
-from trim_lightning.tuning.plan import labels_of
 
 Load = Callable[[str], PreTrainedModel]
 

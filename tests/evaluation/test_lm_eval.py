@@ -25,14 +25,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trim_lightning.errors import UserError
 from trim_lightning.evaluation.harness import run as lm_eval_tasks
-from trim_lightning.evaluation.harness.run import (
-    LOCAL_TASKS,
-    TaskResults,
-    check_tasks,
-    data_digest,
-    local_counterpart,
-    run_tasks,
-)
+from trim_lightning.evaluation.harness.results import TaskResults
+from trim_lightning.evaluation.harness.run import check_tasks, data_digest, run_tasks
+from trim_lightning.evaluation.harness.tasks import LOCAL_TASKS, local_counterpart
 from trim_lightning.models.load import load_tokenizer
 from trim_lightning.models.source import ModelSource
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from running import run_select
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.cli.export import NAMES, main
+from trim_lightning.records.indexing import index
 from trim_lightning.records.record import Turn
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 from trim_lightning.runs import formats
 from trim_lightning.runs.formats import survey
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.store.inventory import damage, items
-from trim_lightning.store.store import RECEIPT
+from trim_lightning.store.receipt import RECEIPT
 
 SECONDS = 120  # after which a run counts as hung
 SAME = (

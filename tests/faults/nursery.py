@@ -25,7 +25,7 @@ STAGES = {
     "warm-up": "trim_lightning.tuning.lora_module:TuningModule.training_step",
     "target pass": "trim_lightning.engine.modules:TargetPass.on_batch",
     "scoring": "trim_lightning.engine.modules:ScoringPass.on_batch",
-    "selection": "trim_lightning.pipeline.outputs:replacing",
+    "selection": "trim_lightning.files.atomic:replacing",
     "training": "trim_lightning.tuning.lora_module:TuningModule.training_step",
     "evaluation": "trim_lightning.engine.response_loss:LossPass._losses",
     "report": "trim_lightning.report.write:gather",

@@ -27,6 +27,7 @@ from trim_lightning.compare.files import difference_rows, run_rows, write_rows
 from trim_lightning.compare.predictions import read_predictions
 from trim_lightning.compare.report import compare
 from trim_lightning.compare.tables import report_text
+from trim_lightning.console.visible import visible
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import load_selector, method_names
 from trim_lightning.models.adapter import check_adapter
@@ -36,7 +37,7 @@ from trim_lightning.records.layouts import LayoutError, choose_layout, clean_tex
 from trim_lightning.records.record import Turn
 from trim_lightning.records.sources import open_records
 from trim_lightning.report.comparison_page import write_comparison
-from trim_lightning.report.escape import data_block, visible
+from trim_lightning.report.escape import data_block
 from trim_lightning.runs.find import Found
 from trim_lightning.runs.reopened import open_run
 from trim_lightning.runs.run import read_runs
@@ -47,7 +48,7 @@ from trim_lightning.settings.schema import ModelSettings, SourceSettings
 from trim_lightning.store import Store
 from trim_lightning.store.inventory import damage, items, receipt_of
 from trim_lightning.store.keys import StageKey
-from trim_lightning.store.store import RECEIPT, StoreError, seal_of
+from trim_lightning.store.receipt import RECEIPT, StoreError, seal_of
 from trim_lightning.tokens import rendering
 from trim_lightning.tokens.rendering import ChatRenderer, Encoded, RenderError
 

@@ -37,7 +37,7 @@ from trim_lightning.methods.base import load_selector
 from trim_lightning.models.adapter import check_adapter
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.source import find_model
-from trim_lightning.privacy.paths import LogFormatter
+from trim_lightning.privacy.keys import LogFormatter
 from trim_lightning.records import record_file, sources
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
@@ -49,7 +49,7 @@ from trim_lightning.settings.compose import compose_select
 from trim_lightning.settings.guard import check_targets, guard_hydra
 from trim_lightning.settings.schema import ModelSettings, SourceSettings
 from trim_lightning.store import StageKey, Store
-from trim_lightning.store.store import RECEIPT, seal_of
+from trim_lightning.store.receipt import RECEIPT, seal_of
 from trim_lightning.tokens import rendering
 from trim_lightning.tokens.rendering import ChatRenderer
 

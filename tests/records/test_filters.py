@@ -10,15 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_lightning.errors import UserError
-from trim_lightning.records.filters import (
-    RecordFilter,
-    conditions,
-    draw_targets,
-    group_of,
-    limit_and_sample,
-    matches,
-)
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
+from trim_lightning.records.filters import RecordFilter, conditions, limit_and_sample, matches
+from trim_lightning.records.indexing import index
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
+from trim_lightning.records.targets import draw_targets, group_of
 
 
 def open_rows(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> RecordFile:

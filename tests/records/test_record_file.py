@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trim_lightning.errors import UserError
+from trim_lightning.records.indexing import index
 from trim_lightning.records.record import Record, Turn
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 
 
 def open_file(path: Path, what: str = "pool", **options: Any) -> RecordFile:

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from trim_lightning.files.atomic import write_atomically
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store import store as store_module
-from trim_lightning.store.store import ORPHAN_AGE, RECEIPT, write_atomically
+from trim_lightning.store.receipt import RECEIPT
+from trim_lightning.store.store import ORPHAN_AGE
 
 KEY = StageKey("stage", 1, {"a": 1}, {"pool": "ff"})
 

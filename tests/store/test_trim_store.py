@@ -14,7 +14,7 @@ from filelock import FileLock
 from trim_lightning.cli.store import bytes_of, main, seconds_of
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store.inventory import chosen, items
-from trim_lightning.store.store import RECEIPT
+from trim_lightning.store.receipt import RECEIPT
 
 Run = Callable[..., tuple[int, str, str]]
 DAY = 86_400

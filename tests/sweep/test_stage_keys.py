@@ -12,7 +12,8 @@ import pytest
 
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.settings.compose import compose_select, compose_train
-from trim_lightning.settings.schema import FineTuneSettings, SelectSettings, TrainSettings, known_keys
+from trim_lightning.settings.key import known_keys
+from trim_lightning.settings.schema import FineTuneSettings, SelectSettings, TrainSettings
 from trim_lightning.sweep.plan import plan_job
 from trim_lightning.sweep.planning_store import PlanningStore
 

@@ -29,8 +29,8 @@ from trim_lightning.tokens.rendering import (
     Rendered,
     RenderError,
     Span,
-    _roles_of,
 )
+from trim_lightning.tokens.token_roles import _roles_of
 
 SENTENCES = [
     "What is the capital of France?\n\nThe capital of France is Paris.",

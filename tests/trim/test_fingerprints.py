@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from trim_lightning.trim.fingerprints import (
-    TargetTokens,
-    build_bank,
-    inverse_document_frequency,
-    load_banks,
-    save_banks,
-    unit,
-)
+from trim_lightning.stages.fingerprints import load_banks, save_banks
+from trim_lightning.trim.fingerprints import TargetTokens, build_bank, inverse_document_frequency, unit
 
 HIDDEN = 5
 NAMES = ("token_ids", "vectors", "idf", "mass", "count")

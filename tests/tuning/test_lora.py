@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from trim_lightning.engine.labels import collate
 from trim_lightning.errors import UserError
+from trim_lightning.models.lora import add_lora
 from trim_lightning.models.loss import IGNORED, summed_loss
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning import lora_module, run
-from trim_lightning.tuning.lora_module import add_lora
-from trim_lightning.tuning.plan import collate
 from trim_lightning.tuning.run import ADAPTER, CHECKPOINT, PeriodicCheckpoint, Surroundings, merge, train_lora
 
 Load = Callable[[str], PreTrainedModel]

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from tiny_models import CHATML, END, build_tiny_tokenizer
+from trim_lightning.engine.labels import collate, labels_of
 from trim_lightning.models.loss import IGNORED
 from trim_lightning.records.record import Turn
 from trim_lightning.tokens.rendering import ChatRenderer, Encoded
 from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
-from trim_lightning.tuning.plan import MicroBatchLoader, collate, labels_of, plan_micro_batches
+from trim_lightning.tuning.plan import MicroBatchLoader, plan_micro_batches
 
 Records = Sequence[tuple[list[int], list[int]]]
 

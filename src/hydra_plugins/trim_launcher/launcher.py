@@ -44,7 +44,7 @@ class SharingLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Share, launch, and list the jobs that failed."""
-        from trim_lightning.privacy.paths import hide_keys_in
+        from trim_lightning.privacy.keys import hide_keys_in
 
         # before the first job, which may be hours away: Hydra wrote down what was typed
         hide_keys_in([Path(self._config.hydra.sweep.dir) / "multirun.yaml"])
@@ -185,7 +185,7 @@ def tell_quietly(result: JobReturn) -> JobReturn:
 
 def reason_of(result: JobReturn) -> str:
     """Why a job failed, in one line."""
-    from trim_lightning.cli.hydra_app import mistake
+    from trim_lightning.cli.exits import mistake
     from trim_lightning.errors import first_line
 
     error: Any = result._return_value

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from trim_lightning.cli.hydra_app import INTERNAL_ERROR, INTERRUPTED, fail, print_traceback, say
+from trim_lightning.cli.exits import INTERNAL_ERROR, INTERRUPTED, fail, print_traceback, say
 from trim_lightning.errors import UserError
 
 

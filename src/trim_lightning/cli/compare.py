@@ -40,8 +40,8 @@ def run(arguments: Sequence[str]) -> None:
     from trim_lightning.compare.files import difference_rows, run_rows, write_rows
     from trim_lightning.compare.report import compare
     from trim_lightning.compare.tables import report_text
+    from trim_lightning.console.visible import visible
     from trim_lightning.report.comparison_page import write_comparison
-    from trim_lightning.report.escape import visible
     from trim_lightning.runs.find import find_runs
 
     find_runs(options.runs)  # a wrong path is told before a model is loaded

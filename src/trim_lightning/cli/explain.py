@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> None:
     options = parser().parse_args(list(arguments))
     if options.response is not None and options.text is None:
         raise UserError("--response: belongs to --text, which is the prompt")
-    from trim_lightning.pipeline.outputs import write_text
+    from trim_lightning.files.atomic import write_text
     from trim_lightning.records.record import Turn
     from trim_lightning.report.explain import explain_row, explain_text
     from trim_lightning.report.explain_text import explanation_page, terminal_text

@@ -55,7 +55,8 @@ def export(run_directory: Path, format_name: str, directory: Path) -> tuple[list
         UserError: if there is no finished selection, a record does not fit the format, or the directory holds an
             export in another format.
     """
-    from trim_lightning.pipeline.outputs import write_table, write_text
+    from trim_lightning.files.atomic import write_text
+    from trim_lightning.files.tables import write_table
     from trim_lightning.records.record_file import sha256_of
     from trim_lightning.runs.chosen import CORESET, open_chosen
     from trim_lightning.runs.formats import FORMATS, write_score_lines

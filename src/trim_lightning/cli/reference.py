@@ -21,8 +21,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from trim_lightning.methods.base import load_selector, method_names
-from trim_lightning.settings.compose import RECIPES as RECIPE_GROUPS
 from trim_lightning.settings.compose import SCHEMAS, config_directory, register_schemas
+from trim_lightning.settings.mistakes import RECIPES as RECIPE_GROUPS
 
 COMMAND = "python -m trim_lightning.cli.reference docs/configuration.md"
 HEAD = f"""\

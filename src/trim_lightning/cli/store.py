@@ -14,10 +14,11 @@ from tabulate import tabulate
 
 from trim_lightning.cli.command import Parser, run_command
 from trim_lightning.console.amounts import size_text
+from trim_lightning.console.visible import visible
 from trim_lightning.errors import UserError
-from trim_lightning.report.escape import visible
 from trim_lightning.store.inventory import Item, chosen, damage, delete, items, receipt_of
-from trim_lightning.store.store import LOCKS, StoreError
+from trim_lightning.store.receipt import StoreError
+from trim_lightning.store.store import LOCKS
 
 DEFAULT = ".trim_store"
 DAY = 86_400.0

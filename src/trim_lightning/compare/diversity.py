@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.pipeline.summary import KIND_FIELDS
+from trim_lightning.records.kinds import KIND_FIELDS
 from trim_lightning.records.layouts import MISSING, lookup
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile

@@ -15,7 +15,8 @@ import pyarrow as pa
 from trim_lightning.compare.differences import Comparison, equal_budgets, other_differences
 from trim_lightning.compare.groups import varying_keys
 from trim_lightning.compare.report import Report
-from trim_lightning.pipeline.outputs import write_table, write_text
+from trim_lightning.files.atomic import write_text
+from trim_lightning.files.tables import write_table
 from trim_lightning.runs.run import Measurement, text_of
 
 

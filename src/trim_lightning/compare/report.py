@@ -10,12 +10,12 @@ from pathlib import Path
 from trim_lightning.compare.differences import Comparison, compare_groups, pairs_to_test
 from trim_lightning.compare.diversity import Diversity, Embed, diversity
 from trim_lightning.compare.groups import BASELINE, ENOUGH_SEEDS, Axis, Group, axes, group_runs
-from trim_lightning.compare.statistics import spearman
+from trim_lightning.compare.statistics import overlap, spearman
 from trim_lightning.errors import UserError
+from trim_lightning.files.atomic import sha256_of
 from trim_lightning.runs.find import find_runs
 from trim_lightning.runs.run import Run, metric_names, read_runs
-from trim_lightning.runs.selection import Coreset, overlap
-from trim_lightning.store.store import sha256_of
+from trim_lightning.runs.selection import Coreset
 
 SHORT = 12  # characters of a label that still fit as a column heading
 Matrix = list[list[float | None]]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trim_lightning.runs.selection import Coreset
+
 CHUNK = 1 << 22  # draws held at once
 
 
@@ -153,3 +155,16 @@ def paired_difference(
     below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
     p = min(1.0, 2 * (1 + min(below, above)) / (1 + len(differences)))
     return Difference(0.0 if abs(value) <= resolution else value, float(low), float(high), p)
+
+
+def overlap(first: Coreset, second: Coreset) -> float | None:
+    """Jaccard similarity of two coresets.
+
+    By row number where both were chosen from the same records of the same pool, else by the bytes of their lines,
+    counting repeated lines as often as they occur. None if one of them is not at hand.
+    """
+    if first.pool is not None and first.pool == second.pool:
+        return jaccard_of_rows(first.rows, second.rows)
+    if first.lines is None or second.lines is None:
+        return None
+    return jaccard_of_counts(first.lines, second.lines)

@@ -16,9 +16,10 @@ from trim_lightning.compare.groups import (
     marginal_means,
     mean_of,
 )
+from trim_lightning.compare.measures import best
 from trim_lightning.compare.report import Report
 from trim_lightning.compare.statistics import spread
-from trim_lightning.runs.run import Measurement, Run, best, text_of
+from trim_lightning.runs.run import Measurement, Run, text_of
 
 DASH = "-"
 MANY = 30  # different coresets above which only the files have their figures

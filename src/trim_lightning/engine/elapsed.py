@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from trim_lightning.store.store import write_atomically
+from trim_lightning.files.atomic import write_atomically
 
 FILE = "clock.json"
 

@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.adam_moments import AdamMoments
+from trim_lightning.engine.labels import trained_labels
 from trim_lightning.engine.sketch import CountSketch
 from trim_lightning.models.loss import IGNORED, predictions, response_logits
 from trim_lightning.settings.schema import TuningSettings
 
-RESPONSE = 2  # role of a response token, see `trim_lightning.tokens.spans`
 A, B = "lora_A", "lora_B"
 
 
@@ -96,7 +96,7 @@ class GradientFeatures:
 @contextmanager
 def fresh_lora(model: PreTrainedModel, settings: TuningSettings, statistic: Any) -> Iterator[GradientFeatures]:
     """Within it, the model has untrained LoRA matrices inside, and the statistic's stand-in runs on it."""
-    from trim_lightning.tuning.lora_module import add_lora
+    from trim_lightning.models.lora import add_lora
 
     wrapped = add_lora(model, settings, seed=0)
     wrapped.eval()
@@ -105,21 +105,6 @@ def fresh_lora(model: PreTrainedModel, settings: TuningSettings, statistic: Any)
         yield statistic.stand_in()
     finally:
         wrapped.unload()
-
-
-def trained_labels(input_ids: Tensor, roles: Tensor, lengths: Tensor) -> Tensor:
-    """Labels ``[batch, seq]`` of a padded batch as `trim_lightning.tuning.plan.labels_of` gives them for a record.
-
-    Args:
-        input_ids: ``[batch, seq]``.
-        roles: ``[batch, seq]``, 0 at padding.
-        lengths: ``[batch]``.
-    """
-    response = roles == RESPONSE
-    real = torch.arange(roles.shape[1], device=roles.device) < lengths[:, None]
-    ends = torch.zeros_like(response)
-    ends[:, 1:] = response[:, :-1] & (roles[:, 1:] == 0) & real[:, 1:]
-    return torch.where(response | ends, input_ids, IGNORED)
 
 
 def lora_matrices(model: nn.Module) -> dict[str, nn.Linear]:

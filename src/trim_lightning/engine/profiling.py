@@ -16,11 +16,12 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import Shard, plan_shards
+from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.scoring_pass import ScoringRequest
-from trim_lightning.engine.sharded_pass import Resources, run_sharded_pass
+from trim_lightning.engine.sharded_pass import run_sharded_pass
 from trim_lightning.engine.writer import TokenShards
-from trim_lightning.store.store import write_atomically
+from trim_lightning.files.atomic import write_atomically
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 BATCHES = 8  # enough to see the rhythm; a trace grows by megabytes a batch

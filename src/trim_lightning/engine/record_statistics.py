@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.modules import last_hidden_states
 from trim_lightning.models.loss import IGNORED, record_losses
-
-RESPONSE = 2  # role of a response token, see `trim_lightning.tokens.spans`
+from trim_lightning.tokens.spans import RESPONSE
 
 
 class RecordStatistic(Protocol):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from trim_lightning.store.store import write_atomically
+from trim_lightning.files.atomic import write_atomically
 
 FACTS = "values.json"
 

@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import plan_shards
+from trim_lightning.engine.devices import one_device
+from trim_lightning.engine.labels import collate
 from trim_lightning.engine.memory import in_halves
-from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
+from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.engine.writer import Collector, TokenProgress
-from trim_lightning.models.loss import record_losses
+from trim_lightning.models.loss import IGNORED, record_losses
 from trim_lightning.tokens.tokenized import TokenizedRecords
-from trim_lightning.tuning.plan import IGNORED, collate
 
 
 class LossBatches(Dataset[dict[str, Any]]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,37 +14,16 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader
 
 from trim_lightning.engine.batches import Shard, ShardBatches
+from trim_lightning.engine.devices import Resources, is_spread
 from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.modules import in_step
-from trim_lightning.engine.trainer import hush_lightning, interruptible, is_spread, make_trainer, one_device
+from trim_lightning.engine.trainer import hush_lightning, interruptible, make_trainer
 from trim_lightning.engine.writer import TokenProgress
 from trim_lightning.errors import UserError, first_line
-from trim_lightning.store.processes import ALONE, Team
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 log = logging.getLogger(__name__)
 PENDING = 2  # shards computed but not yet on disk: a slow disk holds the model up rather than filling memory
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a pass runs on.
-
-    Attributes:
-        trainer: Arguments of the Lightning Trainer.
-        tokens_per_batch: Padded tokens of a batch.
-        num_workers: Processes that make batches ahead of the model; None takes 2 for a GPU and 0 otherwise.
-        team: The processes that a launcher started for this command.
-    """
-
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-    tokens_per_batch: int = 2048
-    num_workers: int | None = None
-    team: Team = ALONE
-
-    def alone(self) -> Resources:
-        """One device and this process only."""
-        return replace(self, trainer=one_device(self.trainer), team=ALONE)
 
 
 class ShardForm(Protocol):

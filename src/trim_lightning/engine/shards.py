@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trim_lightning.store.store import write_atomically
+from trim_lightning.files.atomic import write_atomically
 
 CHECKSUM = b"trim_sha256"
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from trim_lightning.engine.batches import SHARD_TOKENS, Shard, plan_shards
-from trim_lightning.engine.sharded_pass import Resources, ShardForm, run_sharded_pass
+from trim_lightning.engine.devices import Resources
+from trim_lightning.engine.sharded_pass import ShardForm, run_sharded_pass
 from trim_lightning.store.cost import Measured, folder_size
 from trim_lightning.tokens.tokenized import TokenizedRecords
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import ShardBatches, plan_shards
+from trim_lightning.engine.devices import one_device
 from trim_lightning.engine.modules import TargetPass
 from trim_lightning.engine.speed import as_shards
-from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
+from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.engine.writer import Collector, TokenProgress
-from trim_lightning.settings.schema import SaliencySettings
 from trim_lightning.store.cost import Measured, folder_size
-from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
-from trim_lightning.trim.collapse import within_over_between
-from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
-from trim_lightning.trim.saliency import token_saliency
+from trim_lightning.tokens.tokenized import TokenizedRecords
 
 FILE = "signals.parquet"
 
@@ -145,73 +142,3 @@ def read_signals(directory: Path) -> list[TargetSignals]:
             )
         )
     return signals
-
-
-@dataclass(frozen=True)
-class SalientTarget:
-    """One target with its scaled saliency on the scoped tokens.
-
-    Attributes:
-        row: Place among the targets.
-        token_ids: ``[seq]`` int64.
-        scope: ``[seq]`` bool.
-        row_saliency: ``[scoped]`` float32.
-        column_saliency: ``[scoped]`` float32.
-        saliency: ``[scoped]`` float32 alpha.
-        hidden: ``[scoped, hidden]`` float32.
-    """
-
-    row: int
-    token_ids: Tensor
-    scope: Tensor
-    row_saliency: Tensor
-    column_saliency: Tensor
-    saliency: Tensor
-    hidden: Tensor
-
-
-def weigh(signals: Iterable[TargetSignals], saliency: SaliencySettings, scope: str) -> list[SalientTarget]:
-    """Apply layer count, weights, scaling and scope to raw signals."""
-    targets = []
-    for signal in signals:
-        mask = torch.from_numpy(scope_mask(signal.roles.numpy(), scope))
-        row, column, alpha = token_saliency(
-            signal.row_signal,
-            signal.column_signal,
-            mask,
-            num_layers=saliency.num_layers,
-            row_weight=saliency.row_weight,
-            column_weight=saliency.column_weight,
-            normalize=saliency.normalize,
-        )
-        targets.append(SalientTarget(signal.row, signal.token_ids, mask, row, column, alpha, signal.hidden[mask]))
-    return targets
-
-
-def banks_of(targets: Sequence[SalientTarget], groups: Mapping[str, Sequence[int]]) -> dict[str, FingerprintBank]:
-    """One bank per target group.
-
-    Args:
-        targets: All targets.
-        groups: Group name to the rows in it; ``{"": all rows}`` without groups.
-
-    Returns:
-        Group name to bank, in the order of ``groups``.
-    """
-    return {group: build_bank(tokens_of(targets, rows)) for group, rows in groups.items()}
-
-
-def tokens_of(targets: Sequence[SalientTarget], rows: Sequence[int]) -> list[TargetTokens]:
-    """The scoped tokens of some targets; rows that could not be rendered are left out."""
-    by_row = {target.row: target for target in targets}
-    found = [by_row[row] for row in rows if row in by_row]
-    return [TargetTokens(target.token_ids[target.scope], target.hidden, target.saliency) for target in found]
-
-
-def separation(
-    targets: Sequence[SalientTarget], groups: Mapping[str, Sequence[int]], banks: Mapping[str, FingerprintBank]
-) -> float | None:
-    """Mean of `within_over_between` over the groups that have it."""
-    ratios = [within_over_between(tokens_of(targets, groups[group]), bank) for group, bank in banks.items()]
-    known = [ratio for ratio in ratios if ratio is not None]
-    return sum(known) / len(known) if known else None

@@ -18,12 +18,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from trim_lightning.engine.devices import ONE_DEVICE, number_of_devices
 from trim_lightning.errors import UserError
-from trim_lightning.stages.model import first_device
 from trim_lightning.store.processes import launched_size
 
 OURS = {"callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_progress_bar"}
-ONE_DEVICE = "one_device"
 TUNED = "the keys of warmup and train (epochs, batch_size, gradient_clip ...)"
 # arguments that change or cut short a stage's result, which the store's keys would not show
 REPLACED = {
@@ -123,41 +122,6 @@ def with_strategy(arguments: Mapping[str, Any]) -> dict[str, Any]:
         # not what Slurm or torchrun say of this one process: it starts its own
         return {**arguments, "strategy": "ddp_spawn", "plugins": [LightningEnvironment()]}
     return dict(arguments)
-
-
-def is_spread(settings: Mapping[str, Any]) -> bool:
-    """True if these Trainer arguments spread a pass over several devices."""
-    return number_of_devices(settings) * int(settings.get("num_nodes") or 1) > 1
-
-
-def number_of_devices(settings: Mapping[str, Any]) -> int:
-    """Devices of one node that these Trainer arguments name.
-
-    Raises:
-        UserError: for a value that names none.
-    """
-    devices = settings.get("devices", 1)
-    if devices in ("auto", -1, "-1"):
-        import torch
-
-        return torch.cuda.device_count() if settings.get("accelerator") != "cpu" else 1
-    if isinstance(devices, list | tuple):
-        return len(devices)
-    try:
-        if isinstance(devices, str) and "," in devices:
-            return len([name for name in devices.split(",") if name.strip()])
-        return int(devices)
-    except (TypeError, ValueError):
-        raise UserError(
-            f"trainer.devices={devices}: neither a number of devices nor a list of them; give such as 2"
-        ) from None
-
-
-def one_device(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same Trainer arguments on a single device, the first of those that are named, for what is not spread."""
-    named = first_device(settings)
-    first = 1 if named is None else [named]
-    return {**settings, "devices": first, "num_nodes": 1, "strategy": ONE_DEVICE}
 
 
 @contextmanager

@@ -131,7 +131,8 @@ def measure_options(
     """Add ``choice`` and ``choice_correct`` to the results."""
     from trim_lightning.engine.response_loss import response_counts, response_losses
     from trim_lightning.evaluation.options import LastResponses, correct_option, likeliest, write_option_records
-    from trim_lightning.records.record_file import LineSource, ReadOptions, index
+    from trim_lightning.records.indexing import index
+    from trim_lightning.records.record_file import LineSource, ReadOptions
     from trim_lightning.tokens.tokenized import tokenize_records
 
     file, folder = directory / "options.jsonl", directory / "options"

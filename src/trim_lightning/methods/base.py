@@ -7,96 +7,15 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from trim_lightning.errors import UserError
-from trim_lightning.records.record_file import RecordFile
 from trim_lightning.selection.ranking import ScoreTable
-from trim_lightning.settings.schema import SelectSettings, check
-from trim_lightning.stages.scorer import Scorer
-from trim_lightning.store import StageKey, Store
-from trim_lightning.store.ledger import Ledger
-from trim_lightning.tokens.tokenized import TokenizedRecords
+from trim_lightning.settings.key import check
+from trim_lightning.stages.task import MatchedTokens, SelectionTask
 
 HELPERS = {"base", "clusters", "pursuit", "shared"}  # modules of this package that are no methods
-
-
-@dataclass(frozen=True)
-class TargetSet:
-    """The drawn target examples.
-
-    Attributes:
-        records: Only the drawn records, in file order.
-        groups: Group name to places in ``records``; ``{"": all}`` without groups.
-        replaced: How many of the records are noise in place of targets.
-    """
-
-    records: RecordFile
-    groups: Mapping[str, list[int]]
-    replaced: int = 0
-
-    def describe(self) -> dict[str, Any]:
-        """The target set's line among the inputs of a manifest."""
-        entry: dict[str, Any] = {
-            "name": self.records.name,
-            "sha256": self.records.sha256,
-            "rows": len(self.records),
-            "source_rows": self.records.source_rows,
-        }
-        if set(self.groups) != {""}:
-            entry["groups"] = {group: len(rows) for group, rows in self.groups.items()}
-        if self.replaced:
-            entry["replaced"] = self.replaced
-        return entry
-
-
-@dataclass(frozen=True)
-class MatchedTokens:
-    """One record's tokens as a method matched them with the targets.
-
-    Attributes:
-        token_ids: ``[tokens]`` int32, scaffolding included.
-        scope: ``[tokens]`` bool, the tokens that count.
-        similarity: ``[tokens]`` float64 with the fallback penalty; meaningless outside the scope.
-        match: ``[tokens]`` int32 vocabulary ids of the matched classes; direct where that is the token's own.
-        group: The target group that they were matched with, the best of the record's groups.
-    """
-
-    token_ids: NDArray[np.int32]
-    scope: NDArray[np.bool_]
-    similarity: NDArray[np.float64]
-    match: NDArray[np.int32]
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class SelectionTask:
-    """All that a selector may use.
-
-    Attributes:
-        settings: Typed settings; a selector reads the groups that are its own.
-        pool: The candidate pool.
-        pool_tokens: The pool, tokenised.
-        pool_key: Key of ``pool_tokens``, for the keys of later stages.
-        targets: The target set; None for methods that need none.
-        scorer: The model.
-        store: Stage results.
-        ledger: Where stages and warnings are booked.
-    """
-
-    settings: SelectSettings
-    pool: RecordFile
-    pool_tokens: TokenizedRecords
-    pool_key: StageKey
-    targets: TargetSet | None
-    scorer: Scorer
-    store: Store
-    ledger: Ledger
 
 
 class Selector(ABC):

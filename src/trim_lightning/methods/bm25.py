@@ -11,18 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.console.progress import progress_bar
-from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.methods.shared import (
-    AGGREGATES,
-    fold_targets,
-    group_scores,
-    record_words,
-    score_table,
-    usable_groups,
-)
+from trim_lightning.methods.base import Selector
+from trim_lightning.methods.shared import AGGREGATES, fold_targets, group_scores, score_table, usable_groups
 from trim_lightning.records.word_file import WordFile
 from trim_lightning.selection.ranking import ScoreTable
-from trim_lightning.settings.schema import key
+from trim_lightning.settings.key import key
+from trim_lightning.stages.passes import record_words
+from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import StageKey
 
 PASSES = 3  # bm25s reads the corpus this often

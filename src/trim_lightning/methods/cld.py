@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.methods.shared import score_table, target_tokens, usable_groups
+from trim_lightning.methods.base import Selector
+from trim_lightning.methods.shared import score_table, usable_groups
 from trim_lightning.selection.ranking import ScoreTable
-from trim_lightning.settings.schema import key
+from trim_lightning.settings.key import key
 from trim_lightning.stages.checkpoints import CHECKPOINTS, loss_passes, train_checkpoints, trajectories
+from trim_lightning.stages.passes import target_tokens
+from trim_lightning.stages.task import SelectionTask
 
 
 @dataclass

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.methods.base import SelectionTask
 from trim_lightning.methods.shared import score_table
 from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import StageKey
 
 ORDER = "order.npy"

@@ -15,12 +15,13 @@ from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.record_values import finished_values, write_facts, write_values
 from trim_lightning.errors import UserError
-from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.base import Selector
 from trim_lightning.methods.shared import AGGREGATES, cosine_groups, score_table, usable_groups
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.word_file import scoped_text
 from trim_lightning.selection.ranking import ScoreTable
-from trim_lightning.settings.schema import key
+from trim_lightning.settings.key import key
+from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Cost, Entry, StageKey, Store
 from trim_lightning.store.keys import digest_of
 

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.base import Selector
 from trim_lightning.methods.perplexity import response_losses
-from trim_lightning.methods.shared import mean_losses, record_values, score_table, warm_up
+from trim_lightning.methods.shared import score_table
 from trim_lightning.selection.ranking import ScoreTable
-from trim_lightning.settings.schema import key
+from trim_lightning.settings.key import key
+from trim_lightning.stages.passes import mean_losses, record_values, warm_up
+from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tokens.without_prompts import write_without_prompts

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.engine.record_values import gather_values, read_values
-from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.methods.shared import group_scores, score_table, target_tokens, unit, usable_groups
+from trim_lightning.methods.base import Selector
+from trim_lightning.methods.shared import group_scores, score_table, unit, usable_groups
 from trim_lightning.selection.ranking import ScoreTable
-from trim_lightning.settings.schema import key
+from trim_lightning.settings.key import key
 from trim_lightning.stages.checkpoints import CHECKPOINTS, gradient_features, train_checkpoints
+from trim_lightning.stages.passes import target_tokens
+from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import StageKey
 
 

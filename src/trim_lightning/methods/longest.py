@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.base import Selector
 from trim_lightning.methods.shared import score_table
 from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.stages.task import SelectionTask
 
 
 @dataclass

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.base import Selector
 from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.stages.task import SelectionTask
 
 
 @dataclass

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.methods.shared import (
-    AGGREGATES,
-    cosine_groups,
-    record_values,
-    score_table,
-    target_tokens,
-    usable_groups,
-    warm_up,
-)
+from trim_lightning.methods.base import Selector
+from trim_lightning.methods.shared import AGGREGATES, cosine_groups, score_table, usable_groups
 from trim_lightning.selection.ranking import ScoreTable
-from trim_lightning.settings.schema import key
+from trim_lightning.settings.key import key
+from trim_lightning.stages.passes import record_values, target_tokens, warm_up
+from trim_lightning.stages.task import SelectionTask
 
 
 @dataclass

@@ -9,11 +9,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.base import Selector
 from trim_lightning.methods.clusters import cluster, members_of, ranked_by_order, scoped_rows
 from trim_lightning.selection.ranking import ScoreTable
-from trim_lightning.settings.schema import key
+from trim_lightning.settings.key import key
 from trim_lightning.stages.checkpoints import CHECKPOINTS, loss_passes, train_checkpoints, trajectories
+from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import StageKey
 
 

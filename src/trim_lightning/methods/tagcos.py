@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.record_values import read_values
-from trim_lightning.methods.base import SelectionTask, Selector
+from trim_lightning.methods.base import Selector
 from trim_lightning.methods.clusters import cluster, members_of, ranked_by_order, scoped_rows
 from trim_lightning.methods.pursuit import matching_order
 from trim_lightning.methods.shared import unit
 from trim_lightning.selection.ranking import ScoreTable
-from trim_lightning.settings.schema import key
+from trim_lightning.settings.key import key
 from trim_lightning.stages.checkpoints import CHECKPOINTS, gradient_features, train_checkpoints
+from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry, StageKey
 
 

@@ -11,7 +11,7 @@ from trim_lightning.files.json_files import read_json_object
 from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
 from trim_lightning.store.keys import digest_of
-from trim_lightning.store.store import RECEIPT
+from trim_lightning.store.receipt import RECEIPT
 
 BUNDLED = "bundled:smollm2_135m"
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")

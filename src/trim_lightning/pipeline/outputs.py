@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.privacy.paths import LOCAL
+from trim_lightning.files.atomic import replacing
+from trim_lightning.files.tables import table_writer
+from trim_lightning.privacy.local import LOCAL
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.runs.names import FILES
 from trim_lightning.selection.ranking import ScoreTable
 
 CHUNK = 65_536  # lines written at once
-FILES = (
-    "scores.parquet", "coreset.jsonl", "token_scores.parquet", "target_tokens.parquet", "fingerprints.safetensors",
-    "manifest.json", "report.html",
-)  # fmt: skip
 
 
 def writable_directory(path: str, key: str) -> Path:
@@ -48,44 +41,6 @@ def clear(directory: Path) -> None:
     """Remove an earlier selection's files, so that no mixture of two runs is left if this one is killed."""
     for name in (*FILES, LOCAL):
         (directory / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of ``path`` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def table_writer(path: Path, schema: pa.Schema) -> Iterator[Any]:
-    """A streaming Parquet writer onto a temporary file that takes the place of ``path`` at the end."""
-    with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        yield writer
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a small Parquet file."""
-    with table_writer(path, table.schema) as writer:
-        writer.write_table(table)
-
-
-def copy_atomically(source: Path, path: Path) -> None:
-    """Copy a file under a temporary name and rename it."""
-    with replacing(path) as file, source.open("rb") as original:
-        shutil.copyfileobj(original, file)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a small text file in UTF-8."""
-    with replacing(path) as file:
-        file.write(text.encode())
 
 
 def ranks_of(order: NDArray[np.int64], size: int) -> NDArray[np.int64]:

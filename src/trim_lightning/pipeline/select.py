@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.methods.base import SelectionTask, Selector, load_selector
-from trim_lightning.models.source import find_model
+from trim_lightning.methods.base import load_selector
+from trim_lightning.pipeline.checks import check_settings
+from trim_lightning.pipeline.opening import for_helper, open_store, open_task
 from trim_lightning.pipeline.outputs import clear, writable_directory, write_coreset, write_scores
 from trim_lightning.pipeline.summary import selection_metrics, selection_summary
 from trim_lightning.privacy.paths import run_name
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.records.sources import open_records
-from trim_lightning.records.targets import check_target, choose_targets
 from trim_lightning.runs.manifest import write_manifest
-from trim_lightning.selection.budget import check_budget, check_settings, select_rows
+from trim_lightning.selection.budget import select_rows
 from trim_lightning.selection.ranking import ScoreTable, rank_by_score
-from trim_lightning.settings.schema import LoggerSettings, SelectSettings
-from trim_lightning.stages.scorer import Scorer
+from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.store import Store
-from trim_lightning.store.ledger import Ledger, StageRecord
-from trim_lightning.store.processes import find_team, helper_folder, launched_size
-from trim_lightning.tracking.tracker import Tracker, open_tracker
+from trim_lightning.store.ledger import StageRecord
+from trim_lightning.tracking.open import open_tracker
+from trim_lightning.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from trim_lightning.report.facts import SelectionFacts
 
 log = logging.getLogger(__name__)
-Settings = TypeVar("Settings", bound=SelectSettings)
 
 
 @dataclass(frozen=True)
@@ -175,84 +171,6 @@ def run_selection(
         report = write_report(outcome, settings.report.examples, command)
     summary = selection_summary(manifest, pool, targets, order, chosen, directory, names)
     return Selection(directory, scores, order, chosen, manifest, summary, report)
-
-
-def open_task(settings: SelectSettings, selector: Selector, store: Store, announce: bool = True) -> SelectionTask:
-    """Read pool and targets, find the model, tokenise the pool: all that a selector starts from.
-
-    Args:
-        settings: All keys.
-        selector: Says what it needs.
-        store: Stage results.
-        announce: Log what was found; False for a look ahead.
-
-    Raises:
-        UserError: for anything that the user can mend.
-    """
-    ledger = Ledger(quiet=not announce)
-    if selector.uses_model:
-        check_trainer(settings.trainer)
-    pool = open_records(
-        settings.pool,
-        what="pool",
-        seed=settings.seed,
-        spool=store.spool,
-        limit=settings.pool.limit,
-        sample=settings.pool.sample,
-    )
-    if not selector.takes_all:
-        check_budget(settings.selection, len(pool))
-    if selector.needs_targets:
-        check_target(settings)
-    targets = choose_targets(settings, pool, store) if selector.needs_targets else None
-    source = find_model(settings.model, store)
-    if selector.reads_attention:
-        source.check_layers(settings.saliency.num_layers)
-    if announce:
-        log.info("pool %s: %s records", pool.name, f"{len(pool):,}")
-        if targets is not None:
-            log.info("targets %s: %s examples", targets.records.name, f"{len(targets.records):,}")
-        log.info("scorer %s", source.name)
-    scorer = Scorer(
-        source,
-        settings.model.dtype,
-        store,
-        ledger,
-        trainer=settings.trainer,
-        seed=settings.seed,
-        max_length=settings.max_length,
-    )
-    pool_tokens, tokens_entry = scorer.tokenize(pool)
-    ledger.book("tokenize", tokens_entry)
-    return SelectionTask(settings, pool, pool_tokens, tokens_entry.key, targets, scorer, store, ledger)
-
-
-def open_store(settings: SelectSettings) -> Store:
-    """The stage store, shared with the other processes of this command if a launcher started several."""
-    directory = writable_directory(settings.paths.store_dir, "paths.store_dir")
-    return Store(directory, settings.paths.store_lock, find_team())
-
-
-def for_helper(settings: Settings) -> Settings:
-    """In a process that helps another one: the same settings, but results and reports go nowhere."""
-    if find_team().leads:
-        return settings
-    nowhere = helper_folder()
-    return replace(settings, logger=LoggerSettings(name="none"), paths=replace(settings.paths, output_dir=nowhere))
-
-
-def check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Let Lightning itself judge unusual trainer arguments before anything is read; plain ones need no import of it.
-
-    Raises:
-        UserError: for an argument that Trainer does not have, a device that is absent, or several of them.
-    """
-    usual = set(trainer) <= {"accelerator", "devices", "num_nodes"} and trainer.get("accelerator") in ("auto", "cpu")
-    single = all(type(trainer.get(name, 1)) is int and trainer.get(name, 1) == 1 for name in ("devices", "num_nodes"))
-    if not (usual and single and launched_size() == 1):
-        from trim_lightning.engine.trainer import make_trainer
-
-        make_trainer(trainer, [])
 
 
 def first_ids(pool: RecordFile, rows: NDArray[np.int64], most: int = 5) -> str:

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from trim_lightning.methods.base import TargetSet
+from trim_lightning.console.visible import visible
+from trim_lightning.records.kinds import KIND_FIELDS
 from trim_lightning.records.layouts import MISSING, lookup
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.report.escape import visible
-
-KIND_FIELDS = ("family", "subtask", "category", "source", "task")  # what a record's kind is usually called
+from trim_lightning.records.targets import TargetSet
 
 
 def selection_metrics(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ All of this is our choice; the method itself takes the pool as given.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +13,15 @@ import numpy as np
 from trim_lightning.errors import UserError
 from trim_lightning.records.layouts import (
     MISSING,
-    clean_text,
     field_names,
     guess,
     lookup,
-    scalar_field,
     scalar_text,
 )
 
 if TYPE_CHECKING:
-    from trim_lightning.records.record_file import RecordFile
+    pass
 
-# Keeps the draw of targets independent of other draws that use the same seed.
-_TARGET_STREAM = 0x7A67
 # Field names remembered for the suggestion; a file can have any number of them.
 _FIELDS_REMEMBERED = 500
 
@@ -123,45 +118,3 @@ def limit_and_sample(size: int, limit: int | None, sample: int | None, seed: int
         raise UserError(f"{what}.sample={sample}: only {size} records are left to draw from; ask for at most {size}")
     drawn = np.random.default_rng(seed).choice(size, size=sample, replace=False)
     return np.sort(drawn.astype(np.int64))
-
-
-def group_of(file: RecordFile, row: int, group_field: str) -> str:
-    """The group of a record: the value of its group field as text.
-
-    Raises:
-        UserError: if the record has no such field, or a list, an object or null in it.
-    """
-    place = f"{file.what}.group_field={group_field}: {file.place(row)}"
-    value = scalar_field(file.object(row), group_field, place, "a group is text, a number or true/false")
-    return clean_text(scalar_text(value))
-
-
-def draw_targets(file: RecordFile, num_examples: int | None, seed: int, group_field: str | None = None) -> list[int]:
-    """Draw the targets: ``num_examples`` by seed, from every group if there are groups.
-
-    A group's draw depends on the seed and its own records only, so another group changes nothing in it. Where
-    fewer are available than asked for, all are taken.
-
-    Returns:
-        Rows of ``file``, ascending.
-
-    Raises:
-        UserError: if a record has no group.
-    """
-    if group_field is None:
-        return _draw(list(range(len(file))), num_examples, [seed, _TARGET_STREAM])
-    groups: dict[str, list[int]] = {}
-    for row in range(len(file)):
-        groups.setdefault(group_of(file, row, group_field), []).append(row)
-    rows: list[int] = []
-    for name, members in groups.items():
-        stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-        rows += _draw(members, num_examples, [seed, _TARGET_STREAM, stream])
-    return sorted(rows)
-
-
-def _draw(rows: list[int], count: int | None, seed: list[int]) -> list[int]:
-    if count is None or count >= len(rows):
-        return rows
-    places = np.random.default_rng(seed).choice(len(rows), size=count, replace=False)
-    return sorted(rows[place] for place in places)

@@ -19,6 +19,7 @@ from typing import Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.records import generated
+from trim_lightning.records.indexing import index
 from trim_lightning.records.layouts import check_fields
 from trim_lightning.records.record_file import (
     MOST_LINE_BYTES,
@@ -26,7 +27,6 @@ from trim_lightning.records.record_file import (
     LineSource,
     RecordFile,
     check_file,
-    index,
     options_of,
     sha256_of,
 )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trim_lightning.errors import UserError
-from trim_lightning.methods.base import TargetSet
-from trim_lightning.records.filters import draw_targets, group_of
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
+from trim_lightning.records.indexing import index
+from trim_lightning.records.layouts import clean_text, scalar_field, scalar_text
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 from trim_lightning.records.sources import open_records
 from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.store import Store
@@ -21,19 +22,6 @@ from trim_lightning.store import Store
 # Keeps the draws of noise independent of other draws that use the same seed.
 _NOISE_STREAM = 0x6E6F
 _NOISY = "targets.jsonl"
-
-
-def check_target(settings: SelectSettings) -> None:
-    """Refuse the built-in targets for a pool of the user's own: a forgotten target set would give a wrong coreset.
-
-    Raises:
-        UserError: saying how to name a target set.
-    """
-    if settings.pool.source != "generated" and settings.target.source == "generated":
-        raise UserError(
-            "target: the pool is your own, the target set still the built-in one; give target=jsonl target.path=FILE, "
-            "or target=from_pool"
-        )
 
 
 def choose_targets(settings: SelectSettings, pool: RecordFile, store: Store) -> TargetSet:
@@ -124,3 +112,78 @@ def replace_targets(
     mixed = index(LineSource(path, label=label, name=targets.name, what="target"), ReadOptions())
     mixed.source_rows = targets.source_rows
     return mixed
+
+
+# Keeps the draw of targets independent of other draws that use the same seed.
+_TARGET_STREAM = 0x7A67
+
+
+def group_of(file: RecordFile, row: int, group_field: str) -> str:
+    """The group of a record: the value of its group field as text.
+
+    Raises:
+        UserError: if the record has no such field, or a list, an object or null in it.
+    """
+    place = f"{file.what}.group_field={group_field}: {file.place(row)}"
+    value = scalar_field(file.object(row), group_field, place, "a group is text, a number or true/false")
+    return clean_text(scalar_text(value))
+
+
+def draw_targets(file: RecordFile, num_examples: int | None, seed: int, group_field: str | None = None) -> list[int]:
+    """Draw the targets: ``num_examples`` by seed, from every group if there are groups.
+
+    A group's draw depends on the seed and its own records only, so another group changes nothing in it. Where
+    fewer are available than asked for, all are taken.
+
+    Returns:
+        Rows of ``file``, ascending.
+
+    Raises:
+        UserError: if a record has no group.
+    """
+    if group_field is None:
+        return _draw(list(range(len(file))), num_examples, [seed, _TARGET_STREAM])
+    groups: dict[str, list[int]] = {}
+    for row in range(len(file)):
+        groups.setdefault(group_of(file, row, group_field), []).append(row)
+    rows: list[int] = []
+    for name, members in groups.items():
+        stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        rows += _draw(members, num_examples, [seed, _TARGET_STREAM, stream])
+    return sorted(rows)
+
+
+def _draw(rows: list[int], count: int | None, seed: list[int]) -> list[int]:
+    if count is None or count >= len(rows):
+        return rows
+    places = np.random.default_rng(seed).choice(len(rows), size=count, replace=False)
+    return sorted(rows[place] for place in places)
+
+
+@dataclass(frozen=True)
+class TargetSet:
+    """The drawn target examples.
+
+    Attributes:
+        records: Only the drawn records, in file order.
+        groups: Group name to places in ``records``; ``{"": all}`` without groups.
+        replaced: How many of the records are noise in place of targets.
+    """
+
+    records: RecordFile
+    groups: Mapping[str, list[int]]
+    replaced: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """The target set's line among the inputs of a manifest."""
+        entry: dict[str, Any] = {
+            "name": self.records.name,
+            "sha256": self.records.sha256,
+            "rows": len(self.records),
+            "source_rows": self.records.source_rows,
+        }
+        if set(self.groups) != {""}:
+            entry["groups"] = {group: len(rows) for group, rows in self.groups.items()}
+        if self.replaced:
+            entry["replaced"] = self.replaced
+        return entry

@@ -12,6 +12,7 @@ from typing import Any
 
 from trim_lightning.compare.differences import equal_budgets, other_differences
 from trim_lightning.compare.groups import Axis, axis_text
+from trim_lightning.compare.measures import best, lower_is_better
 from trim_lightning.compare.report import Matrix, Report
 from trim_lightning.compare.tables import (
     DESCRIPTIONS,
@@ -25,7 +26,7 @@ from trim_lightning.compare.tables import (
 from trim_lightning.privacy.paths import within
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.runs.records import open_coreset
-from trim_lightning.runs.run import Run, best, lower_is_better
+from trim_lightning.runs.run import Run
 
 MOST_IN_MATRIX = 40  # runs; of more, one of each group
 MOST_SIDE_BY_SIDE, MOST_RECORDS, MOST_CHARACTERS = 10, 12, 1500

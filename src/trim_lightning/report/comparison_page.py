@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_lightning.compare.report import Report
-from trim_lightning.pipeline.outputs import write_text
+from trim_lightning.files.atomic import write_text
 from trim_lightning.report.comparison_facts import ComparisonFacts, gather_comparison
 from trim_lightning.report.page import render
 

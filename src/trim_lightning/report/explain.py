@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.compute as pc
 
 from trim_lightning.errors import UserError
-from trim_lightning.methods.base import MatchedTokens
 from trim_lightning.records.record import Turn
 from trim_lightning.report.facts import Candidate, Occurrence, TargetView
 from trim_lightning.report.selection_facts import occurrences_of
 from trim_lightning.report.token_texts import TokenTexts, read_token_texts
 from trim_lightning.report.tokens import BANKS, TARGETS, TargetTokens, match_view, named, read_banks
 from trim_lightning.runs.reopened import Run
+from trim_lightning.stages.task import MatchedTokens
 
 STRONGEST = 8
 ALL = 1 << 30  # tokens: none is clipped

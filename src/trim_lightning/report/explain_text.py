@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from trim_lightning.report.escape import visible
+from trim_lightning.console.visible import visible
 from trim_lightning.report.explain import Explanation, TokenLine
 from trim_lightning.report.facts import MatchView
 from trim_lightning.report.page import METHOD_NAMES, render, token_text

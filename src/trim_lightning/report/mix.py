@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from trim_lightning.methods.base import TargetSet
-from trim_lightning.pipeline.summary import KIND_FIELDS
+from trim_lightning.records.kinds import KIND_FIELDS
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.records.targets import TargetSet
 from trim_lightning.report.facts import Mix, MixLine
 
 LARGEST_COUNT = 10_000  # pool records that are read; of a larger pool every k-th

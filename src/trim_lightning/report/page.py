@@ -15,7 +15,8 @@ import jinja2
 from markupsafe import Markup
 
 from trim_lightning.console.amounts import size_text, time_text
-from trim_lightning.report.escape import data_block, visible
+from trim_lightning.console.visible import visible
+from trim_lightning.report.escape import data_block
 
 HOME = Path(__file__).parent
 METHOD_NAMES = {

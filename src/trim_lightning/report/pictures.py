@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from trim_lightning.report.escape import visible
+from trim_lightning.console.visible import visible
 from trim_lightning.report.facts import SelectionFacts
 from trim_lightning.report.page import token_text
 

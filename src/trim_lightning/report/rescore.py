@@ -12,15 +12,16 @@ import torch
 from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.errors import UserError
-from trim_lightning.methods.base import MatchedTokens
-from trim_lightning.methods.trim import BANKS, ScopedTokens, pool_tokens, scaled_idf
 from trim_lightning.models.load import ModelRecipe, load_tokenizer
 from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.records.record import Turn
 from trim_lightning.runs.reopened import Run
+from trim_lightning.stages.fingerprints import load_banks
+from trim_lightning.stages.scoring import BANKS
+from trim_lightning.stages.task import MatchedTokens
+from trim_lightning.stages.token_scores import ScopedTokens, pool_tokens, scaled_idf
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 from trim_lightning.tokens.tokenized import TokenSequence, scope_mask
-from trim_lightning.trim.fingerprints import load_banks
 from trim_lightning.trim.pooling import Pooled, aggregate_groups, penalise
 from trim_lightning.tuning.run import ADAPTER
 

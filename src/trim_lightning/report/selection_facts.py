@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.methods.base import SelectionTask, Selector
-from trim_lightning.pipeline.outputs import FILES
+from trim_lightning.methods.base import Selector
 from trim_lightning.privacy.paths import run_name, shareable_text
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.report.facts import Candidate, FileLink, Occurrence, SelectionFacts, TargetView, TokenClass
@@ -19,7 +18,9 @@ from trim_lightning.report.mix import mixes_of, short_fields
 from trim_lightning.report.statistics import histogram, length_histogram, spread_of
 from trim_lightning.report.token_texts import TokenTexts, read_token_texts
 from trim_lightning.report.tokens import BANKS, TARGETS, TargetTokens, heaviest, match_view, named, read_banks
+from trim_lightning.runs.names import FILES
 from trim_lightning.selection.ranking import DEFAULT_FRACTION, ScoreTable
+from trim_lightning.stages.task import SelectionTask
 
 MOST_TOKENS = 700  # of a record that are shown token by token
 SHOWN_TARGETS, SHOWN_CLASSES = 12, 30

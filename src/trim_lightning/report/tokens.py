@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trim_lightning.methods.base import MatchedTokens
 from trim_lightning.report.facts import MatchView, Occurrence, TargetView, TokenClass
 from trim_lightning.report.token_texts import TokenTexts
+from trim_lightning.stages.task import MatchedTokens
 
 BANKS, TARGETS = "fingerprints.safetensors", "target_tokens.parquet"
 AROUND = 8  # tokens shown on each side of the heaviest target token

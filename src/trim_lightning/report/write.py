@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from trim_lightning.pipeline.outputs import write_text
+from trim_lightning.files.atomic import write_text
 from trim_lightning.report.facts import SelectionFacts
 from trim_lightning.report.selection_facts import Outcome, gather
 from trim_lightning.report.selection_page import selection_page

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import read_json_object
-from trim_lightning.privacy.paths import read_local, with_local
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
+from trim_lightning.privacy.local import read_local, with_local
+from trim_lightning.records.indexing import index
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 
 CORESET, MANIFEST, SCORES = "coreset.jsonl", "manifest.json", "scores.parquet"
 

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from trim_lightning.errors import UserError
-from trim_lightning.pipeline.outputs import copy_atomically, replacing, table_writer, write_text
+from trim_lightning.files.atomic import copy_atomically, replacing, write_text
+from trim_lightning.files.tables import table_writer
 from trim_lightning.records.layouts import AlpacaLayout, clean_text
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile

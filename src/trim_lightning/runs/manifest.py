@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from trim_lightning.pipeline.outputs import write_text
-from trim_lightning.privacy.paths import shareable, write_local
+from trim_lightning.files.atomic import write_text
+from trim_lightning.privacy.local import write_local
+from trim_lightning.privacy.paths import shareable
 from trim_lightning.store.ledger import Ledger
 
 PACKAGES = (

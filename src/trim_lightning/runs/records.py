@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trim_lightning.errors import UserError
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile, index
+from trim_lightning.records.indexing import index
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 from trim_lightning.runs.run import Run
 
 

@@ -16,17 +16,17 @@ import pyarrow.parquet as pq
 
 from trim_lightning.engine.shards import shard_path
 from trim_lightning.errors import UserError
-from trim_lightning.methods.base import MatchedTokens
-from trim_lightning.methods.trim import best_group, read_matched
 from trim_lightning.models.source import ModelSource, find_model
-from trim_lightning.privacy.paths import read_local, with_local
+from trim_lightning.privacy.local import read_local, with_local
 from trim_lightning.records.record import Record
 from trim_lightning.records.sources import open_records
 from trim_lightning.runs.chosen import MANIFEST, SCORES, read_manifest, selection_directory
 from trim_lightning.settings.schema import SelectSettings
+from trim_lightning.stages.task import MatchedTokens
+from trim_lightning.stages.token_scores import best_group, read_matched
 from trim_lightning.store import Store
 from trim_lightning.store.inventory import KEY
-from trim_lightning.store.store import StoreError
+from trim_lightning.store.receipt import StoreError
 
 
 @dataclass(frozen=True)

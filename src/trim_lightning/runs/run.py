@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from trim_lightning.errors import UserError
-from trim_lightning.privacy.paths import is_path, leaves, read_local, shareable, told_apart, with_local
+from trim_lightning.privacy.local import leaves, read_local, with_local
+from trim_lightning.privacy.paths import is_path, shareable, told_apart
 from trim_lightning.records.record_file import sha256_of
 from trim_lightning.runs.find import MANIFEST, Found
 from trim_lightning.runs.selection import BrokenRun, Coreset, read_json, read_selection, section
@@ -21,7 +20,6 @@ TRAINING_SECTIONS = ("coreset", "train", "evaluation")  # what a selection's con
 SHARED_KEYS = ("max_length", "model.dtype")  # that selection and training both read
 HOUSEKEEPING = ("paths", "logger", "report", "dry_run")  # where a run writes, and to whom it reports
 SUFFIXES = ("_before", "_low", "_high")
-LOWER_IS_BETTER = re.compile(r"(nll|loss|perplexity|bits_per_byte|_err|error)$")
 
 
 @dataclass(frozen=True)
@@ -341,20 +339,6 @@ def model_name(path: str) -> str:
 def is_number(value: Any) -> TypeGuard[float]:
     """True for a JSON number, NaN among them."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def lower_is_better(metric: str) -> bool:
-    """True for losses and their like, whatever task or filter the name carries."""
-    return bool(LOWER_IS_BETTER.search(metric.rpartition("/")[2].partition(",")[0]))
-
-
-def best(metric: str, values: Sequence[float]) -> list[int]:
-    """Places of the best value; none if no value is a finite number."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return []
-    wanted = min(finite) if lower_is_better(metric) else max(finite)
-    return [place for place, value in enumerate(values) if value == wanted]
 
 
 def text_of(value: Any) -> str:

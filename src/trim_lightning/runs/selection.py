@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trim_lightning.compare.statistics import jaccard_of_counts, jaccard_of_rows
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import read_json_object
-from trim_lightning.privacy.paths import read_local, with_local
+from trim_lightning.privacy.local import read_local, with_local
 
 READING_KEYS = ("where", "exclude", "limit", "sample")
 MODEL_STAGES = ("warmup", "fingerprint", "score")
@@ -110,19 +109,6 @@ class Coreset:
             return pq.read_table(path, columns=[name])[name]
         except Exception as error:  # the library raises many types, and Python's own among them
             raise UserError(f"{path}: cannot be read ({type(error).__name__}); run the selection again") from None
-
-
-def overlap(first: Coreset, second: Coreset) -> float | None:
-    """Jaccard similarity of two coresets.
-
-    By row number where both were chosen from the same records of the same pool, else by the bytes of their lines,
-    counting repeated lines as often as they occur. None if one of them is not at hand.
-    """
-    if first.pool is not None and first.pool == second.pool:
-        return jaccard_of_rows(first.rows, second.rows)
-    if first.lines is None or second.lines is None:
-        return None
-    return jaccard_of_counts(first.lines, second.lines)
 
 
 def read_selection(directory: Path, manifest: Mapping[str, Any]) -> Coreset:

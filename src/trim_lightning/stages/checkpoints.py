@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.methods.base import SelectionTask
-from trim_lightning.methods.shared import mean_losses, record_values
+from trim_lightning.stages.passes import mean_losses, record_values
 from trim_lightning.stages.scorer import Scorer
+from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
@@ -28,7 +28,7 @@ CHECKPOINTS = "warm-up epochs, each of which leaves a checkpoint; in place of wa
 
 @dataclass
 class Checkpoint:
-    """The scorer after one epoch of its warm-up; see `trim_lightning.methods.shared.Weights`.
+    """The scorer after one epoch of its warm-up; see `trim_lightning.stages.passes.Weights`.
 
     Attributes:
         scorer: Gives base model and number format.

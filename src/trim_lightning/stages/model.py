@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trim_lightning.engine.devices import first_device
 from trim_lightning.models.source import ModelSource
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import TuningSettings
@@ -20,19 +21,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from trim_lightning.engine.sharded_pass import Resources
+    from trim_lightning.engine.devices import Resources
     from trim_lightning.models.load import ModelRecipe
     from trim_lightning.tokens.rendering import ChatRenderer
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32_768}
-
-
-def first_device(trainer: Mapping[str, Any]) -> int | None:
-    """Number of the first device that ``trainer.devices`` names; None if it only says how many."""
-    devices = trainer.get("devices", 1)
-    if isinstance(devices, str) and "," in devices:
-        devices = [int(name) for name in devices.split(",") if name.strip()]
-    return int(devices[0]) if isinstance(devices, list | tuple) and devices else None
 
 
 def training_kind(settings: TuningSettings, mode: str = "lora") -> tuple[Any, ...]:
@@ -158,7 +151,7 @@ class ModelHandle:
         devices = 1
         batch = None
         if resources is not None:
-            from trim_lightning.engine.trainer import number_of_devices
+            from trim_lightning.engine.devices import number_of_devices
 
             devices = number_of_devices(resources.trainer) * int(resources.trainer.get("num_nodes") or 1)
             batch = resources.tokens_per_batch

@@ -16,7 +16,7 @@ from trim_lightning.tokens.tokenized import TokenizedRecords
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from trim_lightning.engine.sharded_pass import Resources
+    from trim_lightning.engine.devices import Resources
     from trim_lightning.models.load import ModelRecipe
 
     WarmupTraining = Callable[[PreTrainedModel, list[int], Path], dict[str, Any]]
@@ -142,6 +142,6 @@ class Scorer(ModelHandle):
             tokens_per_batch: Padded tokens of a batch; None fits the device.
             num_workers: Processes that make batches; None fits the device.
         """
-        from trim_lightning.engine.sharded_pass import Resources
+        from trim_lightning.engine.devices import Resources
 
         return Resources(self.trainer, tokens_per_batch or self.tokens_per_batch, num_workers, self.store.team)

@@ -2,6 +2,7 @@
 
 from trim_lightning.store.cost import Cost, Measured
 from trim_lightning.store.keys import StageKey
-from trim_lightning.store.store import Entry, Store, StoreError
+from trim_lightning.store.receipt import StoreError
+from trim_lightning.store.store import Entry, Store
 
 __all__ = ["Cost", "Entry", "Measured", "StageKey", "Store", "StoreError"]

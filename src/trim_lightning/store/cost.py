@@ -6,10 +6,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from trim_lightning.models.load import ModelRecipe
+
+class Recipe(Protocol):
+    """How to load a model; equal ones load the same."""
+
+    def load(self) -> Any:
+        """Load it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Cost:
 
     stage: str
     count: Callable[[], int]
-    recipe: Callable[[], ModelRecipe] | None = None
+    recipe: Callable[[], Recipe] | None = None
     measure: Callable[[Any], Measured] | None = None
     speed: Hashable = None
     shared: Hashable = None

@@ -15,7 +15,8 @@ from typing import Any
 from filelock import FileLock, SoftFileLock, Timeout
 
 from trim_lightning.files.json_files import read_json_object
-from trim_lightning.store.store import ORPHAN_AGE, RECEIPT, Store, StoreError, last_change
+from trim_lightning.store.receipt import RECEIPT, StoreError
+from trim_lightning.store.store import ORPHAN_AGE, Store, last_change
 
 PARTIAL = "partial"
 KEY = re.compile(r"[0-9a-f]{64}")

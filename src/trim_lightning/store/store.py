@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -13,21 +12,21 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, SoftFileLock
 
 from trim_lightning.errors import UserError
+from trim_lightning.files.atomic import sha256_of, write_atomically
 from trim_lightning.files.json_files import read_json_object
 from trim_lightning.store.cost import Cost
 from trim_lightning.store.keys import StageKey, digest_of
 from trim_lightning.store.processes import ALONE, PartDone, Team
+from trim_lightning.store.receipt import RECEIPT, StoreError, has_link, listed_files, seal, seal_of
 
 log = logging.getLogger(__name__)
 
-RECEIPT = "entry.json"
-LONGEST_NAME = 1024  # characters of a file's path in an entry
 SIGHT_ATTEMPTS, SIGHT_SECONDS = 20, 0.5
 DONE = ""  # what the leader tells its team when a result is there
 RACING_ATTEMPTS = 4  # builds of one process without a working lock, before it gives up
@@ -38,10 +37,6 @@ LOCKS: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
     "soft": SoftFileLock,  # for file systems without working locks
     "none": lambda path: nullcontext(),
 }
-
-
-class StoreError(Exception):
-    """An entry whose files do not match their checksums."""
 
 
 @dataclass(frozen=True)
@@ -348,74 +343,9 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def seal(workspace: Path, key: StageKey, facts: Mapping[str, Any]) -> None:
-    """Write the receipt of a finished workspace: the checksum of every file, and of the receipt itself."""
-    files = {
-        str(path.relative_to(workspace)): {"sha256": sha256_of(path), "size": path.stat().st_size}
-        for path in sorted(workspace.rglob("*"))
-        if path.is_file() and path != workspace / RECEIPT
-    }
-    content = {"key": key.description, "files": files, "facts": facts, "created": time.time()}
-    receipt = json.loads(json.dumps(content))  # as it will be read: JSON turns some keys and values into others
-    write_atomically(workspace / RECEIPT, json.dumps({**receipt, "seal": seal_of(receipt)}, indent=1))
-
-
-def listed_files(receipt: Mapping[str, Any]) -> list[tuple[str, int, str]]:
-    """Name, size and sha256 of every file in a receipt.
-
-    Raises:
-        StoreError: if the list is not one, or a name leads out of the entry.
-    """
-    files = receipt.get("files")
-    if not isinstance(files, Mapping):
-        raise StoreError("unreadable receipt")
-    listed = []
-    for name, expected in files.items():
-        known = expected if isinstance(expected, Mapping) else {}
-        size, digest = known.get("size"), known.get("sha256")
-        if not isinstance(size, int) or not isinstance(digest, str):
-            raise StoreError("unreadable receipt")
-        place = PurePath(name)
-        if "\0" in name or not place.parts or place.is_absolute() or ".." in place.parts or len(name) > LONGEST_NAME:
-            raise StoreError("the receipt names a file outside the entry")
-        listed.append((name, size, digest))
-    return listed
-
-
-def has_link(file: Path, entry: Path) -> bool:
-    """True if a path below an entry goes through a symbolic link, which no run makes there."""
-    return any(place.is_symlink() for place in (file, *file.parents) if place != entry and entry in place.parents)
-
-
-def seal_of(receipt: Mapping[str, Any]) -> str:
-    """sha256 (hex) of a receipt without its seal."""
-    unsealed = {name: value for name, value in receipt.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()
-
-
 def last_change(path: Path) -> float:
     """Time (seconds) of the latest change in a directory; now, if it is vanishing under our eyes."""
     try:
         return max(item.stat().st_mtime for item in [path, *path.rglob("*")])
     except OSError:
         return time.time()
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a small file under a temporary name beside it, flush it to disk, and rename it."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from trim_lightning.pipeline.outputs import writable_directory, write_text
+from trim_lightning.files.atomic import write_text
+from trim_lightning.pipeline.outputs import writable_directory
 from trim_lightning.privacy.paths import shareable
 from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.sweep.estimate import estimate

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from trim_lightning.errors import UserError
-from trim_lightning.methods.base import SelectionTask, load_selector
+from trim_lightning.methods.base import load_selector
+from trim_lightning.pipeline.checks import check_settings
+from trim_lightning.pipeline.opening import open_task
 from trim_lightning.pipeline.outputs import writable_directory
-from trim_lightning.pipeline.select import open_task, run_selection
+from trim_lightning.pipeline.select import run_selection
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.selection.budget import budget_of, check_settings
+from trim_lightning.selection.budget import budget_of
 from trim_lightning.settings.schema import SelectSettings, TrainSettings
+from trim_lightning.stages.task import SelectionTask
 from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import Cost, Entry, StageKey
 from trim_lightning.store.ledger import Ledger
@@ -126,7 +129,8 @@ def plan_training(settings: TrainSettings, store: PlanningStore) -> int:
     """
     from trim_lightning.evaluation.evaluate import evaluate
     from trim_lightning.evaluation.harness.stage import task_scores
-    from trim_lightning.pipeline.train import check_training, make_trainee, open_held_out
+    from trim_lightning.pipeline.checks import check_training
+    from trim_lightning.pipeline.training_inputs import make_trainee, open_held_out
 
     check_training(settings)
     held_out = open_held_out(settings, store)
@@ -151,7 +155,7 @@ def plan_fine_tuning(
     held_out: RecordFile | None,
 ) -> Entry:
     """Note the fine-tuning, on the coreset itself if it is known."""
-    from trim_lightning.pipeline.train import in_one_order, open_coreset
+    from trim_lightning.pipeline.training_inputs import in_one_order, open_coreset
 
     with tempfile.TemporaryDirectory(prefix="trim-plan-") as folder:
         path = None if settings.coreset.path is None else Path(settings.coreset.path)

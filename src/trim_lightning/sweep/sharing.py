@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from trim_lightning.errors import UserError, first_line
-from trim_lightning.methods.base import SelectionTask, load_selector
-from trim_lightning.methods.trim import ScoringWork, TrimSelector
-from trim_lightning.pipeline.select import open_store, open_task
-from trim_lightning.selection.budget import check_settings
+from trim_lightning.methods.base import load_selector
+from trim_lightning.methods.trim import TrimSelector
+from trim_lightning.pipeline.checks import check_settings
+from trim_lightning.pipeline.opening import open_store, open_task
 from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.stages.scorer import Scorer
+from trim_lightning.stages.scoring import ScoringWork
+from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import StageKey
 
 log = logging.getLogger(__name__)

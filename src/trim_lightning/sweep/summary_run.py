@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from trim_lightning.compare.files import run_rows
+from trim_lightning.compare.measures import lower_is_better
 from trim_lightning.compare.report import Report, compare
-from trim_lightning.runs.run import lower_is_better, text_of
+from trim_lightning.runs.run import text_of
 from trim_lightning.settings.schema import LoggerSettings
-from trim_lightning.tracking.tracker import open_tracker
+from trim_lightning.tracking.open import open_tracker
 
 SAMPLES = 1000  # bootstrap resamples of the paired tests
 

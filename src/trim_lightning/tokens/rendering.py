@@ -10,12 +10,8 @@ our choice.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -39,9 +35,19 @@ from trim_lightning.tokens.spans import (
     probes,
     readings,
 )
+from trim_lightning.tokens.template_limits import _MOST_SECONDS, _limited_time, _refuse_bombs, _TooSlow
+from trim_lightning.tokens.token_roles import (
+    _eos_to_append,
+    _flat,
+    _name,
+    _one_line,
+    _roles_of,
+    _token_tables,
+    _untrimmed_copy,
+)
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
     from trim_lightning.tokens.spans import Message
@@ -84,9 +90,7 @@ _STOPPED_CLOCK = (
     + " }}{% endmacro %}\n"
 )
 
-_SPACE_MARKS = "▁Ġ"  # how SentencePiece and byte-level vocabularies write a space
 _MOST_SCAFFOLDS = 4096
-_MOST_SECONDS = 30.0  # of processor time for one record; a template takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -301,47 +305,6 @@ class ChatRenderer:
         return Encoded(token_ids[:max_length].copy(), roles[:max_length].copy(), truncated)
 
 
-class _TooSlow(BaseException):
-    """A template ran out of its time; no `Exception`, so that a template's own handlers let it pass."""
-
-
-@contextlib.contextmanager
-def _limited_time() -> Iterator[None]:
-    """Stop what takes too long, by the processor's clock, so that a busy or halted machine decides nothing.
-
-    Only the main thread can be stopped, and only where nobody else uses this timer.
-    """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGVTALRM) not in (
-        signal.SIG_DFL,
-        _too_slow,
-    ):
-        yield
-        return
-    signal.signal(signal.SIGVTALRM, _too_slow)
-    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-def _too_slow(number: int, frame: object) -> None:
-    raise _TooSlow
-
-
-def _refuse_bombs(template: str) -> None:
-    """Refuse what one step of the interpreter could be busy with for ever, so that no timer could stop it.
-
-    Raises:
-        TemplateSyntaxError: if the template is not one.
-        UserError: for a power, which no chat template needs.
-    """
-    if any(kind == "operator" and text == "**" for _, kind, text in jinja2.Environment().lex(template)):
-        raise UserError(
-            "chat template: computes a power (**), which no chat needs; correct it or set model.chat_template"
-        )
-
-
 def _render_plain(turns: Sequence[Turn]) -> Rendered:
     spans, start = [], 0
     for turn in turns:
@@ -350,76 +313,6 @@ def _render_plain(turns: Sequence[Turn]) -> Rendered:
             spans.append(Span(start, start + len(turn.content), role))
         start += len(turn.content) + 1
     return Rendered("\n".join(turn.content for turn in turns), tuple(spans), plain=True)
-
-
-def _flat(rows: Sequence[Sequence[tuple[int, ...]]], width: int) -> np.ndarray:
-    """Lay lists of tuples end to end as one int64 array ``[tuples, width]``."""
-    numbers = chain.from_iterable(chain.from_iterable(rows))
-    return np.fromiter(numbers, np.int64, width * sum(map(len, rows))).reshape(-1, width)
-
-
-def _roles_of(ranges: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """Return the role of each character range by the first span it touches.
-
-    Args:
-        ranges: ``[tokens, 2]``, start and end of each token.
-        spans: ``[spans, 3]``, start, end and role, in order and apart.
-
-    Returns:
-        uint8 ``[tokens]``; `SCAFFOLD` where no span is touched or the range is empty.
-    """
-    starts, ends = ranges[:, 0], ranges[:, 1]
-    # the first span that is not over where the token starts
-    first = np.searchsorted(spans[:, 1], starts, side="right")
-    beyond = [np.iinfo(np.int64).max, np.iinfo(np.int64).max, SCAFFOLD]
-    touched = np.vstack([spans, beyond])[first]
-    return np.where((touched[:, 0] < ends) & (starts < ends), touched[:, 2], SCAFFOLD).astype(np.uint8)
-
-
-def _untrimmed_copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Copy the tokenizer's engine, without padding, cutting, and the trimming of white space from offsets.
-
-    The original is left alone: others may pad or cut with it.
-    """
-    backend = tokenizer.backend_tokenizer
-    try:
-        config = json.loads(backend.to_str())
-    except Exception as error:  # the engine raises a bare Exception for parts written in Python
-        raise UserError(
-            f"tokenizer {_name(tokenizer)}: it cannot be copied ({_one_line(error)}); use a model with a tokenizer.json"
-        ) from None
-    config["padding"] = config["truncation"] = None
-    for processor in _processors(config["post_processor"]):
-        if "trim_offsets" in processor:
-            processor["trim_offsets"] = False
-    copied: Tokenizer = type(backend).from_str(json.dumps(config))
-    copied.encode_special_tokens = tokenizer.split_special_tokens
-    return copied
-
-
-def _processors(config: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if config is None:
-        return []
-    return [config, *chain.from_iterable(_processors(inner) for inner in config.get("processors", []))]
-
-
-def _token_tables(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
-    """Return bool ``[vocabulary]`` twice: is the token special; is it made of space marks only."""
-    vocabulary = tokenizer.get_vocab()
-    added = tokenizer.added_tokens_decoder
-    special = [*tokenizer.all_special_ids, *(place for place, token in added.items() if token.special)]
-    space = [place for token, place in vocabulary.items() if token and not token.strip(_SPACE_MARKS)]
-    size = 1 + max((*vocabulary.values(), *special))
-    tables = np.zeros((2, size), dtype=bool)
-    tables[0, special] = True
-    tables[1, space] = True
-    return tables[0], tables[1]
-
-
-def _eos_to_append(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> int | None:
-    """Return the end-of-sequence id, or None if there is none or the tokenizer appends it by itself."""
-    eos = tokenizer.eos_token_id
-    return None if eos is None or backend.encode("").ids[-1:] == [eos] else eos
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -433,11 +326,3 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
             "set model.chat_template to a file with the one to use"
         ) from None
     return template
-
-
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return tokenizer.name_or_path or type(tokenizer).__name__
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from trim_lightning.console.progress import progress_bar
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
+from trim_lightning.tokens.spans import PROMPT, RESPONSE, SCAFFOLD
 
 BATCH = 512  # records rendered and tokenised in one call
 EXAMPLES_KEPT = 20  # problems described in full; the rest are only counted
@@ -89,7 +90,7 @@ class TokenizedRecords:
 
 def scope_mask(roles: NDArray[np.uint8], scope: str) -> NDArray[np.bool_]:
     """True at the content tokens that ``scope`` (all, prompt or response) lets count."""
-    return {"all": roles > 0, "prompt": roles == 1, "response": roles == 2}[scope]
+    return {"all": roles != SCAFFOLD, "prompt": roles == PROMPT, "response": roles == RESPONSE}[scope]
 
 
 def tokenize_records(

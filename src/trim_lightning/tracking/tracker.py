@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trim_lightning.pipeline.outputs import write_text
-from trim_lightning.settings.schema import LoggerSettings
+from trim_lightning.files.atomic import write_text
 
 if TYPE_CHECKING:
     from trim_lightning.report.facts import SelectionFacts
@@ -88,16 +87,3 @@ class CsvTracker(NoTracker):
         from lightning.pytorch.loggers import CSVLogger
 
         return CSVLogger(self.path.parent, name="training", version="")
-
-
-def open_tracker(
-    settings: LoggerSettings, directory: Path, *, job_type: str, name: str, config: Mapping[str, Any]
-) -> Tracker:
-    """The tracker that ``logger.name`` asks for."""
-    if settings.name == "none":
-        return NoTracker()
-    if settings.name == "csv":
-        return CsvTracker(directory)
-    from trim_lightning.tracking.wandb import WandbTracker
-
-    return WandbTracker(settings, directory, job_type=job_type, name=name, config=config)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -102,42 +100,3 @@ def build_bank(targets: Iterable[TargetTokens]) -> FingerprintBank:
 def inverse_document_frequency(document_frequency: Tensor, num_targets: int) -> Tensor:
     """``idf_t = log((1+N)/(1+df_t)) + 1`` for ``[classes]`` document frequencies."""
     return math.log(1 + num_targets) - torch.log1p(document_frequency) + 1
-
-
-def save_banks(banks: Mapping[str, FingerprintBank], path: Path, settings: Mapping[str, object]) -> None:
-    """Write banks to one safetensors file; the group name prefixes the tensors unless it is empty.
-
-    Args:
-        banks: Group name to bank; ``{"": bank}`` without groups.
-        path: The file.
-        settings: JSON-able settings, kept as text in the file's metadata.
-    """
-    from safetensors.torch import save_file
-
-    tensors = {
-        f"{group}/{name}" if group else name: tensor
-        for group, bank in banks.items()
-        for name, tensor in bank.tensors().items()
-    }
-    counts = {group: bank.num_targets for group, bank in banks.items()}
-    # one entry: safetensors writes several in no fixed order, and equal runs should give equal bytes
-    described = json.dumps({**settings, "num_targets": counts}, sort_keys=True)
-    save_file(tensors, str(path), metadata={"settings": described})
-
-
-def load_banks(path: Path) -> dict[str, FingerprintBank]:
-    """Read what `save_banks` wrote."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        settings = json.loads(file.metadata()["settings"])
-        counts = settings.pop("num_targets")
-        names = ("token_ids", "vectors", "idf", "mass", "count")
-        return {
-            group: FingerprintBank(
-                **{name: file.get_tensor(f"{group}/{name}" if group else name) for name in names},
-                num_targets=number,
-                settings=settings,
-            )
-            for group, number in counts.items()
-        }

@@ -10,41 +10,13 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel, get_scheduler
 
 from trim_lightning.errors import UserError
 from trim_lightning.models.loss import summed_loss
-from trim_lightning.settings.schema import TuningSettings, WarmupSettings
-
-
-def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> PeftModel:
-    """Wrap a model with fresh LoRA matrices in float32.
-
-    Raises:
-        UserError: if the model has none of ``lora_targets``.
-    """
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    targets = [name for name in settings.lora_targets if name in names]
-    if not targets:
-        group = "warmup" if isinstance(settings, WarmupSettings) else "train"
-        raise UserError(
-            f"{group}.lora_targets={','.join(settings.lora_targets)}: the model has none of these modules; it has "
-            f"{', '.join(sorted(names))}"
-        )
-    torch.manual_seed(seed)  # LoRA's A matrices are drawn here
-    config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=targets,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    wrapped = get_peft_model(model, config)
-    assert isinstance(wrapped, PeftModel)
-    return wrapped
+from trim_lightning.settings.schema import TuningSettings
 
 
 def schedule(optimizer: Optimizer, settings: TuningSettings, total_steps: int) -> Any:

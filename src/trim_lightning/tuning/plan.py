@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from trim_lightning.engine.labels import collate, labels_of
 from trim_lightning.models.loss import IGNORED
-from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
+from trim_lightning.tokens.tokenized import TokenizedRecords
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,6 @@ class MicroBatch:
     closes_step: bool
     closes_epoch: bool
     step_labels: int
-
-
-def labels_of(sequence: TokenSequence, with_end: bool = True) -> NDArray[np.int64]:
-    """Labels ``[tokens]``: response tokens and the token that ends each response, else `IGNORED`.
-
-    The token after the last response token is the template's end of turn; without it a model never learns to
-    stop (our choice). It is trained, but no part of a held-out loss (``with_end=False``).
-    """
-    response = sequence.roles == 2
-    if not with_end:
-        return np.where(response, sequence.token_ids, IGNORED).astype(np.int64)
-    ends = np.zeros_like(response)
-    ends[1:] = response[:-1] & (sequence.roles[1:] == 0)
-    return np.where(response | ends, sequence.token_ids, IGNORED).astype(np.int64)
 
 
 def plan_micro_batches(
@@ -108,20 +94,6 @@ def cut(rows: Sequence[int], lengths: NDArray[np.int64], budget: int) -> Iterato
         size = max(1, budget // int(lengths[rows[place]]))
         yield list(rows[place : place + size])
         place += size
-
-
-def collate(
-    records: TokenizedRecords, rows: Sequence[int], pad_token_id: int = 0, with_end: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels of some records, each ``[batch, seq]`` int64, padded on the right."""
-    sequences = [records[row] for row in rows]
-    width = max(len(sequence.token_ids) for sequence in sequences)
-    input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
-    labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
-    for line, sequence in enumerate(sequences):
-        input_ids[line, : len(sequence.token_ids)] = sequence.token_ids
-        labels[line, : len(sequence.token_ids)] = labels_of(sequence, with_end)
-    return torch.from_numpy(input_ids), torch.from_numpy(labels)
 
 
 class MicroBatchLoader:

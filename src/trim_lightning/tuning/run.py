@@ -16,12 +16,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from trim_lightning.console.progress import progress_bar
-from trim_lightning.engine.trainer import interruptible, make_trainer, one_device
+from trim_lightning.engine.devices import one_device
+from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.errors import UserError
+from trim_lightning.models.lora import add_lora
 from trim_lightning.models.loss import response_logits
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
-from trim_lightning.tuning.lora_module import TuningModule, add_lora
+from trim_lightning.tuning.lora_module import TuningModule
 from trim_lightning.tuning.plan import MicroBatch, MicroBatchLoader, plan_micro_batches
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,11 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.speed import spread_out
+from trim_lightning.models.lora import add_lora
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.store.cost import Measured
 from trim_lightning.tokens.tokenized import TokenizedRecords
-from trim_lightning.tuning.lora_module import TuningModule, add_lora
+from trim_lightning.tuning.lora_module import TuningModule
 from trim_lightning.tuning.plan import MicroBatch, MicroBatchLoader, trained_rows
 from trim_lightning.tuning.run import Surroundings, count_steps, fit, make_plan, recompute_activations
 

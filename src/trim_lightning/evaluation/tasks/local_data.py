@@ -19,7 +19,7 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from trim_lightning.errors import UserError
-from trim_lightning.evaluation.harness.run import DATA_VARIABLE
+from trim_lightning.evaluation.harness.tasks import DATA_VARIABLE
 from trim_lightning.evaluation.options import correct_option, option_responses
 from trim_lightning.files.json_files import load_json
 from trim_lightning.records.layouts import clean_text, scalar_text

@@ -1,0 +1,77 @@
+"""What a pass runs on: devices, processes, batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from trim_lightning.errors import UserError
+from trim_lightning.store.processes import ALONE, Team
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a pass runs on.
+
+    Attributes:
+        trainer: Arguments of the Lightning Trainer.
+        tokens_per_batch: Padded tokens of a batch.
+        num_workers: Processes that make batches ahead of the model; None takes 2 for a GPU and 0 otherwise.
+        team: The processes that a launcher started for this command.
+    """
+
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    tokens_per_batch: int = 2048
+    num_workers: int | None = None
+    team: Team = ALONE
+
+    def alone(self) -> Resources:
+        """One device and this process only."""
+        return replace(self, trainer=one_device(self.trainer), team=ALONE)
+
+
+ONE_DEVICE = "one_device"
+
+
+def is_spread(settings: Mapping[str, Any]) -> bool:
+    """True if these Trainer arguments spread a pass over several devices."""
+    return number_of_devices(settings) * int(settings.get("num_nodes") or 1) > 1
+
+
+def number_of_devices(settings: Mapping[str, Any]) -> int:
+    """Devices of one node that these Trainer arguments name.
+
+    Raises:
+        UserError: for a value that names none.
+    """
+    devices = settings.get("devices", 1)
+    if devices in ("auto", -1, "-1"):
+        import torch
+
+        return torch.cuda.device_count() if settings.get("accelerator") != "cpu" else 1
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    try:
+        if isinstance(devices, str) and "," in devices:
+            return len([name for name in devices.split(",") if name.strip()])
+        return int(devices)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"trainer.devices={devices}: neither a number of devices nor a list of them; give such as 2"
+        ) from None
+
+
+def one_device(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same Trainer arguments on a single device, the first of those that are named, for what is not spread."""
+    named = first_device(settings)
+    first = 1 if named is None else [named]
+    return {**settings, "devices": first, "num_nodes": 1, "strategy": ONE_DEVICE}
+
+
+def first_device(trainer: Mapping[str, Any]) -> int | None:
+    """Number of the first device that ``trainer.devices`` names; None if it only says how many."""
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(name) for name in devices.split(",") if name.strip()]
+    return int(devices[0]) if isinstance(devices, list | tuple) and devices else None

@@ -1,0 +1,227 @@
+"""Finding and loading lm-eval's tasks and our local ones."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trim_lightning.errors import UserError
+from trim_lightning.records.layouts import guess
+
+TASKS_FOLDER = Path(__file__).parents[1] / "tasks"
+LOCAL_TASKS = tuple(sorted(path.stem for path in TASKS_FOLDER.glob("trim_*.yaml")))
+PROBE_SECONDS = 5.0
+DATA_VARIABLE = "TRIM_DATA_DIR"
+
+
+def _check_installed() -> None:
+    remedy = "run pip install 'trim-lightning[eval]'"
+    try:
+        from lm_eval import __version__
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise UserError(f"evaluation.tasks: needs the library lm-eval; {remedy}") from None
+    if not hasattr(TaskManager, "load"):
+        raise UserError(f"evaluation.tasks: lm-eval {__version__} is too old; {remedy}")
+
+
+@dataclass
+class _Loaded:
+    """What the names stand for: lm-eval's objects, and the names whose scores are reported."""
+
+    objects: list[Any] = field(default_factory=list)
+    tasks: dict[str, Any] = field(default_factory=dict)
+    reported: list[str] = field(default_factory=list)
+
+
+def _task_manager(tasks: Sequence[str], tasks_path: str | None, data_dir: str | None) -> Any:
+    """An index of tasks that knows every name."""
+    folders = [str(TASKS_FOLDER)]
+    stamp: tuple[tuple[str, int], ...] = ()
+    if tasks_path is not None:
+        stamp = _check_task_files(tasks_path)
+        folders.append(str(Path(tasks_path).expanduser()))
+    manager = _index(tuple(folders), stamp, data_dir, False)
+    if all(name in manager.task_index for name in tasks):
+        return manager
+    manager = _index(tuple(folders), stamp, data_dir, True)
+    for name in tasks:
+        if name not in manager.task_index:
+            hint = guess(name, manager.all_tasks) or ";"
+            raise UserError(
+                f"evaluation.tasks: no task is called {name}{hint} local ones are {', '.join(LOCAL_TASKS)}, "
+                "your own go into evaluation.tasks_path"
+            )
+    return manager
+
+
+@functools.lru_cache(maxsize=4)
+def _index(folders: tuple[str, ...], stamp: tuple[Any, ...], data_dir: str | None, with_lm_evals_own: bool) -> Any:
+    """lm-eval's own tasks are thousands of files, which take seconds to read: kept for the next evaluation."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders), include_defaults=with_lm_evals_own, metadata={"data_dir": data_dir})
+
+
+def _check_task_files(tasks_path: str) -> tuple[tuple[str, int], ...]:
+    """Refuse files that lm-eval would skip without a word; returns the files and when they were written."""
+    import yaml
+
+    folder = Path(tasks_path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"evaluation.tasks_path={tasks_path}: there is no such folder")
+    files = sorted(folder.rglob("*.yaml"))
+    for path in files:
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"evaluation.tasks_path: {path} is not valid YAML ({_one_line(error)})") from None
+    return tuple((str(path), path.stat().st_mtime_ns) for path in files)
+
+
+def _load(manager: Any, tasks: Sequence[str]) -> _Loaded:
+    loaded = _Loaded()
+    offline = contextlib.nullcontext() if _all_local(manager, tasks) or _hub_answers() else _offline()
+    with offline:
+        for name in tasks:
+            found = _load_one(manager, name)
+            for task in found["tasks"]:
+                if task in loaded.tasks:
+                    raise UserError(f"evaluation.tasks={_listed(tasks)}: {task} is in there twice; name it once")
+            loaded.tasks |= found["tasks"]
+            if name in found.get("groups", {}):
+                loaded.objects.append(found["groups"][name])
+                loaded.reported.append(name)
+            else:  # a task, or a tag, which stands for several
+                loaded.objects += found["tasks"].values()
+                loaded.reported += found["tasks"]
+    return loaded
+
+
+def _load_one(manager: Any, name: str) -> Any:
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return manager.load([name])
+    except UserError:
+        raise
+    except (ConnectionError, DatasetNotFoundError, HfHubHTTPError) as error:
+        local = local_counterpart(name)
+        remedy = (
+            f"use the local task {local} with evaluation.data_dir=FOLDER"
+            if local
+            else "run it once with a network, after which it loads from the cache, or write a task over local files "
+            "(evaluation.tasks_path)"
+        )
+        raise UserError(f"evaluation.tasks: the data of {name} cannot be fetched ({_one_line(error)}); {remedy}") from (
+            error
+        )
+    except Exception as error:  # a task file is foreign code and may raise anything
+        raise UserError(
+            f"evaluation.tasks: {name} cannot be loaded ({type(error).__name__}: {_one_line(error)}); mend its task "
+            "file or its data"
+        ) from error
+
+
+def local_counterpart(name: str) -> str | None:
+    """The local task over the same data as one of lm-eval's, or None."""
+    return next((local for local in LOCAL_TASKS if f"_{local.removeprefix('trim_')}_" in f"_{name}_"), None)
+
+
+def _all_local(manager: Any, tasks: Iterable[str]) -> bool:
+    return all(name in LOCAL_TASKS and manager.task_index[name].yaml_path.parent == TASKS_FOLDER for name in tasks)
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached: one short request, where the libraries would retry for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+    except Exception:  # no network, offline mode, a broken proxy: whatever it is, there is no answer
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Let the Hub's libraries look into their caches only."""
+    import datasets.config
+    from huggingface_hub import constants
+
+    with _replaced(constants, "HF_HUB_OFFLINE", True), _replaced(datasets.config, "HF_HUB_OFFLINE", True):
+        yield
+
+
+def _fit(loaded: _Loaded, num_fewshot: int | None, max_length: int, default_length: int) -> list[str]:
+    """Check the shots, and shorten answers that would leave no room for a prompt.
+
+    Returns:
+        A line for everything that is not as asked.
+    """
+    notes = []
+    for name, task in loaded.tasks.items():
+        notes += _fit_shots(name, task, num_fewshot)
+        arguments = task.get_config("generation_kwargs") or {}
+        longest = max_length // 2
+        if task.get_config("output_type") == "generate_until":
+            asked = int(arguments.get("max_gen_toks", default_length))
+            if asked > longest:
+                task.set_config(key="generation_kwargs", value={"max_gen_toks": longest}, update=True)
+                notes.append(f"{name}: answers end after {longest} tokens, not {asked}: the model takes {max_length}")
+    return notes
+
+
+def _fit_shots(name: str, task: Any, num_fewshot: int | None) -> list[str]:
+    own = task.get_config("num_fewshot")
+    if own == 0 and num_fewshot:  # lm-eval keeps a zero that a task file sets
+        return [f"{name}: has 0 shots by its task file, so evaluation.num_fewshot={num_fewshot} does not apply"]
+    shots = num_fewshot if num_fewshot is not None else own or 0
+    available = _available_shots(task)
+    if available is None or shots <= available:
+        return []
+    grouped = getattr(task, "group_field", None)
+    place = f"for every {grouped}" if grouped else "in all"
+    source = f"{task.file}.train.jsonl" if hasattr(task, "file") else "its data"
+    if num_fewshot is not None:
+        raise UserError(
+            f"evaluation.num_fewshot={num_fewshot}: {name} has {available} examples for shots {place} in {source}; "
+            "lower it or add examples"
+        )
+    task.set_config(key="num_fewshot", value=available)
+    return [f"{name}: {available} shots, not its {shots}: {source} has no more {place}"]
+
+
+def _available_shots(task: Any) -> int | None:
+    if hasattr(task, "available_shots"):
+        return int(task.available_shots())
+    sampler = getattr(task, "sampler", None)
+    return len(sampler.df) if sampler is not None and sampler.df else None
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Give a module's variable another value for a while, if it has that variable."""
+    if not hasattr(module, name):
+        yield
+        return
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return f"[{','.join(names)}]"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__

@@ -1,0 +1,97 @@
+"""Checks of settings that depend on each other, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trim_lightning.errors import UserError
+from trim_lightning.settings.key import check
+from trim_lightning.settings.schema import SelectSettings, TrainSettings
+from trim_lightning.store.processes import launched_size
+
+
+def check_settings(settings: SelectSettings) -> None:
+    """Check every key by itself and those that depend on each other, before anything is read.
+
+    Raises:
+        UserError: naming the keys.
+    """
+    check(settings)
+    for name, source in (("pool", settings.pool), ("target", settings.target)):
+        if source.path is not None and source.source in ("generated", "from_pool"):
+            raise UserError(
+                f"{name}.path={source.path}: {name}={source.source} reads no file; add {name}=jsonl (or parquet, hub)"
+            )
+    selection = settings.selection
+    budgets = {name: getattr(selection, name) for name in ("fraction", "count", "tokens")}
+    given = [f"selection.{name}={value}" for name, value in budgets.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: two budgets at once; give one of them")
+    if selection.token_scope != "all" and selection.tokens is None:
+        raise UserError(
+            f"selection.token_scope={selection.token_scope}: there is no budget in tokens; give selection.tokens too"
+        )
+    if (selection.cap is None) != (selection.cap_field is None):
+        raise UserError("selection.cap and selection.cap_field go together; give both or neither")
+    low, high = selection.min_tokens, selection.max_tokens
+    if low is not None and high is not None and low > high:
+        raise UserError(f"selection.min_tokens={low} is above selection.max_tokens={high}")
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Let Lightning itself judge unusual trainer arguments before anything is read; plain ones need no import of it.
+
+    Raises:
+        UserError: for an argument that Trainer does not have, a device that is absent, or several of them.
+    """
+    usual = set(trainer) <= {"accelerator", "devices", "num_nodes"} and trainer.get("accelerator") in ("auto", "cpu")
+    single = all(type(trainer.get(name, 1)) is int and trainer.get(name, 1) == 1 for name in ("devices", "num_nodes"))
+    if not (usual and single and launched_size() == 1):
+        from trim_lightning.engine.trainer import make_trainer
+
+        make_trainer(trainer, [])
+
+
+def check_training(settings: TrainSettings) -> None:
+    """Check keys by themselves and together, before anything is read.
+
+    Raises:
+        UserError: naming the keys.
+    """
+    check_settings(settings)
+    check_trainer(settings.trainer)
+    evaluation = settings.evaluation
+    if evaluation.path is not None and evaluation.generated:
+        raise UserError("evaluation.path and evaluation.generated=true: two held-out sets; give one of them")
+    if evaluation.tasks:
+        from trim_lightning.evaluation.harness.run import check_tasks
+
+        check_tasks(
+            evaluation.tasks,
+            tasks_path=evaluation.tasks_path,
+            data_dir=evaluation.data_dir,
+            num_fewshot=evaluation.num_fewshot,
+        )
+    if (evaluation.objective or "").startswith("eval/") and not (
+        evaluation.path or evaluation.generated or evaluation.tasks
+    ):
+        raise UserError(
+            f"evaluation.objective={evaluation.objective} needs something to evaluate; give evaluation.path=FILE, "
+            "evaluation=generated or evaluation.tasks"
+        )
+    if settings.train.early_stop is not None and evaluation.path is None and not evaluation.generated:
+        raise UserError("train.early_stop needs held-out records; give evaluation.path=FILE")
+
+
+def check_target(settings: SelectSettings) -> None:
+    """Refuse the built-in targets for a pool of the user's own: a forgotten target set would give a wrong coreset.
+
+    Raises:
+        UserError: saying how to name a target set.
+    """
+    if settings.pool.source != "generated" and settings.target.source == "generated":
+        raise UserError(
+            "target: the pool is your own, the target set still the built-in one; give target=jsonl target.path=FILE, "
+            "or target=from_pool"
+        )

@@ -1,0 +1,90 @@
+"""What a selection starts from: pool, targets, model, tokens, store."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TypeVar
+
+from trim_lightning.methods.base import Selector
+from trim_lightning.models.source import find_model
+from trim_lightning.pipeline.checks import check_target, check_trainer
+from trim_lightning.pipeline.outputs import writable_directory
+from trim_lightning.records.sources import open_records
+from trim_lightning.records.targets import choose_targets
+from trim_lightning.selection.budget import check_budget
+from trim_lightning.settings.schema import LoggerSettings, SelectSettings
+from trim_lightning.stages.scorer import Scorer
+from trim_lightning.stages.task import SelectionTask
+from trim_lightning.store import Store
+from trim_lightning.store.ledger import Ledger
+from trim_lightning.store.processes import find_team, helper_folder
+
+log = logging.getLogger(__name__)
+
+
+Settings = TypeVar("Settings", bound=SelectSettings)
+
+
+def open_task(settings: SelectSettings, selector: Selector, store: Store, announce: bool = True) -> SelectionTask:
+    """Read pool and targets, find the model, tokenise the pool: all that a selector starts from.
+
+    Args:
+        settings: All keys.
+        selector: Says what it needs.
+        store: Stage results.
+        announce: Log what was found; False for a look ahead.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    ledger = Ledger(quiet=not announce)
+    if selector.uses_model:
+        check_trainer(settings.trainer)
+    pool = open_records(
+        settings.pool,
+        what="pool",
+        seed=settings.seed,
+        spool=store.spool,
+        limit=settings.pool.limit,
+        sample=settings.pool.sample,
+    )
+    if not selector.takes_all:
+        check_budget(settings.selection, len(pool))
+    if selector.needs_targets:
+        check_target(settings)
+    targets = choose_targets(settings, pool, store) if selector.needs_targets else None
+    source = find_model(settings.model, store)
+    if selector.reads_attention:
+        source.check_layers(settings.saliency.num_layers)
+    if announce:
+        log.info("pool %s: %s records", pool.name, f"{len(pool):,}")
+        if targets is not None:
+            log.info("targets %s: %s examples", targets.records.name, f"{len(targets.records):,}")
+        log.info("scorer %s", source.name)
+    scorer = Scorer(
+        source,
+        settings.model.dtype,
+        store,
+        ledger,
+        trainer=settings.trainer,
+        seed=settings.seed,
+        max_length=settings.max_length,
+    )
+    pool_tokens, tokens_entry = scorer.tokenize(pool)
+    ledger.book("tokenize", tokens_entry)
+    return SelectionTask(settings, pool, pool_tokens, tokens_entry.key, targets, scorer, store, ledger)
+
+
+def open_store(settings: SelectSettings) -> Store:
+    """The stage store, shared with the other processes of this command if a launcher started several."""
+    directory = writable_directory(settings.paths.store_dir, "paths.store_dir")
+    return Store(directory, settings.paths.store_lock, find_team())
+
+
+def for_helper(settings: Settings) -> Settings:
+    """In a process that helps another one: the same settings, but results and reports go nowhere."""
+    if find_team().leads:
+        return settings
+    nowhere = helper_folder()
+    return replace(settings, logger=LoggerSettings(name="none"), paths=replace(settings.paths, output_dir=nowhere))

@@ -1,0 +1,107 @@
+"""The contract's files and metrics of a training run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trim_lightning.errors import UserError
+from trim_lightning.files.atomic import copy_atomically
+from trim_lightning.pipeline.outputs import clear
+from trim_lightning.pipeline.select import Selection
+from trim_lightning.privacy.local import LOCAL
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.store import Entry
+
+RESULTS = ("metrics.json", "predictions.jsonl", "manifest.json")
+ADAPTER, MODEL = "adapter", "model"
+
+
+def tuning_metrics(tuned: Entry) -> dict[str, Any]:
+    """``train/...`` metrics."""
+    names = ("loss", "records", "tokens", "trained_tokens", "steps", "seconds")
+    return {f"train/{name}": tuned.facts.get(name) for name in names}
+
+
+def objective(metrics: Mapping[str, Any], name: str | None) -> float | None:
+    """The number that a sweeper optimises.
+
+    Args:
+        metrics: Content of ``metrics.json``.
+        name: ``evaluation.objective``; None is the held-out loss where there is one.
+
+    Raises:
+        UserError: if there is no such number.
+    """
+    value = metrics.get(name or "eval/nll")
+    if name is None:
+        return value
+    if not isinstance(value, int | float):
+        numbers = ", ".join(found for found, other in metrics.items() if isinstance(other, int | float))
+        raise UserError(f"evaluation.objective={name}: metrics.json has no such number; it has {numbers}")
+    return float(value)
+
+
+def selection_costs(selection: Selection | None) -> dict[str, Any]:
+    """``selection/...`` and ``select/...`` metrics."""
+    if selection is None:
+        return {}
+    counts, stages = selection.manifest["counts"], selection.manifest["stages"]
+    return {
+        "selection/records": counts["selected"],
+        "selection/tokens": counts["selected_tokens"],
+        "select/seconds": round(sum(stage["seconds"] for stage in stages.values()), 3),
+    }
+
+
+def clear_training(directory: Path, given: str | None) -> None:
+    """Remove an earlier training's files, so that no mixture of two runs is left if this one is killed.
+
+    Args:
+        directory: The output directory.
+        given: ``coreset.path``: with it an earlier selection goes too, unless that is where the file is.
+    """
+    for name in (*RESULTS, LOCAL):
+        (directory / name).unlink(missing_ok=True)
+    for name in (ADAPTER, MODEL):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    selection = directory / "selection"
+    if given is not None and selection.is_dir() and Path(given).expanduser().resolve().parent != selection.resolve():
+        clear(selection)
+        if not any(selection.iterdir()):
+            selection.rmdir()
+
+
+def copy_result(tuned: Entry, directory: Path) -> None:
+    """Put ``adapter/`` (or ``model/``) into the output directory, whole or not at all."""
+    for name in (ADAPTER, MODEL):
+        source, final = tuned.path / name, directory / name
+        if not source.is_dir():
+            continue
+        temporary = directory / f".{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            copy = temporary / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy_atomically(file, copy)  # unlike shutil.copytree it raises the system's own error
+        temporary.rename(final)
+
+
+def adapter_digest(tuned: Entry) -> dict[str, Any]:
+    """Name and sha256 of the trained weights."""
+    from trim_lightning.files.atomic import sha256_of
+
+    files = sorted([*tuned.path.glob("adapter/*.safetensors"), *tuned.path.glob("model/*.safetensors")])
+    return {file.name: sha256_of(file) for file in files}
+
+
+def describe(records: RecordFile) -> dict[str, Any]:
+    """An input's line in the manifest."""
+    return {
+        "name": records.name,
+        "sha256": records.sha256,
+        "rows": len(records),
+        "source_rows": records.source_rows,
+    }

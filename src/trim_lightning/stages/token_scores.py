@@ -1,0 +1,167 @@
+"""Token similarities of a shard, read back and pooled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from trim_lightning.settings.schema import FallbackSettings, PoolerSettings
+from trim_lightning.stages.scoring import BANKS
+from trim_lightning.stages.task import MatchedTokens
+from trim_lightning.store import Entry
+from trim_lightning.trim.pooling import Pooled, penalise, pool
+
+
+@dataclass(frozen=True)
+class ScopedTokens:
+    """The scoped tokens of one shard in one bank, record after record.
+
+    Attributes:
+        similarity: ``[tokens]`` raw cosines.
+        match: ``[tokens]`` ids of the matched classes.
+        direct: ``[tokens]`` True where that is the token's own class.
+        lengths: ``[records]`` scoped tokens of each record.
+    """
+
+    similarity: NDArray[np.float64]
+    match: NDArray[np.int32]
+    direct: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def read(cls, table: pa.Table, group: str) -> ScopedTokens:
+        """Take one bank's columns of a shard table."""
+        suffix = f"/{group}" if group else ""
+        scope_column = table["scope"].combine_chunks()
+        scope = scope_column.flatten().to_numpy(zero_copy_only=False)
+        offsets = scope_column.offsets.to_numpy()
+        running = np.concatenate([[0], np.cumsum(scope, dtype=np.int64)])
+        token_ids = table["token_ids"].combine_chunks().flatten().to_numpy()[scope]
+        match = table[f"match{suffix}"].combine_chunks().flatten().to_numpy()[scope]
+        return cls(
+            similarity=table[f"similarity{suffix}"].combine_chunks().flatten().to_numpy()[scope].astype(np.float64),
+            match=match,
+            direct=match == token_ids,
+            lengths=np.diff(running[offsets]),
+        )
+
+
+def pool_tokens(
+    tokens: ScopedTokens, fallback: FallbackSettings, pooler: PoolerSettings, idf: NDArray[np.float64]
+) -> Pooled:
+    """Penalise and pool one shard.
+
+    Args:
+        tokens: Scoped tokens.
+        fallback: Mode and penalty.
+        pooler: Formula and weights.
+        idf: ``[vocabulary]`` idf of each fingerprint class, scaled to a largest value of 1; a token weighs as
+            much as the class that it was matched with (our choice).
+    """
+    return pool(
+        penalise(tokens.similarity, tokens.direct, fallback.mode, fallback.penalty),
+        tokens.direct,
+        tokens.lengths,
+        name=pooler.name,
+        mean_weight=pooler.mean_weight,
+        max_weight=pooler.max_weight,
+        coverage_weight=pooler.coverage_weight,
+        token_weights=idf[tokens.match] if pooler.token_weight == "idf" else None,
+        k=pooler.k,
+        temperature=pooler.temperature,
+        q=pooler.q,
+    )
+
+
+def scoped_classes(table: pa.Table) -> list[int]:
+    """The token classes in the scope of one shard table."""
+    scope = table["scope"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    classes: list[int] = np.unique(table["token_ids"].combine_chunks().flatten().to_numpy()[scope]).tolist()
+    return classes
+
+
+def bank_coverage(seen: set[int], idf: list[NDArray[np.float64]]) -> float | None:
+    """Share of the pool's token classes that have a fingerprint, the mean over the banks; None of no class.
+
+    Args:
+        seen: Classes in the pool's scope.
+        idf: For each bank the idf by token id, 0 where there is no fingerprint.
+    """
+    if not seen:
+        return None
+    ids = np.array(sorted(seen))
+    return float(np.mean([np.count_nonzero(bank[ids[ids < len(bank)]]) / len(ids) for bank in idf]))
+
+
+def read_idf(directory: Path) -> dict[str, NDArray[np.float64]]:
+    """Scaled idf by token id for every bank; read with numpy alone."""
+    from safetensors.numpy import load_file
+
+    tensors = load_file(directory / BANKS)
+    result = {}
+    for name in tensors:
+        if not name.endswith("token_ids"):
+            continue
+        prefix = name.removesuffix("token_ids")
+        token_ids, idf = tensors[name], tensors[f"{prefix}idf"].astype(np.float64)
+        result[prefix.removesuffix("/")] = scaled_idf(token_ids, idf)
+    return result
+
+
+def scaled_idf(token_ids: NDArray[np.int64], idf: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``[highest id + 1]`` idf by token id, scaled to a largest value of 1; 0 where there is no fingerprint."""
+    table = np.zeros(int(token_ids.max()) + 1)
+    table[token_ids] = idf / idf.max()
+    return table
+
+
+def shard_facts(entry: Entry) -> dict[str, Any]:
+    """Number of shards, groups and records per shard of a scoring pass."""
+    facts: dict[str, Any] = json.loads((entry.path / "shards.json").read_text())
+    return facts
+
+
+def best_group(scores: Mapping[str, NDArray[Any]], row: int) -> str:
+    """The target group with the highest score of a record; the first if it has none."""
+    return max(scores, key=lambda group: -np.inf if np.isnan(scores[group][row]) else float(scores[group][row]))
+
+
+def read_matched(path: Path, groups: Mapping[int, str], fallback: FallbackSettings) -> dict[int, MatchedTokens]:
+    """Token similarities of some records of one shard.
+
+    Args:
+        path: The shard file.
+        groups: Row of each wanted record to the target group whose match is wanted.
+        fallback: Mode and penalty.
+    """
+    wanted = sorted(set(groups.values()))
+    columns = [f"{kind}/{group}" if group else kind for group in wanted for kind in ("similarity", "match")]
+    table = pq.read_table(path, columns=["row", "token_ids", "scope", *columns])
+    places = {row: place for place, row in enumerate(table["row"].to_pylist())}
+
+    def values(name: str, row: int) -> NDArray[Any]:
+        return np.asarray(table[name][places[row]].values.to_numpy(zero_copy_only=False))
+
+    found = {}
+    for row, group in groups.items():
+        if row not in places:
+            continue
+        suffix = f"/{group}" if group else ""
+        token_ids, match = values("token_ids", row), values(f"match{suffix}", row)
+        similarity = values(f"similarity{suffix}", row).astype(np.float64)
+        found[row] = MatchedTokens(
+            token_ids=token_ids,
+            scope=values("scope", row),
+            similarity=penalise(similarity, match == token_ids, fallback.mode, fallback.penalty),
+            match=match,
+            group=group,
+        )
+    return found

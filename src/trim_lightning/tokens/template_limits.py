@@ -1,0 +1,55 @@
+"""Bounds for chat templates, which are programs from elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+import jinja2
+
+from trim_lightning.errors import UserError
+
+_MOST_SECONDS = 30.0  # of processor time for one record; a template takes milliseconds
+
+
+class _TooSlow(BaseException):
+    """A template ran out of its time; no `Exception`, so that a template's own handlers let it pass."""
+
+
+@contextlib.contextmanager
+def _limited_time() -> Iterator[None]:
+    """Stop what takes too long, by the processor's clock, so that a busy or halted machine decides nothing.
+
+    Only the main thread can be stopped, and only where nobody else uses this timer.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGVTALRM) not in (
+        signal.SIG_DFL,
+        _too_slow,
+    ):
+        yield
+        return
+    signal.signal(signal.SIGVTALRM, _too_slow)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _too_slow(number: int, frame: object) -> None:
+    raise _TooSlow
+
+
+def _refuse_bombs(template: str) -> None:
+    """Refuse what one step of the interpreter could be busy with for ever, so that no timer could stop it.
+
+    Raises:
+        TemplateSyntaxError: if the template is not one.
+        UserError: for a power, which no chat template needs.
+    """
+    if any(kind == "operator" and text == "**" for _, kind, text in jinja2.Environment().lex(template)):
+        raise UserError(
+            "chat template: computes a power (**), which no chat needs; correct it or set model.chat_template"
+        )
