@@ -97,7 +97,7 @@ def run(job: dict[str, Any]) -> int:
     os.chdir(job["cwd"])
     os.environ.update(job.get("environment", {}))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from trim_lightning.cli.hydra_app import hydra_app as cli
+    from trim_lightning.cli import hydra_app as cli
 
     if job.get("clock"):
         shift, now = float(job["clock"]), time.time

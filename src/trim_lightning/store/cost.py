@@ -10,7 +10,11 @@ from typing import Any, Protocol
 
 
 class Recipe(Protocol):
-    """How to load a model; equal ones load the same."""
+    """How to load a model."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal where the same model is loaded."""
 
     def load(self) -> Any:
         """Load it."""

@@ -92,13 +92,12 @@ def estimate(plan: Plan) -> Estimate:
             started = time.perf_counter()
             recipe = cost.recipe()
             found.importing += time.perf_counter() - started
-            identity = (recipe.source.digest, str(recipe.dtype))
-            if held is None or held[0] != identity:
+            if held is None or held[0] != recipe.identity:
                 held = None  # before the next is loaded
                 started = time.perf_counter()
-                held = (identity, recipe.load())
+                held = (recipe.identity, recipe.load())
                 took = time.perf_counter() - started
-            found.loading[speed], found.models[speed] = took, identity
+            found.loading[speed], found.models[speed] = took, recipe.identity
             started = time.perf_counter()
             found.speeds[speed] = cost.measure(held[1])
             found.measuring += time.perf_counter() - started
