@@ -172,7 +172,7 @@ def less_pass(model: Any, records: TokenizedRecords, moments: Path | None) -> li
     """One pass of `method=less` over some records at one checkpoint, into a directory that is thrown away."""
     from trim_lightning.engine.gradients import GradientFeatures
     from trim_lightning.engine.record_pass import run_record_pass
-    from trim_lightning.engine.record_values import read_values
+    from trim_lightning.engine.shards import read_values
     from trim_lightning.tuning.run import MICRO_BATCH_TOKENS
 
     budget = MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]

@@ -7,17 +7,30 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from trim_lightning.report.explain import explain_row
 from trim_lightning.report.facts import MatchView
 from trim_lightning.report.page import token_text
-from trim_lightning.report.pictures import PICKED, SALIENCY, drawing
 from trim_lightning.runs.reopened import Run, open_run
 
 IMAGES = Path(__file__).parent / "images"
 FALLBACK = "#8f72ea"
+PICKED, SALIENCY, INK = "#0f8a80", "#f3a01d", "#1c1e22"
+STYLE: Any = {
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#b9bcc3", "axes.grid": True,
+    "axes.axisbelow": True, "axes.titlesize": "medium", "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "grid.color": "#e3e0d9", "font.size": 10, "text.color": INK, "axes.labelcolor": "#575c66",
+    "xtick.color": "#575c66", "ytick.color": "#575c66", "svg.hashsalt": "trim", "legend.frameon": False,
+    "text.parse_math": False,
+}  # fmt: skip
 
 
 def main(directory: Path) -> None:
@@ -27,6 +40,16 @@ def main(directory: Path) -> None:
     save("match", matches(run))
     save("scores", ranking(run))
     screenshots(directory / "report.html")
+
+
+@contextmanager
+def drawing(width: float = 7.2, height: float = 3.4) -> Iterator[tuple[Figure, Any]]:
+    """A figure in the pages' colours and without a window."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.add_subplot()
+        figure.canvas.draw()  # the style holds while it is drawn
 
 
 def save(name: str, figure: Any) -> None:

@@ -27,7 +27,7 @@ STAGES = {
     "scoring": "trim_lightning.engine.modules:ScoringPass.on_batch",
     "selection": "trim_lightning.files.atomic:replacing",
     "training": "trim_lightning.tuning.lora_module:TuningModule.training_step",
-    "evaluation": "trim_lightning.engine.response_loss:LossPass._losses",
+    "evaluation": "trim_lightning.engine.record_pass:RecordPass.on_batch",
     "report": "trim_lightning.report.write:gather",
 }
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}

@@ -26,9 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tiny_models import build_tiny_model, build_tiny_tokenizer
+from trim_lightning.cli import hydra_app as cli
 from trim_lightning.cli.explain import main as explain_main
 from trim_lightning.cli.export import main as export_main
-from trim_lightning.cli import hydra_app as cli
 from trim_lightning.compare.files import run_rows, write_rows
 from trim_lightning.compare.report import compare
 from trim_lightning.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 
 from trim_lightning.engine import record_pass
 from trim_lightning.engine.batches import plan_shards
-from trim_lightning.engine.record_values import finished_values, gather_values, values_path, write_facts, write_values
+from trim_lightning.engine.shards import finished_values, gather_values, values_path, write_facts, write_values
 
 METHOD = ("method=perplexity", "method.mode=top", "scoring.tokens_per_batch=150")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trim_lightning.privacy import paths as privacy
 from trim_lightning.privacy.keys import LogFormatter, hide_keys
 from trim_lightning.privacy.local import read_local, with_local, write_local
-from trim_lightning.privacy import paths as privacy
 from trim_lightning.privacy.paths import run_name, shareable, shareable_command, told_apart
 
 HOME, USER = "/home/canary user", "canaryuser"

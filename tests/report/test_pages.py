@@ -283,18 +283,6 @@ def test_making_a_page_imports_neither_torch_nor_transformers() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_pictures_are_drawn_of_everything(room: Room) -> None:
-    from trim_lightning.report.pictures import pictures
-
-    facts = select(room.settings(room.root / "pictures", "selection.count=12")).report
-    assert facts is not None
-    drawn = dict(pictures(facts))
-    assert set(drawn) == {"scores", "lengths", "mix", "token_classes"}
-    heights = [patch.get_height() for patch in drawn["scores"].axes[0].patches]
-    scored = sum(sum(counts) for counts in facts.scores.counts.values()) if facts.scores else 0
-    assert sum(heights) == scored
-
-
 def test_comparison_page(room: Room, tmp_path: Path) -> None:
     for place, method in enumerate(("trim", "random", "longest")):
         room.select(f"sweep/{place}", f"method={method}", "selection.count=12")

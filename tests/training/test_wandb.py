@@ -193,8 +193,6 @@ def test_the_report_is_shown(logged: tuple[Training, Record]) -> None:
     training, record = logged
     (shown,) = [line for line in record.history if "report/page/_type" in line]
     assert shown["report/page/_type"] == "html-file"
-    for name in ("scores", "lengths", "token_classes"):
-        assert shown[f"report/{name}/_type"] == "image-file"
     assert shown["report/coreset_table/ncols"] == 6
     assert training.selection is not None
     assert shown["report/coreset_table/nrows"] == training.selection.manifest["counts"]["selected"]

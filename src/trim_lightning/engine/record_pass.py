@@ -15,8 +15,8 @@ from trim_lightning.engine.batches import Shard, padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ForwardPass
 from trim_lightning.engine.record_statistics import RecordStatistic
-from trim_lightning.engine.record_values import finished_values, values_path, write_facts, write_values
 from trim_lightning.engine.sharded_pass import run_sharded_pass
+from trim_lightning.engine.shards import finished_values, values_path, write_facts, write_values
 from trim_lightning.engine.speed import sample_pass
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.store.cost import Measured

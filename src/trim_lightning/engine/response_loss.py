@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.batches import plan_shards
-from trim_lightning.engine.devices import one_device
-from trim_lightning.engine.labels import collate
-from trim_lightning.engine.memory import in_halves
-from trim_lightning.engine.trainer import interruptible, make_trainer
-from trim_lightning.engine.writer import Collector, TokenProgress
-from trim_lightning.models.loss import IGNORED, record_losses
+from trim_lightning.engine.batches import ShardBatches, plan_shards
+from trim_lightning.engine.devices import Resources
+from trim_lightning.engine.record_pass import run_record_pass
+from trim_lightning.engine.record_statistics import ResponseLoss
+from trim_lightning.engine.shards import gather_values
+from trim_lightning.tokens.spans import RESPONSE
 from trim_lightning.tokens.tokenized import TokenizedRecords
-
-
-class LossBatches(Dataset[dict[str, Any]]):
-    """Batches of ``input_ids``, ``labels`` (response content only), ``rows`` and ``lengths``."""
-
-    def __init__(self, records: TokenizedRecords, tokens_per_batch: int) -> None:
-        self.records = records
-        shards = plan_shards(records.lengths, tokens_per_batch)
-        self._batches = [rows for shard in shards for rows in shard.batches]
-        self.tokens = sum(shard.tokens for shard in shards)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        rows = self._batches[item]
-        input_ids, labels = collate(self.records, rows, with_end=False)
-        return {
-            "input_ids": input_ids,
-            "labels": labels,
-            "rows": torch.tensor(rows),
-            "lengths": torch.from_numpy(self.records.lengths[list(rows)]),
-        }
-
-
-class LossPass(LightningModule):
-    """One forward that yields each record's summed response loss."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        """The losses of a batch, in halves where memory does not suffice for the whole."""
-        losses: list[dict[str, Any]] = in_halves(self._losses, batch)
-        return losses
-
-    def _losses(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-        losses = record_losses(self.model, batch["input_ids"], batch["labels"])
-        return [{"row": int(row), "nll": float(loss)} for row, loss in zip(batch["rows"].tolist(), losses, strict=True)]
 
 
 def response_losses(
@@ -70,38 +29,33 @@ def response_losses(
     tokens_per_batch: int,
     title: str = "held-out",
 ) -> NDArray[np.float64]:
-    """Summed loss (nats) of each record's response tokens.
+    """Summed loss (nats) of each record's response tokens, on one device.
 
     Returns:
         ``[records]`` float64, 0 for a record without a response.
     """
-    batches = LossBatches(records, tokens_per_batch)
-    collector = Collector()
-    runner = make_trainer(one_device(trainer), [collector, TokenProgress(title, batches.tokens)])
-    with interruptible(runner):
-        runner.predict(LossPass(model), DataLoader(batches, batch_size=None), return_predictions=False)
-    losses = np.zeros(len(records))
-    for record in collector.records:
-        losses[record["row"]] = record["nll"]
-    return losses
+    resources = Resources(trainer, tokens_per_batch).alone()
+    with tempfile.TemporaryDirectory(prefix="trim-losses-") as folder:
+        run_record_pass(
+            model, records, ResponseLoss(), Path(folder), scope="response", resources=resources, title=title
+        )
+        values = gather_values(Path(folder), len(records))
+    return np.nan_to_num(values[:, 0]) if values.size else np.zeros(len(records))
 
 
 def mean_response_loss(model: PreTrainedModel, records: TokenizedRecords, tokens_per_batch: int) -> float:
     """Nats per response token over all records, without a Trainer of its own (for use inside a training)."""
-    batches = LossBatches(records, tokens_per_batch)
-    total = 0.0
+    batches = ShardBatches(records, plan_shards(records.lengths, tokens_per_batch), "response")
+    statistic, total = ResponseLoss(), torch.zeros(2, dtype=torch.float64)
     with torch.no_grad():
-        for item in range(len(batches)):
-            batch = batches[item]
-            losses = record_losses(model, batch["input_ids"].to(model.device), batch["labels"].to(model.device))
-            total += float(losses.sum())
-    return total / max(1, int(response_counts(records).sum()))
+        for place in range(len(batches)):
+            batch = batches[place]
+            parts = {name: batch[name].to(model.device) for name in ("input_ids", "roles")}
+            total += statistic(model, parts).sum(0)
+    return float(total[0]) / max(1.0, float(total[1]))
 
 
 def response_counts(records: TokenizedRecords) -> NDArray[np.int64]:
     """Predicted response tokens of each record, ``[records]`` int64 (a sequence's first token is never predicted)."""
-    return np.array(
-        [int((collate(records, [row], with_end=False)[1][:, 1:] != IGNORED).sum()) if records.lengths[row] else 0
-         for row in range(len(records))],
-        dtype=np.int64,
-    )  # fmt: skip
+    roles = (records[row].roles for row in range(len(records)))
+    return np.array([int((own[1:] == RESPONSE).sum()) for own in roles], dtype=np.int64)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from trim_lightning.engine.response_loss import LossBatches
+from trim_lightning.engine.batches import ShardBatches, plan_shards
+from trim_lightning.engine.record_statistics import ResponseLoss
 from trim_lightning.engine.speed import spread_out
 from trim_lightning.evaluation.generation import BATCH, answer_prompts, continuations, end_tokens, plain_generation
-from trim_lightning.models.loss import record_losses
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import EvaluationSettings
 from trim_lightning.stages.trainee import Trainee
@@ -47,7 +47,8 @@ def loss_seconds(model: Any, tokens: TokenizedRecords, tokens_per_batch: int) ->
     """Seconds of one pass for the loss over all records, from a few batches."""
     import torch
 
-    batches = LossBatches(tokens, tokens_per_batch)
+    batches = ShardBatches(tokens, plan_shards(tokens.lengths, tokens_per_batch), "response")
+    statistic = ResponseLoss()
     chosen = spread_out(range(len(batches)), LOSS_BATCHES)
     started = time.perf_counter()
     with torch.no_grad():
@@ -55,7 +56,7 @@ def loss_seconds(model: Any, tokens: TokenizedRecords, tokens_per_batch: int) ->
             if number == 1:  # the first paid for what happens once
                 started = time.perf_counter()
             batch = batches[place]
-            record_losses(model, batch["input_ids"].to(model.device), batch["labels"].to(model.device)).tolist()
+            statistic(model, {name: batch[name].to(model.device) for name in ("input_ids", "roles")}).tolist()
     return (time.perf_counter() - started) / len(chosen) * len(batches)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.engine.record_values import gather_values, read_values
+from trim_lightning.engine.shards import gather_values, read_values
 from trim_lightning.methods.base import Selector
 from trim_lightning.methods.shared import group_scores, score_table, unit, usable_groups
 from trim_lightning.selection.ranking import ScoreTable

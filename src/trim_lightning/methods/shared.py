@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.engine.record_values import gather_values, read_values
+from trim_lightning.engine.shards import gather_values, read_values
 from trim_lightning.errors import UserError
 from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
 from trim_lightning.stages.task import SelectionTask
@@ -91,7 +91,7 @@ def cosine_groups(
 
     Args:
         task: For store and ledger.
-        pool: Vectors of the pool, as `trim_lightning.engine.record_values` keeps them.
+        pool: Vectors of the pool, as `trim_lightning.engine.shards` keeps them.
         targets: Vectors of the targets, likewise.
         groups: Group name to rows of the targets.
         aggregate: ``max`` or ``mean`` over a group's targets.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.console.progress import progress_bar
-from trim_lightning.engine.record_values import read_values
+from trim_lightning.engine.shards import read_values
 from trim_lightning.methods.base import Selector
 from trim_lightning.methods.clusters import cluster, members_of, ranked_by_order, scoped_rows
 from trim_lightning.methods.pursuit import matching_order

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.engine.record_values import gather_values
+from trim_lightning.engine.shards import gather_values
 from trim_lightning.errors import UserError
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.word_file import WordFile, write_words

@@ -28,7 +28,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def report(self, facts: SelectionFacts, page: Path) -> None:
-        """Show a selection: its page, its pictures and its tables."""
+        """Show a selection: its page and its tables."""
 
     @abstractmethod
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

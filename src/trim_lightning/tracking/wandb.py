@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import logging
 import netrc
 import os
@@ -138,15 +137,9 @@ class WandbTracker(Tracker):
 
     @harmless
     def report(self, facts: SelectionFacts, page: Path) -> None:
-        """Log the page, its pictures as images, and its tables."""
-        from trim_lightning.report.pictures import pictures
-
+        """Log the page and its tables."""
         wandb = self._wandb
         shown: dict[str, Any] = {"report/page": wandb.Html(page.read_text(encoding="utf-8"), inject=False)}
-        for name, figure in pictures(facts):
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=150)
-            shown[f"report/{name}"] = wandb.Image(png(picture), caption=name.replace("_", " "))
         for name, (columns, rows) in report_tables(facts).items():
             if rows:
                 shown[f"report/{name}_table"] = wandb.Table(columns=columns, data=rows)
@@ -201,14 +194,6 @@ def staging_in(directory: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
-
-
-def png(picture: io.BytesIO) -> Any:
-    """A picture as the tracker takes it."""
-    from PIL import Image
-
-    picture.seek(0)
-    return Image.open(picture)
 
 
 def said_by(item: Candidate, roles: Sequence[str]) -> str:
