@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +16,10 @@ from trim_lightning.files.atomic import replacing
 from trim_lightning.files.tables import table_writer
 from trim_lightning.privacy.local import LOCAL
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.runs.manifest import write_manifest
 from trim_lightning.runs.names import FILES
 from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.stages.task import SelectionTask
 
 CHUNK = 65_536  # lines written at once
 
@@ -106,3 +110,78 @@ def write_coreset(pool: RecordFile, chosen: NDArray[np.int64], path: Path) -> No
     with replacing(path) as file:
         for row in chosen.tolist():
             file.write(pool.line(row) + b"\n")
+
+
+def write_selection_manifest(
+    task: SelectionTask,
+    scores: ScoreTable,
+    chosen: NDArray[np.int64],
+    responses: NDArray[np.int64],
+    unscored: str,
+    directory: Path,
+) -> dict[str, Any]:
+    """Write ``manifest.json``, after a warning of what could not be scored or rendered.
+
+    Args:
+        task: What was selected from.
+        scores: The scores.
+        chosen: Selected rows.
+        responses: ``[records]`` content tokens of the responses.
+        unscored: Ids of the first records without a score.
+        directory: Where the manifest goes.
+
+    Returns:
+        Its content.
+    """
+    pool, ledger, scorer = task.pool, task.ledger, task.scorer
+    number = int(np.isnan(scores.score).sum())
+    if number:
+        ledger.warn(f"{number} of the pool's records could not be scored and are left out: {unscored}")
+    for problem in task.pool_tokens.problems[:5]:
+        ledger.warn(f"pool {problem}")
+    return write_manifest(
+        directory / "manifest.json",
+        config=asdict(task.settings),
+        inputs={
+            "pool": describe(pool),
+            **({} if task.targets is None else {"target": task.targets.describe()}),
+            "model": {"name": scorer.source.name, "sha256": scorer.source.digest},
+        },
+        counts={
+            "pool": len(pool),
+            "scored": len(pool) - number,
+            "unscored": number,
+            "max_length": scorer.max_length,
+            "truncated": task.pool_tokens.truncated,
+            "selected": len(chosen),
+            "selected_tokens": int(scores.num_tokens[chosen].sum()),
+            "selected_response_tokens": int(responses[chosen].sum()),
+            "mean_tokens_pool": mean(scores.num_tokens),
+            "mean_tokens_selected": mean(scores.num_tokens[chosen]),
+            "fallback_share": ledger.facts.get("fallback_share"),
+            "bank_coverage": ledger.facts.get("bank_coverage"),
+            "within_over_between": ledger.facts.get("within_over_between"),
+            "padding_share": ledger.facts.get("padding"),
+        },
+        ledger=ledger,
+    )
+
+
+def describe(records: RecordFile) -> dict[str, Any]:
+    """An input's line in the manifest."""
+    return {
+        "name": records.name,
+        "sha256": records.sha256,
+        "rows": len(records),
+        "source_rows": records.source_rows,
+    }
+
+
+def first_ids(pool: RecordFile, rows: NDArray[np.int64], most: int = 5) -> str:
+    """Ids of the first few rows, for messages."""
+    return ", ".join(pool.id(int(row)) for row in rows[:most]) + (", ..." if len(rows) > most else "")
+
+
+def mean(values: NDArray[Any]) -> float | None:
+    """Rounded mean, or None of nothing."""
+    return round(float(values.mean()), 2) if len(values) else None

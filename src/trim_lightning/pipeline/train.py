@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from trim_lightning.evaluation.evaluate import evaluate, paired, summarise
 from trim_lightning.files.atomic import write_text
 from trim_lightning.pipeline.checks import check_training
 from trim_lightning.pipeline.opening import for_helper, open_store
-from trim_lightning.pipeline.outputs import writable_directory
+from trim_lightning.pipeline.outputs import describe, writable_directory
 from trim_lightning.pipeline.select import Selection, run_selection
 from trim_lightning.pipeline.summary import training_summary
 from trim_lightning.pipeline.training_inputs import (
@@ -23,24 +23,21 @@ from trim_lightning.pipeline.training_inputs import (
     warn_of_held_out,
 )
 from trim_lightning.pipeline.training_outputs import (
+    ADAPTER,
+    MODEL,
     RESULTS,
-    adapter_digest,
     clear_training,
     copy_result,
-    describe,
     selection_costs,
     tuning_metrics,
+    write_training_manifest,
 )
-from trim_lightning.privacy.paths import run_name
-from trim_lightning.runs.manifest import write_manifest
 from trim_lightning.settings.schema import TrainSettings
 from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import Entry, Store
 from trim_lightning.store.ledger import Ledger
-from trim_lightning.tracking.open import open_tracker
+from trim_lightning.tracking.open import tracked
 from trim_lightning.tracking.tracker import Tracker
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,14 @@ class Training:
     selection: Selection | None
     summary: str
 
+    def attach(self, tracker: Tracker) -> None:
+        """Attach scores, coreset, adapter and results to a tracker, each linked to what it was made from."""
+        if self.selection is not None:
+            self.selection.attach(tracker)
+        used = ["coreset"] if self.selection is not None else []
+        tracker.artifact("adapter", "model", [self.directory / ADAPTER, self.directory / MODEL], uses=used)
+        tracker.artifact("evaluation", "evaluation", [self.directory / name for name in RESULTS], uses=["adapter"])
+
 
 def train(settings: TrainSettings, command: str | None = None) -> Training:
     """Select (or read) a coreset, fine-tune on it, evaluate before and after, and write the contract's files.
@@ -76,25 +81,31 @@ def train(settings: TrainSettings, command: str | None = None) -> Training:
     settings = for_helper(settings)
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
     store = open_store(settings)
-    ledger = Ledger()
-    name = run_name(directory)
-    tracker = open_tracker(settings.logger, directory, job_type="train", name=name, config=asdict(settings))
-    succeeded = False
-    try:
-        training = _train(settings, directory, store, ledger, tracker, command)
+    with tracked(settings.logger, directory, job_type="train", config=asdict(settings)) as tracker:
+        training = run_training(settings, directory, store, tracker.training_logger, command)
         if training.selection is not None:
             training.selection.show(tracker)
         tracker.metrics(training.metrics)
-        log_artifacts(tracker, training)
-        succeeded = True
-        return training
-    finally:
-        tracker.finish(succeeded)
+        training.attach(tracker)
+    return training
 
 
-def _train(
-    settings: TrainSettings, directory: Path, store: Store, ledger: Ledger, tracker: Tracker, command: str | None
+def run_training(
+    settings: TrainSettings, directory: Path, store: Store, training_logger: Callable[[], Any], command: str | None
 ) -> Training:
+    """Select, evaluate, fine-tune, evaluate, write, reporting to no tracker but the curves of the training.
+
+    Args:
+        settings: All keys.
+        directory: Where the files go.
+        store: Stage results.
+        training_logger: Gives a Lightning logger, or False.
+        command: The command line that repeats this run, for the selection's report.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    ledger = Ledger()
     held_out = open_held_out(settings, store)
     trainee = make_trainee(settings, store, ledger)
 
@@ -109,46 +120,36 @@ def _train(
 
     coreset_tokens, coreset_entry = trainee.tokenize(in_one_order(coreset, store))
     watched = None
+    before, after = [], []
     if held_out is not None:
         tokens, entry = trainee.tokenize(held_out)
         watched = (tokens, entry.key)
         warn_of_held_out(trainee.max_length, held_out, tokens.truncated, coreset, ledger)
-    before = None if held_out is None else evaluate(trainee, None, held_out, settings.evaluation, title="before")
-    tuned = trainee.fine_tune(settings.train, coreset_tokens, coreset_entry.key, watched, tracker.training_logger)
-    after = None if held_out is None else evaluate(trainee, tuned, held_out, settings.evaluation, title="after")
+        before = evaluate(trainee, None, held_out, settings.evaluation, title="before")
+    tuned = trainee.fine_tune(settings.train, coreset_tokens, coreset_entry.key, watched, training_logger)
+    if held_out is not None:
+        after = evaluate(trainee, tuned, held_out, settings.evaluation, title="after")
+    task_metrics, details = run_tasks(settings, trainee, tuned) if settings.evaluation.tasks else ({}, {})
 
-    metrics: dict[str, Any] = {**tuning_metrics(tuned), **selection_costs(selection)}
-    if before is not None and after is not None:
-        lines = paired(before, after)
+    lines = paired(before, after)
+    metrics = {**tuning_metrics(tuned), **selection_costs(selection)}
+    if held_out is not None:
         write_text("".join(json.dumps(line) + "\n" for line in lines), directory / "predictions.jsonl")
-        metrics.update(summarise(lines, settings.evaluation))
-    details: dict[str, Any] = {}
-    if settings.evaluation.tasks:
-        task_metrics, details = run_tasks(settings, trainee, tuned)
-        metrics.update(task_metrics)
-
+        metrics |= summarise(lines, settings.evaluation)
+    metrics |= task_metrics
     copy_result(tuned, directory)
     write_text(json.dumps(metrics, indent=2) + "\n", directory / "metrics.json")
-    manifest = write_manifest(
-        directory / "manifest.json",
-        config=asdict(settings),
-        inputs={
-            "coreset": {"name": coreset.name, "sha256": coreset.sha256, "rows": len(coreset)},
-            "trainee": {"name": trainee.source.name, "sha256": trainee.source.digest},
-            **({} if held_out is None else {"evaluation": describe(held_out)}),
-            **({} if selection is None else selection.manifest["inputs"]),
-        },
-        counts={
-            "coreset": len(coreset),
-            "truncated": coreset_tokens.truncated,
-            "held_out": 0 if held_out is None else len(held_out),
-            **({} if selection is None else {"pool": selection.manifest["counts"]["pool"]}),
-        },
-        ledger=ledger,
-        selection=None if selection is None else selection.manifest,
-        adapter=adapter_digest(tuned),
-        evaluation=details,
-    )
+    inputs: dict[str, Any] = {
+        "coreset": {"name": coreset.name, "sha256": coreset.sha256, "rows": len(coreset)},
+        "trainee": {"name": trainee.source.name, "sha256": trainee.source.digest},
+        **({} if held_out is None else {"evaluation": describe(held_out)}),
+    }
+    counts = {
+        "coreset": len(coreset),
+        "truncated": coreset_tokens.truncated,
+        "held_out": 0 if held_out is None else len(held_out),
+    }
+    manifest = write_training_manifest(settings, inputs, counts, ledger, selection, tuned, details, directory)
     return Training(directory, metrics, manifest, selection, training_summary(metrics, manifest, directory))
 
 
@@ -161,16 +162,3 @@ def run_tasks(settings: TrainSettings, trainee: Trainee, tuned: Entry) -> tuple[
     metrics = {f"eval/{name}_before": value for name, value in before.metrics.items()}
     metrics.update({f"eval/{name}": value for name, value in after.metrics.items()})
     return metrics, after.details
-
-
-def log_artifacts(tracker: Tracker, training: Training) -> None:
-    """Attach scores, coreset, adapter and results, each linked to what it was made from."""
-    directory = training.directory
-    if training.selection is not None:
-        folder = training.selection.directory
-        tracker.artifact("scores", "scores", [folder / "scores.parquet", folder / "manifest.json"])
-        tracker.artifact("coreset", "coreset", [folder / "coreset.jsonl"], uses=["scores"])
-    used = ["coreset"] if training.selection is not None else []
-    tracker.artifact("adapter", "model", [directory / "adapter", directory / "model"], uses=used)
-    files = [directory / name for name in RESULTS]
-    tracker.artifact("evaluation", "evaluation", files, uses=["adapter"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from trim_lightning.files.atomic import copy_atomically
 from trim_lightning.pipeline.outputs import clear
 from trim_lightning.pipeline.select import Selection
 from trim_lightning.privacy.local import LOCAL
-from trim_lightning.records.record_file import RecordFile
+from trim_lightning.runs.manifest import write_manifest
+from trim_lightning.settings.schema import TrainSettings
 from trim_lightning.store import Entry
+from trim_lightning.store.ledger import Ledger
 
 RESULTS = ("metrics.json", "predictions.jsonl", "manifest.json")
 ADAPTER, MODEL = "adapter", "model"
@@ -97,11 +100,39 @@ def adapter_digest(tuned: Entry) -> dict[str, Any]:
     return {file.name: sha256_of(file) for file in files}
 
 
-def describe(records: RecordFile) -> dict[str, Any]:
-    """An input's line in the manifest."""
-    return {
-        "name": records.name,
-        "sha256": records.sha256,
-        "rows": len(records),
-        "source_rows": records.source_rows,
-    }
+def write_training_manifest(
+    settings: TrainSettings,
+    inputs: Mapping[str, Any],
+    counts: Mapping[str, int],
+    ledger: Ledger,
+    selection: Selection | None,
+    tuned: Entry,
+    tasks: Mapping[str, Any],
+    directory: Path,
+) -> dict[str, Any]:
+    """Write ``manifest.json``, the selection's manifest within it.
+
+    Args:
+        settings: All keys.
+        inputs: Inputs of the training itself.
+        counts: Its counts.
+        ledger: Its stages and warnings.
+        selection: The selection; None for a coreset that was given.
+        tuned: The fine-tuning.
+        tasks: What the scores of lm-eval tasks depend on.
+        directory: Where the manifest goes.
+
+    Returns:
+        Its content.
+    """
+    own = None if selection is None else selection.manifest
+    return write_manifest(
+        directory / "manifest.json",
+        config=asdict(settings),
+        inputs={**inputs, **({} if own is None else own["inputs"])},
+        counts={**counts, **({} if own is None else {"pool": own["counts"]["pool"]})},
+        ledger=ledger,
+        selection=own,
+        adapter=adapter_digest(tuned),
+        evaluation=tasks,
+    )

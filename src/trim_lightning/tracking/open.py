@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trim_lightning.privacy.paths import run_name
 from trim_lightning.settings.schema import LoggerSettings
 from trim_lightning.tracking.tracker import CsvTracker, NoTracker, Tracker
+
+
+@contextmanager
+def tracked(
+    settings: LoggerSettings, directory: Path, *, job_type: str, config: Mapping[str, Any]
+) -> Iterator[Tracker]:
+    """The tracker of a run, closed with it: as a success only if the block ends well."""
+    tracker = open_tracker(settings, directory, job_type=job_type, name=run_name(directory), config=config)
+    succeeded = False
+    try:
+        yield tracker
+        succeeded = True
+    finally:
+        tracker.finish(succeeded)
 
 
 def open_tracker(
