@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trim_lightning.privacy import keys
 from trim_lightning.privacy import paths as privacy
 from trim_lightning.privacy.keys import LogFormatter, hide_keys
 from trim_lightning.privacy.local import read_local, with_local, write_local
@@ -217,7 +218,7 @@ def test_a_record_of_hydra_stays_yaml(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("MY_SECRET", "canary-0123")
     file = tmp_path / "overrides.yaml"
     file.write_text("- canary-0123\n- a=canary-0123\nb: canary-0123\n".replace("b: ", "- b: "))
-    privacy.hide_keys_in([file])
+    keys.hide_keys_in([file])
     assert yaml.safe_load(file.read_text()) == ["***", "a=***", {"b": "***"}]
 
 
@@ -232,8 +233,8 @@ def test_a_formatter_that_the_user_chose_writes_no_keys(monkeypatch: pytest.Monk
     for handler in (plain, own, none):
         logger.addHandler(handler)
     try:
-        privacy.hide_keys_in_logs()
-        privacy.hide_keys_in_logs()  # again, as in the next job of a multirun
+        keys.hide_keys_in_logs()
+        keys.hide_keys_in_logs()  # again, as in the next job of a multirun
         logger.error("it is %s\x1b[2J", "canary-0123")
     finally:
         for handler in (plain, own, none):
@@ -245,7 +246,7 @@ def test_a_formatter_that_the_user_chose_writes_no_keys(monkeypatch: pytest.Monk
 def test_a_stream_hides_keys_however_it_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SECRET", "canary-0123")
     written = io.StringIO()
-    stream = privacy.KeylessStream(written)
+    stream = keys.KeylessStream(written)
     stream.write("one canary-0123\n")
     stream.writelines(["two canary-0123\n", "three\n"])
     assert written.getvalue() == "one ***\ntwo ***\nthree\n"

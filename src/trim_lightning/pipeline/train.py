@@ -119,8 +119,7 @@ def run_training(
     clear_training(directory, settings.coreset.path)
 
     coreset_tokens, coreset_entry = trainee.tokenize(in_one_order(coreset, store))
-    watched = None
-    before, after = [], []
+    watched, before, after = None, [], []
     if held_out is not None:
         tokens, entry = trainee.tokenize(held_out)
         watched = (tokens, entry.key)

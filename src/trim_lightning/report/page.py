@@ -19,6 +19,7 @@ from trim_lightning.console.visible import visible
 from trim_lightning.report.escape import data_block
 
 HOME = Path(__file__).parent
+SCRIPTS = ("base.js", "selection.js", "comparison.js", "start.js")  # one after the other
 METHOD_NAMES = {
     "trim": "TRIM", "random": "chance", "full": "taking all", "longest": "length", "bm25": "BM25", "dsir": "DSIR",
     "embedding": "sentence embeddings", "rds": "RDS+", "perplexity": "perplexity", "ifd": "IFD", "less": "LESS",
@@ -51,6 +52,11 @@ def render(page: str, values: Mapping[str, Any], data: Any) -> str:
     )
 
 
+def read_asset(name: str) -> Markup:
+    """Text of a style or script of ours, which is no data."""
+    return Markup((HOME / "assets" / name).read_text(encoding="utf-8"))
+
+
 class Assets:
     """The style and the scripts that every page carries.
 
@@ -62,10 +68,9 @@ class Assets:
     """
 
     def __init__(self) -> None:
-        self.css, self.plot, self.script = (
-            Markup((HOME / "assets" / name).read_text(encoding="utf-8"))
-            for name in ("page.css", "plot.min.js", "page.js")
-        )
+        self.css, self.plot = (read_asset(name) for name in ("page.css", "plot.min.js"))
+        own = "".join(map(read_asset, SCRIPTS))
+        self.script = Markup(f'"use strict";\n(() => {{\n{own}}})();\n')  # a scope of its own: `name` is the window's
         hashes = " ".join(f"'sha256-{digest(text)}'" for text in (self.plot, self.script))
         self.policy = (
             f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
