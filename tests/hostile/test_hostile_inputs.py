@@ -46,7 +46,7 @@ from trim_lightning.runs.find import find_runs
 from trim_lightning.runs.reopened import settings_from
 from trim_lightning.runs.run import read_runs
 from trim_lightning.settings.compose import compose_select
-from trim_lightning.settings.guard import check_targets, guard_hydra
+from trim_lightning.settings.guard import check_instantiated, guard_hydra
 from trim_lightning.settings.schema import ModelSettings, SourceSettings
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store.receipt import RECEIPT, seal_of
@@ -262,8 +262,8 @@ def test_nothing_foreign_is_made_from_a_config(override: str, key: str, tmp_path
 
 def test_a_factory_of_log_lines_is_found_where_no_override_can_write_it() -> None:
     config = {"hydra": {"job_logging": {"filters": {"a": {"()": "os.system"}}}}}
-    assert "hydra.job_logging.filters.a.()=os.system" in refusal(lambda: check_targets(config))
-    check_targets(
+    assert "hydra.job_logging.filters.a.()=os.system" in refusal(lambda: check_instantiated(config))
+    check_instantiated(
         {"hydra": {"job_logging": {"handlers": {"a": {"class": "logging.FileHandler", "stream": "ext://sys.stdout"}}}}}
     )
 
@@ -317,7 +317,7 @@ def test_what_the_project_itself_uses_is_allowed(override: str) -> None:
 def test_optuna_is_allowed() -> None:
     sampler = {"_target_": "optuna.samplers.TPESampler"}
     sweeper = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "sampler": sampler}
-    check_targets({"hydra": {"sweeper": sweeper}})
+    check_instantiated({"hydra": {"sweeper": sweeper}})
 
 
 def test_nothing_is_looked_up_for_a_manifest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from trim_lightning.console.visible import visible
 from trim_lightning.report.escape import data_block
 from trim_lightning.report.mix import count_fields, counted_rows, order_values
 from trim_lightning.report.page import HOME, digest, page_assets
-from trim_lightning.report.statistics import histogram, length_histogram, spread_of
+from trim_lightning.report.spreads import histogram, length_histogram, spread_of
 from trim_lightning.report.token_texts import TokenTexts
 
 # Observable Plot 0.6.17 as `make vendor` bundles it; renew both together

@@ -21,7 +21,7 @@ from running import run_train
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.cli.hydra_app import train_main
 from trim_lightning.pipeline.train import Training
-from trim_lightning.tuning.run import PeriodicCheckpoint
+from trim_lightning.tuning.callbacks import PeriodicCheckpoint
 
 
 @dataclass(frozen=True)

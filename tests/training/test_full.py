@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from training.conftest import Desk
 from trim_lightning.pipeline.train import Training
 from trim_lightning.tokens.tokenized import TokenSequence
-from trim_lightning.tuning.plan import plan_micro_batches
+from trim_lightning.tuning.micro_batches import plan_micro_batches
 
 WEIGHTS = "model/model.safetensors"
 FULL = ("train.mode=full", "train.learning_rate=0.001")

@@ -18,7 +18,7 @@ from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning import checkpoints, lora_module
 from trim_lightning.tuning.checkpoints import EpochCheckpoints, checkpoint_path, train_checkpoints
-from trim_lightning.tuning.run import ADAPTER, Surroundings, train_lora
+from trim_lightning.tuning.run import ADAPTER, TrainingSite, train_lora
 
 SETTINGS = TuningSettings(
     epochs=3, batch_size=4, lora_rank=4, lora_alpha=8, lora_dropout=0.2, learning_rate=1e-2, warmup_ratio=0.2,
@@ -57,7 +57,7 @@ def test_the_last_checkpoint_is_what_plain_training_ends_with(
 ) -> None:
     directory, facts = train("epochs")
     assert sorted(path.name for path in directory.iterdir()) == [f"checkpoint-{number:03d}" for number in (1, 2, 3)]
-    around = Surroundings(tmp_path / "plain", CPU, "training")
+    around = TrainingSite(tmp_path / "plain", CPU, "training")
     around.directory.mkdir()
     _, plain = train_lora(tiny_model("llama"), records, range(10), SETTINGS, around, seed=0)
     name = "adapter_model.safetensors"

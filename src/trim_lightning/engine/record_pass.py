@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.batches import Shard, padding_share, plan_shards
+from trim_lightning.engine.batches import padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ForwardPass
 from trim_lightning.engine.record_statistics import RecordStatistic
+from trim_lightning.engine.shard_forms import ValueShards
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.shards import finished_values, values_path, write_facts, write_values
+from trim_lightning.engine.shards import write_facts
 from trim_lightning.engine.speed import sample_pass
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.store.cost import Measured
@@ -32,29 +32,6 @@ class RecordPass(ForwardPass):
 
     def on_batch(self, batch: Mapping[str, Any]) -> torch.Tensor:
         return self.statistic(self.model, batch)
-
-
-class ValueShards:
-    """The values of a shard's records as one file, keyed by row."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def finished(self, plan: Sequence[Shard]) -> set[int]:
-        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        return finished_values(
-            self.directory, {shard.index: [row for rows in shard.batches for row in rows] for shard in plan}
-        )
-
-    def is_there(self, index: int) -> bool:
-        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        return values_path(self.directory, index).exists()
-
-    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        places = torch.cat([rows for rows, _ in parts]).cpu().numpy()
-        values = np.concatenate([prediction.cpu().numpy() for _, prediction in parts])
-        write_values(self.directory, index, places, values)
 
 
 def run_record_pass(

@@ -16,9 +16,9 @@ from trim_lightning.engine.batches import padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.modules import ScoringPass
+from trim_lightning.engine.shard_forms import SharedShards, TokenShards
 from trim_lightning.engine.sharded_pass import run_sharded_pass
 from trim_lightning.engine.speed import sample_pass
-from trim_lightning.engine.writer import SharedShards, TokenShards
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.hidden import hidden_width
 from trim_lightning.models.load import ModelRecipe

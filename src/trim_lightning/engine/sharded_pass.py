@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
 from trim_lightning.engine.batches import Shard, ShardBatches
 from trim_lightning.engine.devices import Resources, is_spread
 from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.modules import in_step
-from trim_lightning.engine.trainer import hush_lightning, interruptible, make_trainer
-from trim_lightning.engine.writer import TokenProgress
+from trim_lightning.engine.shard_forms import ShardForm
+from trim_lightning.engine.trainer import interruptible, make_trainer
+from trim_lightning.engine.writer import ShardWriter, TokenProgress
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 log = logging.getLogger(__name__)
-PENDING = 2  # shards computed but not yet on disk: a slow disk holds the model up rather than filling memory
-
-
-class ShardForm(Protocol):
-    """How the results of a shard's batches become a file that is whole or absent."""
-
-    def finished(self, plan: Sequence[Shard]) -> set[int]:
-        """Indexes of the plan's shards that are whole; removes damaged ones and what a kill left half written."""
-
-    def is_there(self, index: int) -> bool:
-        """True if the shard's file exists; it was written by rename, so it need not be read again."""
-
-    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
-        """Write one shard by rename from its batches' rows and predictions."""
 
 
 def run_sharded_pass(
@@ -149,75 +133,6 @@ class ShardData(LightningDataModule):
             pin_memory=on_gpu,
             multiprocessing_context="spawn" if workers else None,  # a fork after torch has threads may hang
         )
-
-
-class ShardWriter(BasePredictionWriter):
-    """Collects the results of a shard's batches and writes them in a thread of its own while the model goes on."""
-
-    def __init__(self, form: ShardForm, clock: WorkClock | None = None) -> None:
-        super().__init__(write_interval="batch")
-        self.form, self.clock = form, clock
-        self._open: dict[int, list[tuple[torch.Tensor, Any]]] = {}
-        self._thread: ThreadPoolExecutor | None = None
-        self._pending: list[Future[None]] = []
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start clock and thread."""
-        self._thread = ThreadPoolExecutor(1, "shard-writer")
-        if self.clock is not None and trainer.is_global_zero:
-            self.clock.start()
-
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Mapping[str, Any],
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Keep one batch's result; with the last batch of its shard, hand the shard to the thread."""
-        if batch["repeated"]:
-            return
-        shard = int(batch["shard"])
-        self._open.setdefault(shard, []).append((batch["rows"], prediction))
-        if batch["last"]:
-            assert self._thread is not None
-            parts = self._open.pop(shard)
-            self._settle(PENDING - 1)
-            self._pending.append(self._thread.submit(self._write, shard, parts, trainer.is_global_zero))
-
-    def _write(self, shard: int, parts: Sequence[tuple[torch.Tensor, Any]], ticks: bool) -> None:
-        self.form.write(shard, parts)
-        if self.clock is not None and ticks:
-            self.clock.tick()
-
-    def _settle(self, most: int = 0) -> None:
-        """Wait until at most ``most`` shards are pending; raises what their writing raised."""
-        while len(self._pending) > most:
-            self._pending.pop(0).result()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for the last shard."""
-        self._settle()
-        self._close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let the thread finish what is computed: a restart then need not compute it again."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
-            self._thread = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_thread": None, "_pending": []}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        hush_lightning()  # a spawned process has none of this one's filters, and unpickles this first
-        self.__dict__.update(state)
 
 
 def model_for(resources: Resources, model: Callable[[], Any], recipe: Callable[[], Any]) -> Any:

@@ -11,7 +11,8 @@ import numpy as np
 
 from trim_lightning.engine.batches import SHARD_TOKENS, Shard, plan_shards
 from trim_lightning.engine.devices import Resources
-from trim_lightning.engine.sharded_pass import ShardForm, run_sharded_pass
+from trim_lightning.engine.shard_forms import ShardForm
+from trim_lightning.engine.sharded_pass import run_sharded_pass
 from trim_lightning.store.cost import Measured, folder_size
 from trim_lightning.tokens.tokenized import TokenizedRecords
 

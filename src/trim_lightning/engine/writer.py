@@ -3,86 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
 from trim_lightning.console.progress import progress_bar
-from trim_lightning.engine.batches import Shard
-from trim_lightning.engine.shards import finished_shards, ragged, shard_path, write_shard
-from trim_lightning.tokens.tokenized import scope_mask
-
-
-class TokenShards:
-    """Token similarities of a shard as one Parquet file, keyed by row.
-
-    Columns: ``row``, ``token_ids``, ``scope`` and for each bank ``similarity/<group>``, ``match/<group>``
-    (without groups plain ``similarity`` and ``match``); lists over the record's tokens.
-
-    Args:
-        directory: Where the files go.
-        groups: Names of the banks.
-        scope: Content tokens that count.
-        first: Place of the first bank on the predictions' first axis.
-    """
-
-    def __init__(self, directory: Path, groups: Sequence[str], scope: str, first: int = 0) -> None:
-        self.directory, self.groups, self.scope, self.first = directory, list(groups), scope, first
-
-    def finished(self, plan: Sequence[Shard]) -> set[int]:
-        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
-
-    def is_there(self, index: int) -> bool:
-        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        return shard_path(self.directory, index).exists()
-
-    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
-        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        write_shard(self._table([prediction for _, prediction in parts]), self.directory, index)
-
-    def _table(self, parts: Sequence[Mapping[str, torch.Tensor]]) -> pa.Table:
-        lengths = torch.cat([part["lengths"] for part in parts]).cpu().numpy()
-
-        def flat(name: str) -> np.ndarray:
-            return torch.cat([part[name] for part in parts], dim=-1).cpu().numpy()
-
-        columns: dict[str, Any] = {
-            "row": flat("rows").astype(np.int64),
-            "token_ids": ragged(flat("token_ids").astype(np.int32), lengths),
-            "scope": ragged(scope_mask(flat("roles"), self.scope), lengths),
-        }
-        similarity, match = flat("similarity").astype(np.float32), flat("match").astype(np.int32)
-        for place, group in enumerate(self.groups, start=self.first):
-            columns[column_name("similarity", group)] = ragged(similarity[place], lengths)
-            columns[column_name("match", group)] = ragged(match[place], lengths)
-        return pa.table(columns)
-
-
-class SharedShards:
-    """One pass that serves several readers: each gets the files that a pass of its own would have written."""
-
-    def __init__(self, readers: Sequence[TokenShards]) -> None:
-        self.readers = list(readers)
-
-    def finished(self, plan: Sequence[Shard]) -> set[int]:
-        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        return set.intersection(*(reader.finished(plan) for reader in self.readers))
-
-    def is_there(self, index: int) -> bool:
-        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        return all(reader.is_there(index) for reader in self.readers)
-
-    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
-        """See `trim_lightning.engine.sharded_pass.ShardForm`."""
-        parts = [(rows, {name: value.cpu() for name, value in prediction.items()}) for rows, prediction in parts]
-        for reader in self.readers:
-            reader.write(index, parts)
+from trim_lightning.engine.elapsed import WorkClock
+from trim_lightning.engine.shard_forms import ShardForm
+from trim_lightning.engine.trainer import hush_lightning
 
 
 class Collector(BasePredictionWriter):
@@ -140,6 +71,73 @@ class TokenProgress(Callback):
             self._bar.close()
 
 
-def column_name(kind: str, group: str) -> str:
-    """``kind`` or ``kind/<group>``."""
-    return f"{kind}/{group}" if group else kind
+PENDING = 2  # shards computed but not yet on disk: a slow disk holds the model up rather than filling memory
+
+
+class ShardWriter(BasePredictionWriter):
+    """Collects the results of a shard's batches and writes them in a thread of its own while the model goes on."""
+
+    def __init__(self, form: ShardForm, clock: WorkClock | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.form, self.clock = form, clock
+        self._open: dict[int, list[tuple[torch.Tensor, Any]]] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: list[Future[None]] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start clock and thread."""
+        self._thread = ThreadPoolExecutor(1, "shard-writer")
+        if self.clock is not None and trainer.is_global_zero:
+            self.clock.start()
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keep one batch's result; with the last batch of its shard, hand the shard to the thread."""
+        if batch["repeated"]:
+            return
+        shard = int(batch["shard"])
+        self._open.setdefault(shard, []).append((batch["rows"], prediction))
+        if batch["last"]:
+            assert self._thread is not None
+            parts = self._open.pop(shard)
+            self._settle(PENDING - 1)
+            self._pending.append(self._thread.submit(self._write, shard, parts, trainer.is_global_zero))
+
+    def _write(self, shard: int, parts: Sequence[tuple[torch.Tensor, Any]], ticks: bool) -> None:
+        self.form.write(shard, parts)
+        if self.clock is not None and ticks:
+            self.clock.tick()
+
+    def _settle(self, most: int = 0) -> None:
+        """Wait until at most ``most`` shards are pending; raises what their writing raised."""
+        while len(self._pending) > most:
+            self._pending.pop(0).result()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the last shard."""
+        self._settle()
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the thread finish what is computed: a restart then need not compute it again."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+            self._thread = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_thread": None, "_pending": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        hush_lightning()  # a spawned process has none of this one's filters, and unpickles this first
+        self.__dict__.update(state)

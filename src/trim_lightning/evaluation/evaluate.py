@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.evaluation.statistics import bootstrap_ratio
+from trim_lightning.evaluation.intervals import bootstrap_ratio
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import EvaluationSettings
 from trim_lightning.stages.trainee import Trainee

@@ -15,7 +15,7 @@ from trim_lightning.privacy.paths import run_name, shareable_text
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.report.facts import Candidate, FileLink, Occurrence, SelectionFacts, TargetView, TokenClass
 from trim_lightning.report.mix import mixes_of, short_fields
-from trim_lightning.report.statistics import histogram, length_histogram, spread_of
+from trim_lightning.report.spreads import histogram, length_histogram, spread_of
 from trim_lightning.report.token_texts import TokenTexts, read_token_texts
 from trim_lightning.report.tokens import BANKS, TARGETS, TargetTokens, heaviest, match_view, named, read_banks
 from trim_lightning.runs.names import FILES

@@ -39,7 +39,7 @@ OWN_FOLDER = "${hydra.runtime.output_dir}/"
 LOGGING_SECTIONS = ("hydra_logging", "job_logging")
 
 
-def check_targets(config: Any) -> None:
+def check_instantiated(config: Any) -> None:
     """Refuse a composed config that names something else to be made or called.
 
     Args:
@@ -101,7 +101,7 @@ def factories(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def guard_hydra() -> None:
-    """Let `check_targets` see every config before Hydra sets up logging from it or makes its callbacks.
+    """Let `check_instantiated` see every config before Hydra sets up logging from it or makes its callbacks.
 
     So does `check_hydra_keys`, before a run goes where nobody asked for it.
 
@@ -114,7 +114,7 @@ def guard_hydra() -> None:
     @functools.wraps(load)
     def checked(*args: Any, **kwargs: Any) -> Any:
         config = load(*args, **kwargs)
-        check_targets(config)
+        check_instantiated(config)
         check_hydra_keys(config)
         return config
 

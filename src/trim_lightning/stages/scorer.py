@@ -44,9 +44,9 @@ class Scorer(ModelHandle):
         """Train the warm-up adapter on a part of the pool, or find it in the store."""
 
         def train(model: PreTrainedModel, rows: list[int], directory: Path) -> dict[str, Any]:
-            from trim_lightning.tuning.run import Surroundings, merge, train_lora
+            from trim_lightning.tuning.run import TrainingSite, merge, train_lora
 
-            around = Surroundings(directory, self.trainer, "warm-up")
+            around = TrainingSite(directory, self.trainer, "warm-up")
             wrapped, facts = train_lora(model, pool, rows, settings, around, seed=self.seed)
             self._model = merge(wrapped, self.dtype)
             return facts

@@ -66,7 +66,8 @@ class Trainee(ModelHandle):
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.engine.response_loss import mean_response_loss
             from trim_lightning.models.load import load_model
-            from trim_lightning.tuning.run import MODEL, EarlyStop, Surroundings, train_full, train_lora
+            from trim_lightning.tuning.callbacks import EarlyStop
+            from trim_lightning.tuning.run import MODEL, TrainingSite, train_full, train_lora
 
             stop = None
             if settings.early_stop is not None and held_out is not None:
@@ -74,7 +75,7 @@ class Trainee(ModelHandle):
                 stop = EarlyStop(
                     settings.early_stop, lambda model: mean_response_loss(model, records, self.tokens_per_batch)
                 )
-            around = Surroundings(directory, self.trainer, "fine-tune", make_logger(), stop)
+            around = TrainingSite(directory, self.trainer, "fine-tune", make_logger(), stop)
             self._kept = None  # a large model has no room beside the one in training
             model = load_model(self.source, self.training_dtype)
             rows = range(len(coreset))

@@ -17,7 +17,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning.lora_module import TuningModule, learning_rates
-from trim_lightning.tuning.run import ADAPTER, Surroundings, save_adapter, train_lora
+from trim_lightning.tuning.run import ADAPTER, TrainingSite, save_adapter, train_lora
 
 
 def checkpoint_path(directory: Path, number: int) -> Path:
@@ -45,7 +45,7 @@ def train_checkpoints(
     Raises:
         UserError: as `train_lora` does, or if an epoch had no learning rate, so that its checkpoint changes nothing.
     """
-    around = Surroundings(directory, trainer, "warm-up", callbacks=(EpochCheckpoints(directory),))
+    around = TrainingSite(directory, trainer, "warm-up", callbacks=(EpochCheckpoints(directory),))
     _, facts = train_lora(model, records, rows, settings, around, seed=seed)
     rates, per_epoch = learning_rates(settings, facts["steps"]), facts["steps"] // settings.epochs
     facts["rates"] = [

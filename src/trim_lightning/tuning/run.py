@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.devices import one_device
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.errors import UserError
@@ -23,8 +20,9 @@ from trim_lightning.models.lora import add_lora
 from trim_lightning.models.loss import response_logits
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
+from trim_lightning.tuning.callbacks import EarlyStop, HeldOutStop, PeriodicCheckpoint, TrainingProgress, half_written
 from trim_lightning.tuning.lora_module import TuningModule
-from trim_lightning.tuning.plan import MicroBatch, MicroBatchLoader, plan_micro_batches
+from trim_lightning.tuning.micro_batches import MicroBatch, MicroBatchLoader, plan_micro_batches
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "resume.ckpt"
@@ -34,20 +32,7 @@ MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
 
 @dataclass(frozen=True)
-class EarlyStop:
-    """When to end a training before its last epoch.
-
-    Attributes:
-        patience: Epochs without a lower held-out loss after which it ends; the best epoch's weights are kept.
-        held_out_loss: Measures the loss (nats per token) of the model as it is now.
-    """
-
-    patience: int
-    held_out_loss: Callable[[PreTrainedModel], float]
-
-
-@dataclass(frozen=True)
-class Surroundings:
+class TrainingSite:
     """Where a training runs and what looks on.
 
     Attributes:
@@ -72,7 +57,7 @@ def train_lora(
     records: TokenizedRecords,
     rows: Sequence[int],
     settings: TuningSettings,
-    around: Surroundings,
+    around: TrainingSite,
     *,
     seed: int,
     length_grouped: bool = False,
@@ -123,7 +108,7 @@ def train_full(
     records: TokenizedRecords,
     rows: Sequence[int],
     settings: TuningSettings,
-    around: Surroundings,
+    around: TrainingSite,
     *,
     seed: int,
     length_grouped: bool = False,
@@ -187,7 +172,7 @@ def count_steps(plan: Sequence[MicroBatch]) -> int:
 
 
 def fit(
-    module: TuningModule, loader: MicroBatchLoader, settings: TuningSettings, around: Surroundings, seed: int
+    module: TuningModule, loader: MicroBatchLoader, settings: TuningSettings, around: TrainingSite, seed: int
 ) -> dict[str, Any]:
     """Run the Lightning loop over all epochs' micro-batches, from the checkpoint if there is one."""
     tokens = int(sum(loader.records.lengths[list(micro.rows)].sum() for micro in loader.plan))
@@ -218,11 +203,6 @@ def remove_checkpoint(directory: Path) -> None:
     """Remove the checkpoint, and one that a kill left half written."""
     for path in (directory / CHECKPOINT, half_written(directory / CHECKPOINT)):
         path.unlink(missing_ok=True)
-
-
-def half_written(checkpoint: Path) -> Path:
-    """Where a checkpoint is until it is whole."""
-    return checkpoint.with_name(f".{checkpoint.name}.tmp")
 
 
 def require_effect(wrapped: PeftModel, records: TokenizedRecords, row: int, title: str) -> None:
@@ -259,111 +239,3 @@ def merge(wrapped: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
 def micro_batch_tokens(settings: TuningSettings) -> int:
     """Padded tokens of a forward and backward pass: as set, else what suits the device."""
     return settings.tokens_per_micro_batch or MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
-
-
-class TrainingProgress(Callback):
-    """A progress bar over the tokens of all epochs."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self.title = title
-        self.total = total
-        self._bar: Any = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar."""
-        assert isinstance(pl_module, TuningModule)
-        self._bar = progress_bar(self.title, self.total)
-        self._bar.update(pl_module.done.tokens)  # of the run that this one resumes
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Mapping[str, Any],
-        batch_idx: int,
-    ) -> None:
-        """Advance by the batch's real tokens."""
-        assert isinstance(pl_module, TuningModule)
-        self._bar.update(int(batch["tokens"]))
-        if pl_module.done.loss is not None:
-            self._bar.set_postfix_str(f"loss {pl_module.done.loss:.3f}", refresh=False)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-class HeldOutStop(Callback):
-    """Measures the held-out loss after every epoch, ends the training in time, and keeps the best epoch's weights."""
-
-    def __init__(self, rule: EarlyStop) -> None:
-        self.rule = rule
-        self._best: float | None = None
-        self._weights: dict[str, torch.Tensor] = {}
-        self._bad_epochs = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed training must know."""
-        return {"best": self._best, "weights": self._weights, "bad_epochs": self._bad_epochs}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
-        self._best, self._weights = state_dict["best"], state_dict["weights"]
-        self._bad_epochs = state_dict["bad_epochs"]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End at once a resumed training that had decided to end."""
-        if self._bad_epochs >= self.rule.patience:
-            trainer.should_stop = True
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int
-    ) -> None:
-        """Measure if the epoch is over."""
-        if not batch["closes_epoch"]:
-            return
-        assert isinstance(pl_module, TuningModule)
-        pl_module.model.eval()
-        generators = torch.get_rng_state()
-        loss = self.rule.held_out_loss(pl_module.causal_lm)
-        torch.set_rng_state(generators)
-        pl_module.model.train()
-        pl_module.report({"train/held_out_loss": loss})
-        if self._best is None or loss < self._best:
-            self._best, self._bad_epochs = loss, 0
-            self._weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
-        else:
-            self._bad_epochs += 1
-            trainer.should_stop = self._bad_epochs >= self.rule.patience
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go back to the best epoch."""
-        if self._weights:
-            pl_module.load_state_dict(self._weights, strict=False)
-
-
-class PeriodicCheckpoint(Callback):
-    """Saves a checkpoint between optimiser steps, at most every so many seconds, by rename."""
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        self.path = path
-        self.seconds = seconds
-        self._last = time.monotonic()
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Mapping[str, Any],
-        batch_idx: int,
-    ) -> None:
-        """Save if it is time."""
-        if not batch["closes_step"] or time.monotonic() - self._last < self.seconds:
-            return
-        temporary = half_written(self.path)
-        trainer.save_checkpoint(temporary, weights_only=False)
-        temporary.replace(self.path)
-        self._last = time.monotonic()

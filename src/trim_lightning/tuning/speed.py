@@ -18,8 +18,8 @@ from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.store.cost import Measured
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning.lora_module import TuningModule
-from trim_lightning.tuning.plan import MicroBatch, MicroBatchLoader, trained_rows
-from trim_lightning.tuning.run import Surroundings, count_steps, fit, make_plan, recompute_activations
+from trim_lightning.tuning.micro_batches import MicroBatch, MicroBatchLoader, trained_rows
+from trim_lightning.tuning.run import TrainingSite, count_steps, fit, make_plan, recompute_activations
 
 SECONDS = 6.0  # of measuring, roughly, after the first micro-batch
 FEWEST, MOST = 2, 24  # micro-batches
@@ -76,7 +76,7 @@ def sample_training(
     def run(micros: Sequence[MicroBatch]) -> float:
         module = TuningModule(wrapped, settings, total_steps=max(1, count_steps(micros)))
         with tempfile.TemporaryDirectory(prefix="trim-sample-") as folder:
-            around = Surroundings(Path(folder), trainer, "measure")
+            around = TrainingSite(Path(folder), trainer, "measure")
             started = time.perf_counter()
             fit(module, MicroBatchLoader(records, micros), settings, around, seed)
             return time.perf_counter() - started

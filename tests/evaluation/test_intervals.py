@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_lightning.evaluation.evaluate import paired, summarise
-from trim_lightning.evaluation.statistics import bootstrap_ratio
+from trim_lightning.evaluation.intervals import bootstrap_ratio
 from trim_lightning.settings.schema import EvaluationSettings
 
 

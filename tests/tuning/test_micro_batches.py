@@ -17,7 +17,7 @@ from trim_lightning.models.loss import IGNORED
 from trim_lightning.records.record import Turn
 from trim_lightning.tokens.rendering import ChatRenderer, Encoded
 from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
-from trim_lightning.tuning.plan import MicroBatchLoader, plan_micro_batches
+from trim_lightning.tuning.micro_batches import MicroBatchLoader, plan_micro_batches
 
 Records = Sequence[tuple[list[int], list[int]]]
 

@@ -1,0 +1,143 @@
+"""What happens between the micro-batches of a training: progress, early stop, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from transformers import PreTrainedModel
+
+from trim_lightning.console.progress import progress_bar
+from trim_lightning.tuning.lora_module import TuningModule
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """When to end a training before its last epoch.
+
+    Attributes:
+        patience: Epochs without a lower held-out loss after which it ends; the best epoch's weights are kept.
+        held_out_loss: Measures the loss (nats per token) of the model as it is now.
+    """
+
+    patience: int
+    held_out_loss: Callable[[PreTrainedModel], float]
+
+
+def half_written(checkpoint: Path) -> Path:
+    """Where a checkpoint is until it is whole."""
+    return checkpoint.with_name(f".{checkpoint.name}.tmp")
+
+
+class TrainingProgress(Callback):
+    """A progress bar over the tokens of all epochs."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title = title
+        self.total = total
+        self._bar: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        assert isinstance(pl_module, TuningModule)
+        self._bar = progress_bar(self.title, self.total)
+        self._bar.update(pl_module.done.tokens)  # of the run that this one resumes
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+    ) -> None:
+        """Advance by the batch's real tokens."""
+        assert isinstance(pl_module, TuningModule)
+        self._bar.update(int(batch["tokens"]))
+        if pl_module.done.loss is not None:
+            self._bar.set_postfix_str(f"loss {pl_module.done.loss:.3f}", refresh=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class HeldOutStop(Callback):
+    """Measures the held-out loss after every epoch, ends the training in time, and keeps the best epoch's weights."""
+
+    def __init__(self, rule: EarlyStop) -> None:
+        self.rule = rule
+        self._best: float | None = None
+        self._weights: dict[str, torch.Tensor] = {}
+        self._bad_epochs = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know."""
+        return {"best": self._best, "weights": self._weights, "bad_epochs": self._bad_epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self._best, self._weights = state_dict["best"], state_dict["weights"]
+        self._bad_epochs = state_dict["bad_epochs"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End at once a resumed training that had decided to end."""
+        if self._bad_epochs >= self.rule.patience:
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int
+    ) -> None:
+        """Measure if the epoch is over."""
+        if not batch["closes_epoch"]:
+            return
+        assert isinstance(pl_module, TuningModule)
+        pl_module.model.eval()
+        generators = torch.get_rng_state()
+        loss = self.rule.held_out_loss(pl_module.causal_lm)
+        torch.set_rng_state(generators)
+        pl_module.model.train()
+        pl_module.report({"train/held_out_loss": loss})
+        if self._best is None or loss < self._best:
+            self._best, self._bad_epochs = loss, 0
+            self._weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+        else:
+            self._bad_epochs += 1
+            trainer.should_stop = self._bad_epochs >= self.rule.patience
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go back to the best epoch."""
+        if self._weights:
+            pl_module.load_state_dict(self._weights, strict=False)
+
+
+class PeriodicCheckpoint(Callback):
+    """Saves a checkpoint between optimiser steps, at most every so many seconds, by rename."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path = path
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+    ) -> None:
+        """Save if it is time."""
+        if not batch["closes_step"] or time.monotonic() - self._last < self.seconds:
+            return
+        temporary = half_written(self.path)
+        trainer.save_checkpoint(temporary, weights_only=False)
+        temporary.replace(self.path)
+        self._last = time.monotonic()
