@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -18,7 +20,7 @@ from omegaconf.errors import (
 
 from trim_lightning.errors import UserError
 from trim_lightning.settings.key import known_keys
-from trim_lightning.settings.mistakes import explain, no_such_key, unknown_keys
+from trim_lightning.settings.mistakes import explain, no_such_key
 from trim_lightning.settings.schema import SelectSettings, TrainSettings
 
 Settings = TypeVar("Settings")
@@ -112,3 +114,28 @@ def compose_select(overrides: Sequence[str]) -> SelectSettings:
 def compose_train(overrides: Sequence[str]) -> TrainSettings:
     """The settings of a training; see `compose_settings`."""
     return compose_settings("train", TrainSettings, overrides)
+
+
+def unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a config that its schema lacks: Hydra's plus sign lets them in."""
+    known = {spec.name: spec for spec in dataclasses.fields(schema)}
+    for name in map(str, config):
+        if name not in known:
+            yield f"{prefix}{name}"
+            continue
+        default = known[name].default_factory
+        inner = config._get_node(name)
+        if dataclasses.is_dataclass(default) and isinstance(default, type) and isinstance(inner, DictConfig):
+            yield from unknown_keys(inner, default, f"{prefix}{name}.")
+
+
+def check_hydra_keys(config: DictConfig) -> None:
+    """Refuse keys of Hydra's that do not exist: a plus sign lets them in, and nothing reads them.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    if "hydra" in config:
+        for name in unknown_keys(config.hydra, HydraConf, "hydra."):
+            if name != "hydra.env":  # the group hydra/env puts it there, though the schema lacks it
+                raise UserError(no_such_key(name, SelectSettings))

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from trim_lightning.errors import UserError
-from trim_lightning.settings.mistakes import check_hydra_keys
+from trim_lightning.settings.compose import check_hydra_keys
 
 # Whole names: what begins well may go on through a module's imports, as in ``package.module.os.system``.
 ALLOWED = re.compile(

@@ -8,17 +8,16 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue, ValidationError
 
-from trim_lightning.errors import UserError, first_line
+from trim_lightning.errors import first_line
 from trim_lightning.settings.key import known_keys
-from trim_lightning.settings.schema import SelectSettings, TrainSettings
+from trim_lightning.settings.schema import TrainSettings
 
 GROUPS = (
     "model", "pool", "target", "warmup", "saliency", "fallback", "pooler", "method", "selection", "trainer",
@@ -28,19 +27,6 @@ RECIPES = ("experiment", "hparams_search", "debug")  # groups that set keys of o
 HYDRA_GROUPS = tuple(f"hydra/{name}" for name in ("launcher", "sweeper", "job_logging", "hydra_logging", "help", "env"))
 TRAINING_ONLY = ("hparams_search", "coreset", "train", "evaluation")
 EXTRAS = {"hydra/sweeper/optuna": "optuna"}  # what an extra of this package installs
-
-
-def unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> Iterator[str]:
-    """Yield the keys of a config that its schema lacks: Hydra's plus sign lets them in."""
-    known = {spec.name: spec for spec in dataclasses.fields(schema)}
-    for name in map(str, config):
-        if name not in known:
-            yield f"{prefix}{name}"
-            continue
-        default = known[name].default_factory
-        inner = config._get_node(name)
-        if dataclasses.is_dataclass(default) and isinstance(default, type) and isinstance(inner, DictConfig):
-            yield from unknown_keys(inner, default, f"{prefix}{name}.")
 
 
 def explain(error: BaseException, schema: type) -> str:
@@ -86,18 +72,6 @@ def no_such_key(name: str, schema: type) -> str:
     parts = {spec.name for spec in dataclasses.fields(schema)} | {*RECIPES}
     guess = closest(name, [*(key for key, *_ in known_keys(schema)), *(group for group in GROUPS if group in parts)])
     return f"{name}: no such key" + (f"; did you mean {guess}?" if guess else "; --cfg job prints all keys")
-
-
-def check_hydra_keys(config: DictConfig) -> None:
-    """Refuse keys of Hydra's that do not exist: a plus sign lets them in, and nothing reads them.
-
-    Raises:
-        UserError: naming the first one.
-    """
-    if "hydra" in config:
-        for name in unknown_keys(config.hydra, HydraConf, "hydra."):
-            if name != "hydra.env":  # the group hydra/env puts it there, though the schema lacks it
-                raise UserError(no_such_key(name, SelectSettings))
 
 
 @functools.cache
