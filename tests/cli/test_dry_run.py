@@ -60,6 +60,7 @@ def test_a_single_run_is_planned_and_nothing_is_done(inputs: Inputs, tmp_path: P
     assert written["memory_bytes"] > 1e8
 
 
+@pytest.mark.slow
 def test_a_sweep_is_planned_as_one(inputs: Inputs, tmp_path: Path) -> None:
     axes = ("warmup=none", "saliency.num_layers=1,2,99", "pooler=mean,max")
     told = dry(inputs, tmp_path, *axes, flags=("-m",), code=2)
@@ -150,6 +151,7 @@ def test_every_checkpoint_of_a_method_is_planned(
     assert plan_of(inputs, store, *overrides).missing == []
 
 
+@pytest.mark.slow
 def test_a_training_is_planned_with_a_coreset_that_is_not_known_yet(inputs: Inputs, tmp_path: Path) -> None:
     store = tmp_path / "store"
     held_out = inputs.root / "targets.jsonl"
@@ -186,6 +188,7 @@ def test_full_fine_tuning_can_be_measured(inputs: Inputs, tmp_path: Path) -> Non
     assert measured.written(plan.missing[0]) == pytest.approx(weights, rel=0.1), "the whole model is kept"
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_the_record_of_a_finished_run_alone(inputs: Inputs, tmp_path: Path) -> None:
     overrides = ["warmup=none", "method=random", f"paths.store_dir={tmp_path / 'store'}"]
     done = run_process(CONSOLE_SCRIPT, *inputs.arguments, *overrides, f"hydra.run.dir={tmp_path / 'out'}", cwd=tmp_path)
@@ -200,6 +203,7 @@ def test_a_dry_run_leaves_the_record_of_a_finished_run_alone(inputs: Inputs, tmp
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"plan"}
 
 
+@pytest.mark.slow
 def test_a_cell_that_cannot_be_measured_leaves_the_others_their_plan(inputs: Inputs, tmp_path: Path) -> None:
     shutil.copytree(inputs.root / "tiny", tmp_path / "broken")
     weights = tmp_path / "broken" / "model.safetensors"
@@ -210,6 +214,7 @@ def test_a_cell_that_cannot_be_measured_leaves_the_others_their_plan(inputs: Inp
     assert re.search(r"cannot run: #1 \(model.path=\S+broken\): model.path=broken: cannot be loaded", told.out)
 
 
+@pytest.mark.slow
 def test_jobs_with_a_wrong_configuration_keep_their_numbers(inputs: Inputs, tmp_path: Path) -> None:
     told = dry(inputs, tmp_path, "method=random,embedding,bm25", "max_length=10,0", flags=("-m",), code=2)
     assert "plan of 6 jobs, without the 4 that cannot run" in told.out

@@ -308,6 +308,7 @@ sys.exit(select_main())
 """
 
 
+@pytest.mark.slow
 def test_terminated_in_the_middle_and_run_again(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     overrides = [*inputs.arguments, "paths.store_dir=store", "scoring.tokens_per_batch=512", "paths.output_dir=out"]
     killed = run_process(sys.executable, "-c", TERMINATE_AFTER_TWO_BATCHES, *overrides, cwd=tmp_path)

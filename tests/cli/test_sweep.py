@@ -28,6 +28,7 @@ def sweep(inputs: Inputs, tmp_path: Path, *overrides: str, code: int = 0) -> str
     return outcome.out + outcome.err
 
 
+@pytest.mark.slow
 def test_the_jobs_share_one_pass(inputs: Inputs, tmp_path: Path) -> None:
     told = sweep(inputs, tmp_path, *AXES)
     assert "one pass over the pool for 6 jobs with 3 banks" in told
@@ -59,12 +60,14 @@ def test_failing_jobs_are_listed_and_do_not_stop_the_others(inputs: Inputs, tmp_
     assert [(tmp_path / "sweep" / job / "coreset.jsonl").exists() for job in "012"] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_sharing_can_be_switched_off(inputs: Inputs, tmp_path: Path) -> None:
     told = sweep(inputs, tmp_path, "saliency.num_layers=1,2", "hydra.launcher.share=false")
     assert "one pass" not in told
     assert len(re.findall(r"INFO +score: [\d,]+ tokens", told)) == 2
 
 
+@pytest.mark.slow
 def test_another_launcher_runs_the_jobs_after_the_shared_pass(inputs: Inputs, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     told = sweep(inputs, tmp_path, "saliency.num_layers=1,2", "hydra/launcher@hydra.launcher.inner=joblib")
@@ -93,6 +96,7 @@ def coresets(folder: Path) -> list[bytes]:
     return [(folder / str(job) / "scores.parquet").read_bytes() for job in range(6)]
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_run_one_pass(inputs: Inputs, tmp_path: Path) -> None:
     write_records(tmp_path / "pool.jsonl", 400, seed=3)
     both = [begin(inputs, tmp_path, name) for name in ("first", "second")]
@@ -107,6 +111,7 @@ def test_two_sweeps_at_once_run_one_pass(inputs: Inputs, tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_repeats_nothing_that_was_finished(inputs: Inputs, tmp_path: Path) -> None:
     write_records(tmp_path / "pool.jsonl", 1200, seed=3)
     killed = begin(inputs, tmp_path, "killed", "warmup=none")

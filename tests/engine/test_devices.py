@@ -35,6 +35,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
     "OMP_NUM_THREADS": "1"
 }
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
 Select = Callable[..., list[str]]
 
 
@@ -104,8 +105,8 @@ def assert_same_scores(one: Path, two: Path) -> None:
     ("launcher", "trainer"),
     [
         pytest.param([sys.executable], ["trainer=ddp_cpu"], id="spawned"),
-        pytest.param(TORCHRUN, ["trainer=ddp_cpu"], id="torchrun"),
-        pytest.param(TORCHRUN, ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"], id="fsdp"),
+        pytest.param(TORCHRUN, ["trainer=ddp_cpu"], id="torchrun", marks=pytest.mark.slow),
+        pytest.param(TORCHRUN, FSDP, id="fsdp", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_score_as_one(
@@ -122,6 +123,7 @@ def test_two_processes_score_as_one(
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.parts and path.is_file()]
 
 
+@pytest.mark.slow
 def test_more_processes_than_shards(select: Select, pool_file: Path, tmp_path: Path) -> None:
     overrides = (f"pool.path={pool_file}", "trainer=ddp_cpu")
     run([sys.executable, *select("two", *overrides)], tmp_path)
@@ -135,11 +137,13 @@ def test_two_processes_share_the_passes_of_other_methods(select: Select, tmp_pat
     np.testing.assert_allclose(scores(tmp_path / "one")["score"], scores(tmp_path / "two")["score"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_data_workers_change_no_byte(alone: Path, select: Select, tmp_path: Path) -> None:
     run([sys.executable, *select("two", "trainer=cpu", "scoring.num_workers=2")], tmp_path)
     assert (alone / "scores.parquet").read_bytes() == (tmp_path / "two/scores.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_spawned_process_is_one_line(
     tiny_folder: Callable[[str], Path], select: Select, tmp_path: Path
 ) -> None:

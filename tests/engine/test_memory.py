@@ -48,7 +48,7 @@ def overrides(folder: Path, model: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["trim", "rds", "perplexity", "less"])
+@pytest.mark.parametrize("method", ["trim", "rds", "perplexity", pytest.param("less", marks=pytest.mark.slow)])
 def test_a_pass_goes_on_in_halves_with_the_same_results(
     method: str, tmp_path: Path, tiny_folder: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -169,6 +169,7 @@ def test_a_failed_run_says_so(desk: Desk, tmp_path: Path) -> None:
     assert record.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_multirun_is_one_group_of_separate_runs(desk: Desk, command: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = command(
         "-m", *desk.train, desk.held_out("plain"), "train.epochs=1,2", "logger=wandb",
