@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := build/tools/bin
+# a worker for each core; each begins with its share of the files in their order, and who is done helps the others
+PARALLEL := -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 PAGE ?=
@@ -31,10 +33,10 @@ demo: $(INSTALLED) ## select, fine-tune, and compare with a random pick of the s
 	$(BIN)/trim-compare outputs/demo
 
 test: $(INSTALLED) ## run the fast tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-slow: $(INSTALLED) ## run the tests marked slow
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS)
 
 test-faults: $(INSTALLED) ## inject faults, fuzz the readers, load the store (about an hour)
 	$(BIN)/python -m pytest -m faults $(ARGS)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # one of several at once: one thread each, in the processes that the tests start as well
+    for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ.setdefault(_name, "1")
 
 import hypothesis
 import numpy as np
