@@ -341,22 +341,10 @@ def overrides(work: Path) -> Task:
 
 def method(work: Path) -> Task:
     names = method_names()
+    keys = ["count", "checkpoints", "num_checkpoints", "seed", "dimension", "clusters", "model", "k1", "b", "_target_", *NAMES]  # fmt: skip
 
     def task(data: bytes) -> bool:
         source = Bytes(data)
-        keys = [
-            "count",
-            "checkpoints",
-            "num_checkpoints",
-            "seed",
-            "dimension",
-            "clusters",
-            "model",
-            "k1",
-            "b",
-            "_target_",
-            *NAMES,
-        ]
         asked = {"name": [*names, *SCALARS][source.number(len(names) + len(SCALARS))]}
         asked.update({keys[source.number(len(keys))]: source.value() for _ in range(source.number(4))})
         try:

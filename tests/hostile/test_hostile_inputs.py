@@ -64,10 +64,8 @@ def read(tmp_path: Path) -> Read:
     def opened(content: bytes, name: str = "pool.jsonl", source: str = "jsonl", **keys: Any) -> RecordFile:
         path = tmp_path / name
         path.write_bytes(content)
-        store = Store(tmp_path / "store")
-        return open_records(
-            SourceSettings(source=source, path=str(path), **keys), what="pool", seed=0, spool=store.spool
-        )
+        wanted = SourceSettings(source=source, path=str(path), **keys)
+        return open_records(wanted, what="pool", seed=0, spool=Store(tmp_path / "store").spool)
 
     return opened
 
@@ -78,6 +76,12 @@ def refusal(task: Callable[[], Any]) -> str:
         task()
     assert str(caught.value).strip()
     return str(caught.value)
+
+
+def trim_select(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [Path(sys.executable).with_name("trim-select"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------
@@ -103,9 +107,8 @@ def test_depth_that_can_be_parsed_is_never_a_traceback(read: Read) -> None:
 
 def test_numbers_of_any_size(read: Read) -> None:
     digits = b"9" * 5000
-    assert "integer string conversion" in refusal(
-        lambda: read(GOOD + b'{"prompt": "a", "response": "b", "id": ' + digits + b"}")
-    )
+    longest = GOOD + b'{"prompt": "a", "response": "b", "id": ' + digits + b"}"
+    assert "integer string conversion" in refusal(lambda: read(longest))
     records = read(GOOD[:-2] + b', "id": 1e400, "n": NaN, "m": -Infinity}\n')
     assert records.id(0) == "Infinity"
 
@@ -179,9 +182,8 @@ def test_a_gigabyte_stays_within_two_hundred_megabytes(kind: str, tmp_path: Path
         with gzip.open(path, "wb", compresslevel=6) as file:
             for _ in range((1 << 30) // len(block)):
                 file.write(block)
-    done = subprocess.run(
-        [sys.executable, "-c", BOUNDED, path, tmp_path / "store"], capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-c", BOUNDED, path, tmp_path / "store"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert ("times its size" if kind == "many lines" else "longer than 16 MiB") in done.stdout
 
@@ -197,10 +199,8 @@ def parquet(**columns: Any) -> bytes:
 
 def test_values_that_python_has_no_object_for(read: Read) -> None:
     for kind in (pa.timestamp("us"), pa.duration("s"), pa.time64("us")):
-        far = pa.array([2**61, -(2**61)], pa.int64()).cast(kind)
-        assert "not a readable Parquet file" in refusal(
-            lambda far=far: read(parquet(far=far), "pool.parquet", "parquet")
-        )
+        far = parquet(far=pa.array([2**61, -(2**61)], pa.int64()).cast(kind))
+        assert "not a readable Parquet file" in refusal(lambda far=far: read(far, "pool.parquet", "parquet"))
     zone = pa.array([1, 2], pa.timestamp("us", tz="../../nowhere"))
     assert "not a readable Parquet file" in refusal(lambda: read(parquet(zone=zone), "pool.parquet", "parquet"))
 
@@ -219,9 +219,8 @@ def test_lying_metadata_and_damaged_pages(read: Read) -> None:
         "footer length": sound[:-8] + b"\xff\xff\xff\x7fPAR1",
         "head alone": b"PAR1" + bytes(100) + b"PAR1",
     }.items():
-        assert "not a readable Parquet file" in refusal(
-            lambda content=content: read(content, "pool.parquet", "parquet")
-        ), name
+        told = refusal(lambda content=content: read(content, "pool.parquet", "parquet"))
+        assert "not a readable Parquet file" in told, name
 
 
 # --- what a config may make --------------------------------------------------------------------------------
@@ -247,13 +246,7 @@ def test_lying_metadata_and_damaged_pages(read: Read) -> None:
     ],
 )
 def test_nothing_foreign_is_made_from_a_config(override: str, key: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [Path(sys.executable).with_name("trim-select"), override],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = trim_select(tmp_path, override)
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last.startswith("error: ")) == (2, True), done.stderr[-2000:]
     assert key in last
@@ -263,9 +256,8 @@ def test_nothing_foreign_is_made_from_a_config(override: str, key: str, tmp_path
 def test_a_factory_of_log_lines_is_found_where_no_override_can_write_it() -> None:
     config = {"hydra": {"job_logging": {"filters": {"a": {"()": "os.system"}}}}}
     assert "hydra.job_logging.filters.a.()=os.system" in refusal(lambda: check_instantiated(config))
-    check_instantiated(
-        {"hydra": {"job_logging": {"handlers": {"a": {"class": "logging.FileHandler", "stream": "ext://sys.stdout"}}}}}
-    )
+    handlers = {"a": {"class": "logging.FileHandler", "stream": "ext://sys.stdout"}}
+    check_instantiated({"hydra": {"job_logging": {"handlers": handlers}}})
 
 
 def test_an_experiment_file_from_outside_makes_nothing(tmp_path: Path) -> None:
@@ -288,10 +280,7 @@ def test_an_experiment_file_from_outside_makes_nothing(tmp_path: Path) -> None:
             """
         )
     )
-    done = subprocess.run(
-        [Path(sys.executable).with_name("trim-select"), "--config-dir", tmp_path / "theirs", "experiment=evil"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = trim_select(tmp_path, "--config-dir", tmp_path / "theirs", "experiment=evil")
     assert done.returncode == 2
     assert "error: hydra.callbacks.a._target_=pathlib.Path.touch" in done.stderr
     assert not (tmp_path / "made").exists()
@@ -299,16 +288,9 @@ def test_an_experiment_file_from_outside_makes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    [
-        "seed=1",
-        "hydra/launcher=joblib",
-        "hydra/launcher=submitit_slurm",
-        "hydra/launcher=basic",
-        "hydra/launcher@hydra.launcher.inner=joblib",
-        "hydra/job_logging=stdout",
-        "hydra/job_logging=disabled",
-    ],
-)
+    ["seed=1", "hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra/launcher=basic",
+     "hydra/launcher@hydra.launcher.inner=joblib", "hydra/job_logging=stdout", "hydra/job_logging=disabled"],
+)  # fmt: skip
 def test_what_the_project_itself_uses_is_allowed(override: str) -> None:
     guard_hydra()
     compose_select(["model=hf", "model.path=m", "paths.output_dir=x", override])
@@ -322,12 +304,8 @@ def test_optuna_is_allowed() -> None:
 
 def test_nothing_is_looked_up_for_a_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "canary")
-    config = {
-        "model": {"path": "m"},
-        "method": {"name": "random"},
-        "seed": 3,
-        "pool": {"source": "jsonl", "path": "x ${oc.env:A_SECRET} ${seed}"},
-    }
+    pool = {"source": "jsonl", "path": "x ${oc.env:A_SECRET} ${seed}"}
+    config = {"model": {"path": "m"}, "method": {"name": "random"}, "seed": 3, "pool": pool}
     assert settings_from(config).pool.path == "x ${oc.env:A_SECRET} ${seed}"
     assert "canary" not in refusal(lambda: load_selector({"name": "dsir", "buckets": "${oc.env:A_SECRET}"}))
     assert "canary" not in refusal(lambda: load_selector({"name": "${oc.env:A_SECRET}"}))
@@ -350,22 +328,16 @@ def change(run: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "edit",
+    ("part", "values"),
     [
-        lambda manifest: manifest["config"].update(method={"name": ["a"]}),
-        lambda manifest: manifest["config"].update(method={}),
-        lambda manifest: manifest["config"].update(seed={}),
-        lambda manifest: manifest["config"].update(model={"path": 3}),
-        lambda manifest: manifest["counts"].update(selected=True),
-        lambda manifest: manifest["counts"].update(selected_tokens="9"),
-        lambda manifest: manifest["stages"].update(score={"seconds": "long"}),
-        lambda manifest: manifest["stages"].update(score=[]),
-        lambda manifest: manifest["inputs"].update(pool=[1]),
+        ("config", {"method": {"name": ["a"]}}), ("config", {"method": {}}), ("config", {"seed": {}}),
+        ("config", {"model": {"path": 3}}), ("counts", {"selected": True}), ("counts", {"selected_tokens": "9"}),
+        ("stages", {"score": {"seconds": "long"}}), ("stages", {"score": []}), ("inputs", {"pool": [1]}),
     ],
-)
-def test_a_foreign_manifest_is_a_broken_run(edit: Callable[[dict[str, Any]], Any], run: Path) -> None:
+)  # fmt: skip
+def test_a_foreign_manifest_is_a_broken_run(part: str, values: dict[str, Any], run: Path) -> None:
     assert len(read_runs(find_runs([run])[0])[0]) == 1
-    change(run, edit)
+    change(run, lambda manifest: manifest[part].update(values))
     runs, broken = read_runs(find_runs([run])[0])
     assert not runs or all(item.method != ["a"] for item in runs)
     assert len(runs) + len(broken) == 1
@@ -402,14 +374,8 @@ def test_a_number_beyond_every_column(number: int, written: float, run: Path, tm
 
 
 def test_bombs_in_a_manifest_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for bomb in (
-        b"[" * 100_000,
-        b'{"config": ' + b"9" * 5000 + b"}",
-        b"\xff",
-        b"[]",
-        b'{"config": []}',
-        b'{"config": {"pool": 3}}',
-    ):
+    long = b'{"config": ' + b"9" * 5000 + b"}"
+    for bomb in (b"[" * 100_000, long, b"\xff", b"[]", b'{"config": []}', b'{"config": {"pool": 3}}'):
         (run / "manifest.json").write_bytes(bomb)
         assert not read_runs(find_runs([run])[0])[0]
         assert export_main([str(run), "--format", "messages"]) == 2
