@@ -42,7 +42,8 @@ def test_the_gpu_figure_runs_on_a_small_shape() -> None:
 def test_the_selection_stages_of_less_and_trim_run_on_a_small_model() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import json, shutil, materials; "
-        "import figures_less as figures; from pathlib import Path; materials.WORK.mkdir(parents=True, exist_ok=True); small = materials.tiny(); materials.smollm2 = "
+        "import figures_less as figures; from pathlib import Path; "
+        "materials.WORK.mkdir(parents=True, exist_ok=True); small = materials.tiny(); materials.smollm2 = "
         "lambda: small; figures.WORK = Path(materials.WORK / 'small'); shutil.rmtree(figures.WORK, True); "
         "figures.WORK.mkdir(); print(json.dumps(figures.selection_stages(4, '', number=12, rounds=1)))"
     )
