@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
@@ -19,7 +18,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from trim_lightning.engine.devices import ONE_DEVICE, number_of_devices
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, suggest
 from trim_lightning.store.processes import launched_size
 
 OURS = {"callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_progress_bar"}
@@ -60,8 +59,7 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
         if name in REPLACED:
             raise UserError(f"trainer.{name}: cannot be set here; use {REPLACED[name]}")
         if name not in permitted:
-            guess = difflib.get_close_matches(name, permitted, n=1)
-            hint = f"; did you mean trainer.{guess[0]}?" if guess else ""
+            hint = suggest(name, permitted, "trainer.")
             raise UserError(f"trainer.{name}: not an argument of lightning.Trainer that can be set here{hint}")
     quiet = {
         "logger": False,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.key import check
 from trim_lightning.stages.task import MatchedTokens, SelectionTask
@@ -95,7 +95,7 @@ def load_selector(parameters: Mapping[str, Any]) -> Selector:
     try:
         selector = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), as_plain(own)))
     except OmegaConfBaseException as error:
-        raise UserError(f"method: {str(error).splitlines()[0]}") from None
+        raise UserError(f"method: {first_line(error)}") from None
     assert isinstance(selector, Selector)
     check(selector, "method.")
     return selector

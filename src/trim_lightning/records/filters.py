@@ -6,21 +6,12 @@ All of this is our choice; the method itself takes the pool as given.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from trim_lightning.errors import UserError
-from trim_lightning.records.layouts import (
-    MISSING,
-    field_names,
-    guess,
-    lookup,
-    scalar_text,
-)
-
-if TYPE_CHECKING:
-    pass
+from trim_lightning.errors import UserError, suggest
+from trim_lightning.records.layouts import MISSING, field_names, lookup, scalar_text
 
 # Field names remembered for the suggestion; a file can have any number of them.
 _FIELDS_REMEMBERED = 500
@@ -93,7 +84,7 @@ class RecordFilter:
             known = sorted(self._fields)
             raise UserError(
                 f"{self.what}.{part} names the field {field}, which no record of {source} has"
-                f"{guess(field, known) or '; fields: ' + ', '.join(known[:20])}"
+                f"{suggest(field, known) or '; fields: ' + ', '.join(known[:20])}"
             )
 
     def describe(self) -> str:

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from trim_lightning.errors import UserError
-from trim_lightning.records.layouts import guess
+from trim_lightning.errors import UserError, suggest
 
 # Raise it whenever the same arguments give another file.
 SCHEMA = 1
@@ -139,7 +138,7 @@ def check_families(families: Sequence[str] | None, what: str) -> tuple[str, ...]
         raise UserError(f"{what}.families is empty: name at least one family, or null for all")
     for name in families:
         if name not in FAMILIES:
-            raise UserError(f"{what}.families: there is no family {name}{guess(name, FAMILIES)}")
+            raise UserError(f"{what}.families: there is no family {name}{suggest(name, FAMILIES)}")
     return tuple(dict.fromkeys(families))
 
 

@@ -7,14 +7,13 @@ choice: a plain prompt and response win over Alpaca, because some sets carry an 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, suggest
 from trim_lightning.records.record import Role, Turn
 
 MISSING: Any = object()
@@ -115,16 +114,10 @@ def scalar_field(record: Mapping[str, Any], field: str, place: str, needed: str)
     value = lookup(record, field)
     if value is MISSING:
         fields = list(field_names(record))
-        raise UserError(f"{place} has no such field{guess(field, fields) or '; fields: ' + ', '.join(fields[:20])}")
+        raise UserError(f"{place} has no such field{suggest(field, fields) or '; fields: ' + ', '.join(fields[:20])}")
     if value is None or isinstance(value, list | Mapping):
         raise UserError(f"{place} has {kind_of(value)} there; {needed}")
     return value
-
-
-def guess(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean X?"`` if a known name is close, else the empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def scalar_text(value: Any) -> str:
@@ -326,7 +319,7 @@ def choose_layout(
             if lookup(record, field) is MISSING:
                 raise UserError(
                     f"{what}.{key}={field}: {where} has no such field (it has {', '.join(known) or 'none'})"
-                    f"{guess(field, known)}"
+                    f"{suggest(field, known)}"
                 )
         return PairLayout(prompt_field, response_field)
     for fields, layout in KNOWN:

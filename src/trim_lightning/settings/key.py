@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any
 
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, suggest
 
 
 def key(
@@ -51,9 +50,7 @@ def check(settings: Any, prefix: str = "") -> None:
             continue
         choices, low, above, high = (spec.metadata[part] for part in ("choices", "low", "above", "high"))
         if choices and value not in choices:
-            guess = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f"; did you mean {guess[0]}?" if guess else ""
-            raise UserError(f"{name}={value}: must be one of {', '.join(choices)}{hint}")
+            raise UserError(f"{name}={value}: must be one of {', '.join(choices)}{suggest(str(value), choices)}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if value != value or value in (float("inf"), float("-inf")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import re
 import types
@@ -15,7 +14,7 @@ from hydra.conf import HydraConf
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue, ValidationError
 
-from trim_lightning.errors import first_line
+from trim_lightning.errors import first_line, nearest, suggest
 from trim_lightning.settings.key import known_keys
 from trim_lightning.settings.schema import TrainSettings
 
@@ -89,8 +88,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     if missing in EXTRAS:
         return f"{missing} is not installed; pip install 'trim-lightning[{EXTRAS[missing]}]'"
     group, _, option = missing.rpartition("/")
-    guess = difflib.get_close_matches(option, options, n=1)
-    hint = f"; did you mean {group}={guess[0]}?" if guess else ""
+    hint = suggest(option, options, f"{group}=")
     return f"{group}={option}: no such option; {group} has {', '.join(options)}{hint}"
 
 
@@ -149,12 +147,12 @@ def closest(name: str, keys: Sequence[str]) -> str | None:
     group, _, last = name.rpartition(".")
     siblings = [key.rpartition(".")[2] for key in keys if group and key.rpartition(".")[0] == group]
     if siblings:
-        near = difflib.get_close_matches(last, siblings, n=1)
-        return f"{group}.{near[0]}" if near else None
+        near = nearest(last, siblings)
+        return f"{group}.{near}" if near else None
     endings = {key.rpartition(".")[2] for key in keys}
     if group or name not in endings:
-        near = difflib.get_close_matches(name, [key for key in keys if ("." in key) == bool(group)], n=1, cutoff=0.75)
+        near = nearest(name, [key for key in keys if ("." in key) == bool(group)], 0.75)
         if near or group:
-            return near[0] if near else None
-    near = difflib.get_close_matches(name, endings, n=1, cutoff=0.8)
-    return " or ".join(key for key in keys if near and key.endswith(f".{near[0]}")) or None
+            return near
+    near = nearest(name, endings, 0.8)
+    return " or ".join(key for key in keys if near and key.endswith(f".{near}")) or None

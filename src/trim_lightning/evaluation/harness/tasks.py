@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trim_lightning.errors import UserError
-from trim_lightning.records.layouts import guess
+from trim_lightning.errors import UserError, suggest
 
 TASKS_FOLDER = Path(__file__).parents[1] / "tasks"
 LOCAL_TASKS = tuple(sorted(path.stem for path in TASKS_FOLDER.glob("trim_*.yaml")))
@@ -51,7 +50,7 @@ def _task_manager(tasks: Sequence[str], tasks_path: str | None, data_dir: str | 
     manager = _index(tuple(folders), stamp, data_dir, True)
     for name in tasks:
         if name not in manager.task_index:
-            hint = guess(name, manager.all_tasks) or ";"
+            hint = suggest(name, manager.all_tasks) or ";"
             raise UserError(
                 f"evaluation.tasks: no task is called {name}{hint} local ones are {', '.join(LOCAL_TASKS)}, "
                 "your own go into evaluation.tasks_path"
