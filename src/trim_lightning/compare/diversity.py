@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.records.kinds import KIND_FIELDS
-from trim_lightning.records.layouts import MISSING, lookup
+from trim_lightning.records.kinds import count_kinds, kind_field
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.runs.records import open_coreset
 from trim_lightning.runs.run import Run
 from trim_lightning.selection.near_duplicates import NearDuplicates
 
@@ -60,7 +58,7 @@ def diversity(run: Run, embed: Embed | None = None) -> Diversity | None:
         run: The run.
         embed: Gives a vector per record; without it ``effective_records`` is None.
     """
-    records = open_coreset(run)
+    records = run.coreset.open_records()
     if records is None or not len(records):
         return None
     turns = [records.record(row).turns for row in range(len(records))]
@@ -105,12 +103,8 @@ def vendi_score(vectors: NDArray[np.floating[Any]]) -> float | None:
 
 def kinds_of(records: RecordFile) -> Counter[str]:
     """How often each kind of record occurs; empty if records do not say."""
-    first = records.object(0)
-    field = next((name for name in reversed(KIND_FIELDS) if lookup(first, name) is not MISSING), None)
-    if field is None:
-        return Counter()
-    found = (lookup(records.object(row), field) for row in range(len(records)))
-    return Counter(str(value) for value in found if value is not MISSING)
+    field = kind_field(records.object(0))
+    return Counter() if field is None else count_kinds(map(records.object, range(len(records))), field)
 
 
 def effective_number(counts: Sequence[int]) -> float | None:

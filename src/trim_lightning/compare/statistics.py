@@ -76,24 +76,18 @@ def jaccard_of_counts(first: Counter[bytes], second: Counter[bytes]) -> float | 
     return (first & second).total() / total if total else None
 
 
-def average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[n]`` ranks from 1, equal values sharing the mean of their places."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean_rank: NDArray[np.float64] = (last - (counts - 1) / 2)[place]
-    return mean_rank
-
-
 def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:
     """Rank correlation of two score columns ``[records]`` over the records that both scored (not NaN).
 
     Returns:
         None if fewer than two such records remain or one column is constant on them.
     """
+    from scipy.stats import rankdata
+
     both = ~(np.isnan(first) | np.isnan(second))
     if both.sum() < 2:
         return None
-    ranks = [average_ranks(column[both].astype(np.float64)) for column in (first, second)]
+    ranks = [rankdata(column[both]) for column in (first, second)]
     centred = [column - column.mean() for column in ranks]
     scale = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
     return float(np.clip((centred[0] * centred[1]).sum() / scale, -1, 1)) if scale > 0 else None

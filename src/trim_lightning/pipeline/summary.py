@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from trim_lightning.console.visible import visible
-from trim_lightning.records.kinds import KIND_FIELDS
-from trim_lightning.records.layouts import MISSING, lookup
+from trim_lightning.records.kinds import count_kinds, kind_field
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.targets import TargetSet
 
@@ -148,17 +146,13 @@ def describe_mix(pool: RecordFile, targets: TargetSet | None, chosen: NDArray[np
     """Which kinds of records the coreset holds against the pool, by the first kind-like field that records have."""
     if not len(chosen):
         return ""
-    first = pool.object(int(chosen[0]))
-    field = next((name for name in KIND_FIELDS if lookup(first, name) is not MISSING), None)
+    field = kind_field(pool.object(int(chosen[0])))
     if field is None:
         return ""
-
-    def kinds(file: RecordFile, rows: Any) -> Counter[str]:
-        found = (lookup(file.object(int(row)), field) for row in rows)
-        return Counter(str(value) for value in found if value is not MISSING)
-
-    selected, everything = kinds(pool, chosen), kinds(pool, range(len(pool)))
-    wanted = set(kinds(targets.records, range(len(targets.records)))) if targets is not None else set()
+    selected = count_kinds(map(pool.object, chosen.tolist()), field)
+    everything = count_kinds(map(pool.object, range(len(pool))), field)
+    examples = [] if targets is None else [targets.records.object(row) for row in range(len(targets.records))]
+    wanted = count_kinds(examples, field)
     lines = [
         [
             visible(kind) + (" (the targets' own)" if kind in wanted else ""),
