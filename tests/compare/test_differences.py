@@ -15,8 +15,8 @@ from trim_lightning.compare.differences import Comparison, compare_groups, equal
 from trim_lightning.compare.groups import Group, group_runs
 from trim_lightning.compare.predictions import read_predictions
 from trim_lightning.runs.find import find_runs
+from trim_lightning.runs.manifest import BrokenRun
 from trim_lightning.runs.run import read_runs
-from trim_lightning.runs.selection import BrokenRun
 
 
 def groups_of(*paths: Path) -> list[Group]:

@@ -58,25 +58,27 @@ def export(run_directory: Path, format_name: str, directory: Path) -> tuple[list
     from trim_lightning.files.atomic import write_text
     from trim_lightning.files.tables import write_table
     from trim_lightning.records.record_file import sha256_of
-    from trim_lightning.runs.chosen import CORESET, open_chosen
+    from trim_lightning.runs.chosen import open_chosen
     from trim_lightning.runs.formats import FORMATS, write_score_lines
+    from trim_lightning.runs.names import SCORES
 
     chosen = open_chosen(run_directory)
     refuse_mixture(directory, format_name)
     (directory / RECEIPT).unlink(missing_ok=True)
-    files, order = FORMATS[format_name](chosen.records, chosen.directory / CORESET, directory)
+    files, order = FORMATS[format_name](chosen.records, chosen.file, directory)
     scores = chosen.scores.take(order)
-    side = directory / ("scores.parquet" if format_name == "parquet" else "scores.jsonl")
+    side = directory / (SCORES if format_name == "parquet" else "scores.jsonl")
     (write_table if format_name == "parquet" else write_score_lines)(scores, side)
     files.append(side)
+    shared = chosen.manifest.content  # without the paths of this machine
     receipt: dict[str, Any] = {
         "format": format_name,
         "records": len(chosen.records),
         "coreset_sha256": chosen.records.sha256,
         "files": {path.name: sha256_of(path, str(path)) for path in files},
-        "method": chosen.manifest.get("config", {}).get("method"),
-        "selection": chosen.manifest.get("config", {}).get("selection"),
-        "inputs": chosen.manifest.get("inputs"),
+        "method": shared["config"].get("method"),
+        "selection": shared["config"].get("selection"),
+        "inputs": shared["inputs"],
         "trim-lightning": version("trim-lightning"),
     }
     write_text(json.dumps(receipt, indent=2, ensure_ascii=False) + "\n", directory / RECEIPT)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from trim_lightning.compare.groups import BASELINE, Group, differing_keys
 from trim_lightning.compare.predictions import FIELDS, Predictions, averaged, read_predictions
 from trim_lightning.compare.statistics import Difference, paired_difference, ratio, resampled_ratios
-from trim_lightning.runs.selection import BrokenRun
+from trim_lightning.runs.manifest import BrokenRun
+from trim_lightning.runs.names import PREDICTIONS
 
 TOLERANCE = 0.02  # token budgets this close count as equal
 
@@ -150,7 +151,7 @@ def read_all(groups: Sequence[Group]) -> tuple[dict[str, list[Predictions]], lis
         found = []
         for run in group.runs:
             try:
-                found.append(read_predictions(run.directory / "predictions.jsonl"))
+                found.append(read_predictions(run.directory / PREDICTIONS))
             except BrokenRun as error:
                 if run.measurements.keys() & FIELDS.keys():
                     notes.append(f"{group.title} is in no paired test: {error} in run {run.label}")

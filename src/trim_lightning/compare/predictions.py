@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trim_lightning.records.layouts import clean_text
 from trim_lightning.records.record_file import MOST_LINE_BYTES
-from trim_lightning.runs.selection import BrokenRun
+from trim_lightning.runs.manifest import BrokenRun
 
 # metric -> the field of predictions.jsonl that holds it, one value per record
 FIELDS = {"nll": "nll", "exact_match": "correct", "option_accuracy": "choice_correct"}

@@ -25,7 +25,6 @@ from trim_lightning.compare.tables import (
 )
 from trim_lightning.privacy.paths import within
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.runs.records import open_coreset
 from trim_lightning.runs.run import Run
 
 MOST_IN_MATRIX = 40  # runs; of more, one of each group
@@ -305,7 +304,7 @@ def exclusive_records(runs: Sequence[Run]) -> tuple[dict[str, dict[str, Any]], d
     keys = [line_keys(run) for run in runs]
     picked: dict[str, dict[str, Any]] = {}
     records: dict[str, dict[str, Any]] = {}
-    readers = [open_coreset(run) for run in runs]
+    readers = [run.coreset.open_records() for run in runs]
     for first, own in enumerate(keys):
         for second, others in enumerate(keys):
             if first == second or own is None or others is None:

@@ -193,7 +193,7 @@ def finish(
             occurrences={},
             targets=[],
         )
-    kept = run.manifest["counts"].get("max_length") or run.settings.max_length
+    kept = run.manifest.counts.get("max_length") or run.settings.max_length
     if len(tokens.token_ids) >= kept:
         notes.append(
             f"the record fills the {kept:,} tokens that are kept of one: what may follow was cut and never scored"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tabulate import tabulate
 
@@ -84,9 +83,8 @@ def paint(text: str, shade: tuple[int, int], underline: bool = False) -> str:
     return f"\x1b[{'4;' if underline else ''}48;5;{background};38;5;{ink}m{text}\x1b[0m"
 
 
-def explanation_page(found: Explanation, manifest: dict[str, Any]) -> str:
-    """The explanation as a page."""
-    method = manifest["config"]["method"]["name"]
+def explanation_page(found: Explanation, method: str) -> str:
+    """The explanation of a selection by some method as a page."""
     values = {
         "found": found,
         "candidate": found.candidate,

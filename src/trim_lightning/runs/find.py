@@ -9,10 +9,10 @@ from pathlib import Path
 
 from trim_lightning.errors import UserError
 from trim_lightning.privacy.paths import different, without_homes
+from trim_lightning.runs.names import CORESET, MANIFEST, METRICS, SCORES, SELECTION
 
-MANIFEST = "manifest.json"
 SWEEP_FILE = "multirun.yaml"  # what Hydra leaves in the folder of a multirun
-RUN_MARKS = (".hydra", "selection", "scores.parquet", "coreset.jsonl", "metrics.json", "adapter")
+RUN_MARKS = (".hydra", SELECTION, SCORES, CORESET, METRICS, "adapter")
 
 
 @dataclass(frozen=True)

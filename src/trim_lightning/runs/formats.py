@@ -133,10 +133,7 @@ def write_lines(rows: Iterator[dict[str, Any]], path: Path) -> None:
 
 def write_score_lines(scores: pa.Table, path: Path) -> None:
     """Write the side file as JSON lines."""
-    with replacing(path) as file:
-        for batch in scores.to_batches(max_chunksize=BATCH):
-            for row in batch.to_pylist():
-                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    write_lines((row for batch in scores.to_batches(max_chunksize=BATCH) for row in batch.to_pylist()), path)
 
 
 Writer = Callable[[RecordFile, Path, Path], tuple[list[Path], list[int]]]

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-FILES = (
-    "scores.parquet", "coreset.jsonl", "token_scores.parquet", "target_tokens.parquet", "fingerprints.safetensors",
-    "manifest.json", "report.html",
-)  # fmt: skip
+from trim_lightning.stages.scoring import BANKS
+
+CORESET, SCORES, MANIFEST, REPORT = "coreset.jsonl", "scores.parquet", "manifest.json", "report.html"
+TARGETS, TOKEN_SCORES = "target_tokens.parquet", "token_scores.parquet"
+METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"  # of a training run
+SELECTION = "selection"  # the folder of a training run with the files of the selection that it made
+FILES = {
+    CORESET: "the picked records, best first, as they were in the input",
+    SCORES: "score and rank of every pool record",
+    MANIFEST: "config, versions, inputs, stages, counts, warnings",
+    TARGETS: "saliency of every target token",
+    BANKS: "the fingerprint bank",
+    TOKEN_SCORES: "similarity of every pool token",
+    REPORT: "",
+}
+"""What a selection writes, and what a reader is told of it."""

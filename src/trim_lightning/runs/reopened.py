@@ -15,12 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trim_lightning.engine.shards import shard_path
-from trim_lightning.errors import UserError
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.models.source import ModelSource, find_model
-from trim_lightning.privacy.local import read_local, with_local
 from trim_lightning.records.record import Record
 from trim_lightning.records.sources import open_records
-from trim_lightning.runs.chosen import MANIFEST, SCORES, read_manifest, selection_directory
+from trim_lightning.runs.chosen import selection_directory
+from trim_lightning.runs.manifest import BrokenRun, Manifest
+from trim_lightning.runs.names import MANIFEST
+from trim_lightning.runs.selection import read_scores
 from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.stages.task import MatchedTokens
 from trim_lightning.stages.token_scores import best_group, read_matched
@@ -31,34 +33,29 @@ from trim_lightning.store.receipt import StoreError
 
 @dataclass(frozen=True)
 class Run:
-    """A selection's directory with its settings and its store.
+    """A selection's files with its settings and its store.
 
     Attributes:
-        directory: Where its files are.
-        manifest: Content of ``manifest.json``.
+        manifest: Its manifest.
         settings: What it was asked.
         store: The stage store that it used.
         trusted: The user lets the model run code of its own if the run did.
     """
 
-    directory: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     settings: SelectSettings
     store: Store
     trusted: bool = False
 
+    @property
+    def directory(self) -> Path:
+        """Where its files are."""
+        return self.manifest.directory
+
     @cached_property
     def scores(self) -> pa.Table:
-        """``scores.parquet``.
-
-        Raises:
-            UserError: if it cannot be read.
-        """
-        try:
-            return pq.read_table(self.directory / SCORES)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            reason = type(error).__name__
-            raise UserError(f"{self.directory / SCORES}: cannot be read ({reason}); run the selection again") from None
+        """The score of each pool record; see `read_scores`."""
+        return read_scores(self.directory)
 
     @cached_property
     def source(self) -> ModelSource:
@@ -73,7 +70,7 @@ class Run:
                 f"({self.settings.model.path}), add --trust-remote-code"
             )
         source = find_model(self.settings.model, self.store)
-        if source.digest != self.manifest["inputs"]["model"]["sha256"]:
+        if source.digest != self.manifest.inputs["model"]["sha256"]:
             raise UserError(
                 f"model.path={self.settings.model.path}: its files are not those that the run used; bring them back, "
                 "or run the selection again"
@@ -96,7 +93,7 @@ class Run:
 
     def stage(self, name: str) -> Path | None:
         """The directory of a stage's result, None if the store does not hold it (any more)."""
-        stage = self.manifest["stages"].get(name)
+        stage = self.manifest.stages.get(name)
         key = stage.get("key") if isinstance(stage, dict) else None
         if not isinstance(key, str) or not KEY.fullmatch(key):  # a manifest from elsewhere names no other folder
             return None
@@ -134,7 +131,7 @@ class Run:
             limit=settings.pool.limit,
             sample=settings.pool.sample,
         )
-        if pool.sha256 != self.manifest["inputs"]["pool"]["sha256"]:
+        if pool.sha256 != self.manifest.inputs["pool"]["sha256"]:
             raise UserError(f"pool {pool.name}: has changed since the run; bring the old file back, or select again")
         return pool.record(row)
 
@@ -157,19 +154,20 @@ def open_run(path: Path, store: Path | None = None, *, trusted: bool = False) ->
         UserError: if there is no finished selection.
     """
     directory = selection_directory(path)
-    manifest = read_manifest(directory / MANIFEST)
-    for section in ("config", "inputs", "stages", "counts"):
-        if section not in manifest:
-            raise UserError(f"{directory / MANIFEST}: has no {section}; select again")
     try:
-        settings = settings_from(with_local(manifest["config"], read_local(directory)))
+        manifest = Manifest.read(directory)
+    except BrokenRun as error:
+        raise error.refusal(directory) from error
+    try:
+        settings = settings_from(manifest.config)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{directory / MANIFEST}: its config cannot be read ({reason}); select again") from None
+        raise UserError(
+            f"{directory / MANIFEST}: its config cannot be read ({first_line(error)}); select again"
+        ) from None
     root = (store or Path(settings.paths.store_dir)).expanduser()
     if not root.is_dir():
         raise UserError(f"{root.absolute()}: the run's stage store is not there; name it with --store DIR")
-    return Run(directory, manifest, settings, Store(root, settings.paths.store_lock), trusted)
+    return Run(manifest, settings, Store(root, settings.paths.store_lock), trusted)
 
 
 def settings_from(config: dict[str, Any]) -> SelectSettings:

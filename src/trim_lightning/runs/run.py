@@ -9,11 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from trim_lightning.errors import UserError
-from trim_lightning.privacy.local import leaves, read_local, with_local
+from trim_lightning.privacy.local import leaves
 from trim_lightning.privacy.paths import is_path, shareable, told_apart
 from trim_lightning.records.record_file import sha256_of
-from trim_lightning.runs.find import MANIFEST, Found
-from trim_lightning.runs.selection import BrokenRun, Coreset, read_json, read_selection, section
+from trim_lightning.runs.find import Found
+from trim_lightning.runs.manifest import BrokenRun, Manifest, read_json
+from trim_lightning.runs.names import MANIFEST, METRICS, SELECTION
+from trim_lightning.runs.selection import Coreset, read_selection
 from trim_lightning.selection.ranking import DEFAULT_FRACTION
 
 TRAINING_SECTIONS = ("coreset", "train", "evaluation")  # what a selection's config may hold and not use
@@ -215,9 +217,8 @@ def read_run(place: Found) -> Run:
         run = _read_run(place)
         check_shape(run)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise BrokenRun(
-            f"manifest.json or metrics.json is not what a run writes ({type(error).__name__}: {str(error)[:80]})"
-        ) from None
+        reason = f"{type(error).__name__}: {str(error)[:80]}"
+        raise BrokenRun(f"{MANIFEST} or {METRICS} is not what a run writes ({reason})") from None
     return run
 
 
@@ -233,52 +234,40 @@ def check_shape(run: Run) -> None:
     for seed in (run.seed, run.train_seed):
         if not (seed is None or is_number(seed)):
             raise ValueError("a seed is not a number")
-    for name, value in run.settings.items():
-        hash(value)
-        text_of(value)
-        if len(name) > 1000:
-            raise ValueError("a key is too long")
-    texts = (run.method, run.scorer, run.trainee, run.budget, run.seed_text, run.coreset.pool)
-    hash(texts)
-    for parts in (run.inputs, run.coreset.inputs):
-        for name in ("pool", "target", "model", "trainee", "evaluation", "coreset"):
-            if name in parts and isinstance(parts[name], Mapping):
-                str(parts[name].get("sha256"))
+    if any(len(name) > 1000 for name in run.settings):
+        raise ValueError("a key is too long")
+    _ = (run.method, run.scorer, run.trainee, run.budget, run.seed_text, run.coreset.pool)
     numbers = (run.trained_tokens, run.labelled_tokens, run.train_seconds, run.select_seconds)
     if len(numbers) + len(run.measurements) > 10_000:
         raise ValueError("too many metrics")
 
 
 def _read_run(place: Found) -> Run:
-    directory = place.directory
-    manifest = read_json(directory / MANIFEST)
-    config, inputs = with_local(section(manifest, "config"), read_local(directory)), section(manifest, "inputs")
+    manifest = Manifest.read(place.directory)
+    config, inputs = manifest.config, manifest.inputs
     for key in ("method", "model", "selection", "pool"):
         if not isinstance(config.get(key), Mapping):
-            raise BrokenRun(f"manifest.json has no config.{key}")
+            raise BrokenRun(f"{MANIFEST} has no config.{key}")
     if "coreset" not in inputs:
-        return Run(place.label, directory, "select", config, inputs, read_selection(directory, manifest))
-    numbers = read_json(directory / "metrics.json")
-    return Run(place.label, directory, "train", config, inputs, coreset_of(directory, config, inputs, numbers), numbers)
+        return Run(place.label, place.directory, "select", config, inputs, read_selection(manifest))
+    numbers = read_json(place.directory / METRICS)
+    return Run(place.label, place.directory, "train", config, inputs, coreset_of(manifest, numbers), numbers)
 
 
-def coreset_of(
-    directory: Path, config: Mapping[str, Any], inputs: Mapping[str, Any], numbers: Mapping[str, Any]
-) -> Coreset:
+def coreset_of(manifest: Manifest, numbers: Mapping[str, Any]) -> Coreset:
     """The coreset that a training run used: chosen by itself, by another run, or a file of unknown origin.
 
     Raises:
         BrokenRun: if the run's own selection is damaged.
     """
-    own = directory / "selection"
-    given = config.get("coreset", {}).get("path")
+    given = manifest.config.get("coreset", {}).get("path")
     if not given:
-        return read_selection(own, read_json(own / MANIFEST))
-    described = inputs["coreset"] if isinstance(inputs["coreset"], Mapping) else {}
+        return read_selection(Manifest.read(manifest.directory / SELECTION))
+    described = manifest.inputs["coreset"] if isinstance(manifest.inputs["coreset"], Mapping) else {}
     file = unchanged(given, described.get("sha256"))
     if file is not None:
         try:
-            return read_selection(file.parent, read_json(file.parent / MANIFEST))
+            return read_selection(Manifest.read(file.parent))
         except BrokenRun:
             pass  # not the file of a selection, or not one as it was: only its lines are known
     records, tokens = numbers.get("selection/records"), numbers.get("selection/tokens")

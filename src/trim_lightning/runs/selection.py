@@ -17,15 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.files.json_files import read_json_object
-from trim_lightning.privacy.local import read_local, with_local
+from trim_lightning.records.indexing import index
+from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
+from trim_lightning.runs.manifest import BrokenRun, Manifest
+from trim_lightning.runs.names import CORESET, MANIFEST, SCORES
 
 READING_KEYS = ("where", "exclude", "limit", "sample")
 MODEL_STAGES = ("warmup", "fingerprint", "score")
-
-
-class BrokenRun(Exception):
-    """A run that cannot be compared; the message is the reason that the user sees."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,61 +92,104 @@ class Coreset:
         return scores
 
     @cached_property
-    def lines(self) -> Counter[bytes] | None:
-        """How often each line occurs (as its digest), None if the file is not at hand."""
+    def digests(self) -> list[bytes] | None:
+        """sha256 of each line that is not empty, best first; None if the file is not at hand."""
         if self.file is None:
             return None
         with self.file.open("rb") as file:
             stripped = (line.rstrip(b"\r\n") for line in file)
-            return Counter(hashlib.sha256(line).digest() for line in stripped if line)
+            return [hashlib.sha256(line).digest() for line in stripped if line]
+
+    @cached_property
+    def lines(self) -> Counter[bytes] | None:
+        """How often each line occurs (as its digest), None if the file is not at hand."""
+        return None if self.digests is None else Counter(self.digests)
+
+    def open_records(self) -> RecordFile | None:
+        """The records, None if they cannot be read."""
+        if self.file is None:
+            return None
+        try:
+            return read_records(self.file, self.name, self.config or {})
+        except UserError:
+            return None
 
     def _column(self, name: str) -> pa.ChunkedArray:
         assert self.directory is not None
-        path = self.directory / "scores.parquet"
-        try:
-            return pq.read_table(path, columns=[name])[name]
-        except Exception as error:  # the library raises many types, and Python's own among them
-            raise UserError(f"{path}: cannot be read ({type(error).__name__}); run the selection again") from None
+        return read_scores(self.directory, columns=[name])[name]
 
 
-def read_selection(directory: Path, manifest: Mapping[str, Any]) -> Coreset:
-    """The coreset that a finished selection left in its directory.
+def read_scores(directory: Path, **options: Any) -> pa.Table:
+    """The scores of a selection, one line for each pool record; ``options`` are those of ``read_table``.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    try:
+        table = pq.read_table(directory / SCORES, **options)
+        table.validate(full=True)  # text that is no UTF-8 would come to light later
+    except Exception as error:  # the library raises many types, and Python's own among them
+        raise BrokenRun(f"{SCORES} cannot be read ({type(error).__name__})").refusal(directory) from None
+    return table
+
+
+def read_records(file: Path, label: str, config: Mapping[str, Any]) -> RecordFile:
+    """The records of a coreset, best first.
+
+    Args:
+        file: Its lines.
+        label: What messages call it.
+        config: Config of the selection, which names the fields of prompt and response; empty if unknown.
+
+    Raises:
+        UserError: if a line is no record, or the config is not one that a run writes.
+    """
+    pool = config.get("pool", {})
+    if not isinstance(pool, Mapping) or not all(
+        isinstance(pool.get(name), str | None) for name in ("prompt_field", "response_field")
+    ):
+        raise BrokenRun(f"{MANIFEST} config.pool is not what a run writes").refusal(file.parent)
+    options = ReadOptions(prompt_field=pool.get("prompt_field"), response_field=pool.get("response_field"))
+    return index(LineSource(file, label=label, name=file.name, what="pool"), options)
+
+
+def read_selection(manifest: Manifest) -> Coreset:
+    """The coreset that a finished selection left beside its manifest.
 
     Raises:
         BrokenRun: if a file is missing, unreadable, or disagrees with the manifest.
     """
-    counts = section(manifest, "counts")
-    config = with_local(section(manifest, "config"), read_local(directory))
+    counts, config, directory = manifest.counts, manifest.config, manifest.directory
     selected, pool_size = counts.get("selected"), counts.get("pool")
     if not is_count(selected) or not is_count(pool_size):
-        raise BrokenRun("manifest.json has no counts.selected and counts.pool")
+        raise BrokenRun(f"{MANIFEST} has no counts.selected and counts.pool")
     for name in ("selected_tokens", "selected_response_tokens"):
         if counts.get(name) is not None and not is_count(counts[name]):
-            raise BrokenRun(f"manifest.json has a counts.{name} that is no number of tokens")
-    file, scores = directory / "coreset.jsonl", directory / "scores.parquet"
+            raise BrokenRun(f"{MANIFEST} has a counts.{name} that is no number of tokens")
+    file, scores = directory / CORESET, directory / SCORES
     for path in (file, scores):
         if not path.is_file():
             raise BrokenRun(f"{path.name} is missing")
     lines = count_lines(file)
     if lines != selected:
-        raise BrokenRun(f"coreset.jsonl has {lines} records, the manifest says {selected}")
+        raise BrokenRun(f"{CORESET} has {lines} records, the manifest says {selected}")
     try:
         opened = pq.ParquetFile(scores)
         rows, columns = opened.metadata.num_rows, opened.schema_arrow
         kinds = [columns.field(name).type for name in ("selected", "score")]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise BrokenRun(f"scores.parquet cannot be read ({type(error).__name__})") from error
+        raise BrokenRun(f"{SCORES} cannot be read ({type(error).__name__})") from error
     if not pa.types.is_boolean(kinds[0]) or not pa.types.is_floating(kinds[1]):
-        raise BrokenRun("scores.parquet has columns of other types than a selection writes")
+        raise BrokenRun(f"{SCORES} has columns of other types than a selection writes")
     if rows != pool_size:
-        raise BrokenRun(f"scores.parquet has {rows} rows, the manifest counts a pool of {pool_size}")
-    stages = section(manifest, "stages")
+        raise BrokenRun(f"{SCORES} has {rows} rows, the manifest counts a pool of {pool_size}")
+    stages = manifest.stages
     return Coreset(
         directory=directory,
         file=file,
         name=file.name,
         config=config,
-        inputs=section(manifest, "inputs"),
+        inputs=manifest.inputs,
         records=selected,
         tokens=counts.get("selected_tokens"),
         seconds=sum(float(stage.get("seconds", 0)) for stage in stages.values()),
@@ -167,31 +208,3 @@ def count_lines(path: Path) -> int:
     """Lines that are not blank."""
     with path.open("rb") as file:
         return sum(not line.isspace() for line in file)
-
-
-def section(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a manifest.
-
-    Raises:
-        BrokenRun: if it is not there.
-    """
-    value = manifest.get(name)
-    if not isinstance(value, Mapping):
-        raise BrokenRun(f"manifest.json has no {name}")
-    return value
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        BrokenRun: if it is missing or not a JSON object.
-    """
-    try:
-        return read_json_object(path)
-    except FileNotFoundError:
-        raise BrokenRun(f"{path.name} is missing: the run did not finish") from None
-    except OSError as error:
-        raise BrokenRun(f"{path.name} cannot be read ({type(error).__name__})") from error
-    except ValueError as error:
-        raise BrokenRun(f"{path.name} cannot be read: {error}") from error
