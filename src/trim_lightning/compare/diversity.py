@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
 from trim_lightning.records.kinds import count_kinds, kind_field
-from trim_lightning.records.record import Turn
+from trim_lightning.records.record import messages_of
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.runs.run import Run
 from trim_lightning.selection.near_duplicates import NearDuplicates
@@ -75,13 +75,10 @@ def diversity(run: Run, embed: Embed | None = None) -> Diversity | None:
         distinct_bigrams=distinct_pairs(words),
         compression=compression(" ".join(words)),
         near_duplicates=near_duplicates(texts),
-        effective_records=None if embed is None else vendi_score(embed([messages(record) for record in turns])),
+        effective_records=None
+        if embed is None
+        else vendi_score(embed([{"messages": messages_of(record)} for record in turns])),
     )
-
-
-def messages(turns: Sequence[Turn]) -> dict[str, Any]:
-    """A record in the layout of a conversation."""
-    return {"messages": [{"role": turn.role, "content": turn.content} for turn in turns]}
 
 
 def vendi_score(vectors: NDArray[np.floating[Any]]) -> float | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from trim_lightning.compare.statistics import Spread, spread
@@ -50,25 +51,16 @@ class Group:
         """Different selection seeds."""
         return len({run.seed for run in self.runs})
 
-    @cached_property
-    def records(self) -> float:
-        """Mean number of records in the coreset."""
-        return sum(run.coreset.records for run in self.runs) / len(self.runs)
+    # means over the runs, None if unknown: records of the coreset, its content tokens, those of its responses, and the
+    # tokens fed in training
+    records = property(lambda self: self.mean("coreset.records"))
+    tokens = property(lambda self: self.mean("coreset.tokens"))
+    response_tokens = property(lambda self: self.mean("coreset.response_tokens"))
+    trained_tokens = property(lambda self: self.mean("trained_tokens"))
 
-    @cached_property
-    def tokens(self) -> float | None:
-        """Mean content tokens of the coreset, None if unknown."""
-        return mean_of([run.coreset.tokens for run in self.runs])
-
-    @cached_property
-    def response_tokens(self) -> float | None:
-        """Mean content tokens of the coreset's responses, None if unknown."""
-        return mean_of([run.coreset.response_tokens for run in self.runs])
-
-    @cached_property
-    def trained_tokens(self) -> float | None:
-        """Mean tokens fed in training, None if unknown."""
-        return mean_of([run.trained_tokens for run in self.runs])
+    def mean(self, attribute: str) -> float | None:
+        """Mean of a dotted attribute of the runs, None if a run lacks it."""
+        return mean_of([attrgetter(attribute)(run) for run in self.runs])
 
     def metric(self, name: str) -> Spread | None:
         """A metric over the seeds, None if a run lacks it."""
@@ -105,6 +97,11 @@ class Axis:
         if all(isinstance(part, int | float) and not isinstance(part, bool) for level in found for part in level):
             return sorted(found)
         return found
+
+    def split(self, items: Sequence[Any]) -> list[tuple[tuple[Any, ...], list[Any]]]:
+        """Each of the levels with its items, of which there is one for each run."""
+        pairs = list(zip(items, self.values, strict=True))
+        return [(level, [item for item, value in pairs if value == level]) for level in self.levels]
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
@@ -201,9 +198,7 @@ def axis_text(level: tuple[Any, ...]) -> str:
 def marginal_means(axis: Axis, runs: Sequence[Run], metric: str) -> list[float | None]:
     """Mean of a metric over the runs with each value of an axis, in the order of ``axis.levels``."""
     means = []
-    for level in axis.levels:
-        members = [run for run, value in zip(runs, axis.values, strict=True) if value == level]
+    for _, members in axis.split(runs):
         values = [run.measurements[metric].value for run in members if metric in run.measurements]
-        values = [value for value in values if math.isfinite(value)]
-        means.append(sum(values) / len(values) if values else None)
+        means.append(mean_of([value for value in values if math.isfinite(value)]))
     return means

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,16 @@ class Report:
     def group_of(self) -> list[Group]:
         """The group of each run."""
         return [next(group for group in self.groups if run in group.runs) for run in self.runs]
+
+    @property
+    def cells(self) -> int:
+        """Combinations of the axes' values."""
+        return math.prod(len(axis.levels) for axis in self.axes)
+
+    @property
+    def full_grid(self) -> bool:
+        """True if every combination was run."""
+        return self.cells == len(self.runs)
 
     @property
     def numbered(self) -> bool:
@@ -146,7 +156,6 @@ def warnings(groups: Sequence[Group], *, compared: bool) -> list[str]:
         lines.append(
             "note: no random run to compare with: add method=random with seed=0,1,2, or test all pairs with --all-pairs"
         )
-    repeated = [name for name, count in Counter(group.first.kind for group in groups).items() if count]
-    if len(repeated) > 1:
+    if len({group.first.kind for group in groups}) > 1:
         lines.append("note: selections and training runs are compared together; a selection has no metrics")
     return lines

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
 from tabulate import tabulate
 
 from trim_lightning.compare.differences import equal_budgets, other_differences
-from trim_lightning.compare.groups import (
-    ABSENT,
-    Axis,
-    Group,
-    axis_text,
-    marginal_means,
-    mean_of,
-)
+from trim_lightning.compare.groups import ABSENT, Axis, Group, axis_text, marginal_means, mean_of
 from trim_lightning.compare.measures import best
 from trim_lightning.compare.report import Report
 from trim_lightning.compare.statistics import spread
@@ -28,6 +24,16 @@ SHOWN_KEYS = 4  # config keys named before "and N more"
 # config keys that a column of their own already shows
 COVERED = ("method.name", "seed", "train.seed", "model.path", "train.model", "coreset.file")
 DESCRIPTIONS = ("budget", "scorer", "trainee")
+DIVERSITY = (  # figure, heading, decimals
+    ("median_words", "median words", 0),
+    ("response_share", "of them response", 2),
+    ("kinds", "kinds", 0),
+    ("effective_kinds", "effective", 1),
+    ("distinct_bigrams", "distinct pairs", 2),
+    ("compression", "compression", 2),
+    ("near_duplicates", "near duplicates", 2),
+    ("effective_records", "effective records", 1),
+)
 
 
 def report_text(report: Report) -> str:
@@ -51,7 +57,7 @@ def headline(report: Report) -> str:
     """How many runs, and what they all share."""
     runs, groups = report.runs, report.groups
     counts = f"{plural(len(runs), 'finished run')} in {plural(len(groups), 'group')} (a group differs in seeds only)"
-    shared = [f"{name} {getattr(runs[0], name)}" for name in constant_columns(runs) if getattr(runs[0], name)]
+    shared = [f"{name} {text}" for name, text in constants(runs)]
     return counts + (f"; all: {', '.join(shared)}" if shared else "")
 
 
@@ -59,24 +65,13 @@ def diversity_table(report: Report) -> str:
     """What kind of records each coreset holds; equal lines, as of many trainings on one coreset, stand once."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for run, found in zip(report.runs, report.diversities, strict=True):
-        if found is None:
-            continue
-        cells = (
-            decimal(found.median_words, 0),
-            decimal(found.response_share, 2),
-            whole(found.kinds),
-            decimal(found.effective_kinds, 1),
-            decimal(found.distinct_bigrams, 2),
-            decimal(found.compression, 2),
-            decimal(found.near_duplicates, 2),
-            decimal(found.effective_records, 1),
-        )
-        lines.setdefault((run.method, *cells), []).append(run.label)
+        if found is not None:
+            cells = (decimal(getattr(found, name), digits) for name, _, digits in DIVERSITY)
+            lines.setdefault((run.method, *cells), []).append(run.label)
     if len(lines) > MANY:
         return ""
     rows = [[shortened(labels), *cells] for cells, labels in lines.items()]
-    headers = ["coreset of", "method", "median words", "of them response", "kinds", "effective", "distinct pairs",
-               "compression", "near duplicates", "effective records"]  # fmt: skip
+    headers = ["coreset of", "method", *(heading for _, heading, _ in DIVERSITY)]
     if all(found is None or found.effective_records is None for found in report.diversities):
         headers, rows = headers[:-1], [row[:-1] for row in rows]  # no embeddings were asked for
     return "records of the coresets\n" + grid(rows, headers, left=2) if rows else ""
@@ -93,42 +88,75 @@ def constant_columns(runs: Sequence[Run]) -> list[str]:
     return [name for name in DESCRIPTIONS if len({getattr(run, name) for run in runs}) == 1]
 
 
+def constants(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Name and text of the descriptions that all runs share."""
+    shared = [(name, getattr(runs[0], name)) for name in constant_columns(runs)]
+    return [(name, str(text)) for name, text in shared if text]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of runs, for the terminal and the page.
+
+    Attributes:
+        name: Its heading.
+        values: For each run a text, a number, or None where there is nothing to say.
+        digits: Decimals of its numbers, None for a column of texts.
+    """
+
+    name: str
+    values: Sequence[Any]
+    digits: int | None = None
+
+
+def run_columns(report: Report) -> list[Column]:
+    """What is told of each run, in the order of the columns."""
+    constant = constant_columns(report.runs)
+
+    def column(name: str, attribute: str, digits: int | None = None) -> Column:
+        return Column(name, list(map(attrgetter(attribute), report.runs)), digits)
+
+    return [
+        column("run", "label"),
+        Column("group", [group.name for group in report.group_of]),
+        *(column(name, name) for name in ("method", *DESCRIPTIONS) if name not in constant),
+        column("seed", "seed_text"),
+        *extra_columns(report),
+        column("records", "coreset.records", 0),
+        column("tokens", "coreset.tokens", 0),
+        column("response tokens", "coreset.response_tokens", 0),
+        column("mean length", "coreset.mean_tokens", 1),
+        *(Column(name, [run.measurements.get(name) for run in report.runs], 4) for name in report.metrics),
+        column("tokens trained", "trained_tokens", 0),
+        column("select s", "select_seconds", 1),
+        column("train s", "train_seconds", 1),
+    ]
+
+
 def run_table(report: Report) -> str:
     """One line per run."""
-    runs, metrics = report.runs, report.metrics
-    constant = constant_columns(runs)
-    columns: dict[str, list[str]] = {
-        "run": [run.label for run in runs],
-        "group": [group.name for group in report.group_of],
-        "method": [run.method for run in runs],
-        **{name: [getattr(run, name) or DASH for run in runs] for name in DESCRIPTIONS if name not in constant},
-        "seed": [run.seed_text for run in runs],
-        **extra_columns(report),
-        "records": [f"{run.coreset.records:,}" for run in runs],
-        "tokens": [whole(run.coreset.tokens) for run in runs],
-        "response tokens": [whole(run.coreset.response_tokens) for run in runs],
-        "mean length": [decimal(run.coreset.mean_tokens, 1) for run in runs],
-        **{metric: [measured(run.measurements.get(metric)) for run in runs] for metric in metrics},
-        "tokens trained": [whole(run.trained_tokens) for run in runs],
-        "select s": [decimal(run.select_seconds, 1) for run in runs],
-        "train s": [decimal(run.train_seconds, 1) for run in runs],
-    }
-    if not any(run.kind == "train" for run in runs):
-        columns = {name: cells for name, cells in columns.items() if name not in ("tokens trained", "train s")}
-    if report.numbered:
-        columns = {"#": report.names, **columns}
-    return table(columns, left=("run", "group", "method", *DESCRIPTIONS, *extra_columns(report)))
+    trained = any(run.kind == "train" for run in report.runs)
+    shown = [found for found in run_columns(report) if trained or found.name not in ("tokens trained", "train s")]
+    columns = {"#": report.names} if report.numbered else {}
+    columns.update({found.name: [cell_of(value, found.digits) for value in found.values] for found in shown})
+    return table(columns, left=[found.name for found in shown if found.digits is None and found.name != "seed"])
 
 
-def extra_columns(report: Report) -> dict[str, list[str]]:
+def cell_of(value: Any, digits: int | None) -> str:
+    """A value of a run in the terminal's table."""
+    if digits is None:
+        return value or DASH
+    return measured(value) if digits == 4 else decimal(value, digits) if digits else whole(value)
+
+
+def extra_columns(report: Report) -> list[Column]:
     """A column for each axis that no other column shows."""
-    columns = {}
+    columns = []
     for axis in report.axes:
         shown = [key for key in axis.keys if key not in COVERED and not key.startswith("selection.")]
-        if not shown or len(shown) < len(axis.keys):
-            continue
-        more = f" (+{len(shown) - 1})" if len(shown) > 1 else ""
-        columns[f"{shown[0]}{more}"] = [text_of(value[0]) for value in axis.values]
+        if shown and len(shown) == len(axis.keys):
+            more = f" (+{len(shown) - 1})" if len(shown) > 1 else ""
+            columns.append(Column(f"{shown[0]}{more}", [text_of(value[0]) for value in axis.values]))
     return columns
 
 
@@ -152,34 +180,43 @@ def seeds_table(report: Report) -> str:
     return "over seeds\n" + grid(rows, headers, left=4)
 
 
-def difference_table(report: Report) -> str:
-    """Paired differences with their intervals, and whether the budgets were equal."""
+def difference_columns(report: Report) -> dict[str, list[str]]:
+    """The paired tests by column: the differences with their intervals, and whether the budgets were equal."""
     items = report.comparisons
-    if not items:
-        return ""
     pairs = [(item.first, item.second) for item in items]
     tests = [item.difference for item in items]
-    columns = {
+
+    def both(name: str) -> list[str]:
+        measure = attrgetter(name)
+        return [f"{whole(measure(first))}/{whole(measure(second))}" for first, second in pairs]
+
+    return {
         "group": [first.title for first, _ in pairs],
         "against": [second.title for _, second in pairs],
         "metric": [item.metric for item in items],
         "difference": [f"{test.value:+.4f}" for test in tests],
         "95 % interval": [f"{test.low:+.4f} to {test.high:+.4f}" for test in tests],
         "p": [p_text(test.p) for test in tests],
-        "held-out": [f"{item.records:,}" for item in items],
+        "held-out": [whole(item.records) for item in items],
         "seeds": [f"{len(first.runs)}/{len(second.runs)}" for first, second in pairs],
         "equal in": [equal_budgets(first, second) for first, second in pairs],
-        "records": [f"{whole(first.records)}/{whole(second.records)}" for first, second in pairs],
-        "tokens": [f"{whole(first.tokens)}/{whole(second.tokens)}" for first, second in pairs],
-        "response tokens": [
-            f"{whole(first.response_tokens)}/{whole(second.response_tokens)}" for first, second in pairs
-        ],
-        "tokens trained": [f"{whole(first.trained_tokens)}/{whole(second.trained_tokens)}" for first, second in pairs],
+        "records": both("records"),
+        "tokens": both("tokens"),
+        "response tokens": both("response_tokens"),
+        "tokens trained": both("trained_tokens"),
         "differs also in": [key_list(other_differences(first, second)) for first, second in pairs],
     }
+
+
+def difference_table(report: Report) -> str:
+    """The paired tests as a table."""
+    tests = len(report.comparisons)
+    if not tests:
+        return ""
     title = "differences (group minus the other; paired bootstrap over held-out records, averaged over seeds)"
-    many = f"\np-values are not corrected for the {len(items)} tests" if len(items) > 1 else ""
-    return f"{title}\n" + table(columns, ("group", "against", "metric", "equal in", "differs also in")) + many
+    many = f"\np-values are not corrected for the {tests} tests" if tests > 1 else ""
+    left = ("group", "against", "metric", "equal in", "differs also in")
+    return f"{title}\n" + table(difference_columns(report), left) + many
 
 
 def matrix_table(report: Report, title: str, matrix: Sequence[Sequence[float | None]]) -> str:
@@ -247,14 +284,12 @@ def marginal_table(report: Report) -> str:
     rows = []
     for axis in report.axes:
         means = [marginal_means(axis, report.runs, metric) for metric in report.metrics]
-        for place, level in enumerate(axis.levels):
-            members = [run for run, value in zip(report.runs, axis.values, strict=True) if value == level]
-            lengths = mean_of([run.coreset.mean_tokens for run in members])
-            rows.append([axis.name, axis_text(level), str(len(members)),
-                         *(decimal(column[place], 4) for column in means), decimal(lengths, 1)])  # fmt: skip
-    cells = math.prod(len(axis.levels) for axis in report.axes)
-    warning = "" if cells == len(report.runs) else (
-        f"\n{len(report.runs)} runs do not fill the grid of {cells} cells: these means mix the axes"
+        for place, (level, members) in enumerate(axis.split(report.runs)):
+            lengths = decimal(mean_of([run.coreset.mean_tokens for run in members]), 1)
+            numbers = (decimal(column[place], 4) for column in means)
+            rows.append([axis.name, axis_text(level), str(len(members)), *numbers, lengths])
+    warning = "" if report.full_grid else (
+        f"\n{len(report.runs)} runs do not fill the grid of {report.cells} cells: these means mix the axes"
     )  # fmt: skip
     headers = ["axis", "value", "runs", *report.metrics, "mean length"]
     return "marginal means (mean over the runs with that value)\n" + grid(rows, headers, left=2) + warning

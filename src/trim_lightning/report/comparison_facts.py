@@ -1,8 +1,7 @@
-"""Collect what a comparison page shows, from the comparison itself and the coresets on disk."""
+"""The parts of a comparison page, from the comparison itself and the coresets on disk."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -10,22 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trim_lightning.compare.differences import equal_budgets, other_differences
-from trim_lightning.compare.groups import Axis, axis_text
-from trim_lightning.compare.measures import best, lower_is_better
-from trim_lightning.compare.report import Matrix, Report
-from trim_lightning.compare.tables import (
-    DESCRIPTIONS,
-    constant_columns,
-    decimal,
-    extra_columns,
-    key_list,
-    p_text,
-    whole,
-)
+from trim_lightning.compare.groups import Axis, axis_text, mean_of
+from trim_lightning.compare.measures import best
+from trim_lightning.compare.report import Report
+from trim_lightning.compare.tables import decimal, difference_columns, run_columns
 from trim_lightning.privacy.paths import within
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.runs.run import Run
+from trim_lightning.runs.run import Measurement, Run
 
 MOST_IN_MATRIX = 40  # runs; of more, one of each group
 MOST_SIDE_BY_SIDE, MOST_RECORDS, MOST_CHARACTERS = 10, 12, 1500
@@ -37,6 +27,9 @@ COSTS: dict[str, Callable[[Run], float | None]] = {
     "tokens trained": lambda run: run.trained_tokens,
     "seconds of the training": lambda run: run.train_seconds,
 }
+TESTED = (
+    "group", "against", "metric", "difference", "95 % interval", "p", "held-out", "equal in", "differs also in",
+)  # fmt: skip
 NOTHING = ("–", "-", "null")
 MEAN_LENGTH = "mean length of a picked record"
 
@@ -60,96 +53,6 @@ class Column:
     numeric: bool
 
 
-@dataclass(frozen=True)
-class Level:
-    """One value of an axis, and a measure over the runs with that value."""
-
-    text: str
-    runs: int
-    mean: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class ComparisonFacts:
-    """All of a comparison's page.
-
-    Attributes:
-        title: What is compared.
-        columns: The table, a line for each run.
-        constant: What all runs share, as name and value.
-        measures: Names of everything that can be plotted, metrics first.
-        lower_better: Those of them that are better when lower.
-        axes: Name of each axis to, for each measure, its levels.
-        full_grid: True if every combination of the axes was run.
-        points: For each run its label, method, costs and measures.
-        matrix_names: Runs of the matrices.
-        overlaps: Jaccard similarity of coresets.
-        correlations: Spearman correlation of scores.
-        differences: The paired tests as rows of text, headings first; empty without any.
-        sides: Runs that can be put side by side.
-        exclusive: ``first-second`` to what the first picked and the second did not.
-        records: Key of a record to its id and text.
-        broken: Label and reason of runs that are left out.
-        notes: What the reader should know.
-    """
-
-    title: str
-    columns: list[Column]
-    constant: list[tuple[str, str]]
-    measures: list[str]
-    lower_better: list[str]
-    axes: dict[str, dict[str, list[Level]]]
-    full_grid: bool
-    points: list[dict[str, Any]]
-    matrix_names: list[str]
-    overlaps: Matrix
-    correlations: Matrix
-    differences: list[list[str]]
-    sides: list[str]
-    exclusive: dict[str, dict[str, Any]]
-    records: dict[str, dict[str, Any]]
-    broken: list[tuple[str, str]]
-    notes: list[str]
-
-
-def gather_comparison(report: Report, folder: Path) -> ComparisonFacts:
-    """All that the page shows.
-
-    Args:
-        report: The comparison.
-        folder: Where the page will be, for its links to the runs' reports.
-    """
-    measures = measures_of(report)
-    places = matrix_places(report)
-    sides = [group.first for group in report.groups][:MOST_SIDE_BY_SIDE]
-    exclusive, records = exclusive_records(sides)
-    return ComparisonFacts(
-        title=report.sweep.absolute().name if report.sweep else ", ".join(run.label for run in report.runs[:3]),
-        columns=columns_of(report, folder),
-        constant=[
-            (name, str(getattr(report.runs[0], name)))
-            for name in constant_columns(report.runs)
-            if getattr(report.runs[0], name)
-        ],
-        measures=list(measures),
-        lower_better=[name for name in report.metrics if lower_is_better(name)],
-        axes={axis.name: {name: levels_of(axis, values) for name, values in measures.items()} for axis in report.axes},
-        full_grid=math.prod(len(axis.levels) for axis in report.axes) == len(report.runs),
-        points=points_of(report, measures),
-        matrix_names=[f"{report.runs[place].label} {report.runs[place].method}" for place in places],
-        overlaps=[[report.overlaps[row][place] for place in places] for row in places],
-        correlations=[[report.correlations[row][place] for place in places] for row in places],
-        differences=difference_rows(report),
-        sides=[side_name(run, report) for run in sides],
-        exclusive=exclusive,
-        records=records,
-        broken=list(report.broken),
-        notes=[note.removeprefix("note: ").removeprefix("warning: ") for note in report.notes],
-    )
-
-
 def measures_of(report: Report) -> dict[str, list[float | None]]:
     """Name of each measure to its value for each run: the metrics, then what is known of every selection."""
     found: dict[str, list[float | None]] = {
@@ -167,14 +70,13 @@ def finite_or_none(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def levels_of(axis: Axis, values: Sequence[float | None]) -> list[Level]:
-    """A measure over the runs with each value of an axis."""
+def levels_of(axis: Axis, values: Sequence[float | None]) -> list[dict[str, Any]]:
+    """A measure over the runs with each value of an axis: its text, how many runs, their mean and bounds."""
     levels = []
-    for level in axis.levels:
-        members = [value for value, own in zip(values, axis.values, strict=True) if own == level]
+    for level, members in axis.split(values):
         known = [value for value in members if value is not None]
-        mean = sum(known) / len(known) if known else None
-        levels.append(Level(axis_text(level), len(members), mean, min(known, default=None), max(known, default=None)))
+        bounds = {"mean": mean_of(known), "low": min(known, default=None), "high": max(known, default=None)}
+        levels.append({"text": axis_text(level), "runs": len(members), **bounds})
     return levels
 
 
@@ -197,30 +99,19 @@ def points_of(report: Report, measures: dict[str, list[float | None]]) -> list[d
 
 
 def columns_of(report: Report, folder: Path) -> list[Column]:
-    """The table, a line for each run, as the terminal shows it."""
-    runs, constant = report.runs, constant_columns(report.runs)
-    links = [link_of(run, folder) for run in runs]
-    columns = [
-        Column("run", [Cell(run.label, place, link=links[place]) for place, run in enumerate(runs)], numeric=False),
-        words("group", [group.name for group in report.group_of]),
-        words("method", [run.method for run in runs]),
-        *(words(name, [getattr(run, name) or "–" for run in runs]) for name in DESCRIPTIONS if name not in constant),
-        words("seed", [run.seed_text for run in runs]),
-        *(words(name, cells) for name, cells in extra_columns(report).items()),
-        numbers("records", [run.coreset.records for run in runs], 0),
-        numbers("tokens", [run.coreset.tokens for run in runs], 0),
-        numbers("response tokens", [run.coreset.response_tokens for run in runs], 0),
-        numbers("mean length", [run.coreset.mean_tokens for run in runs], 1),
-    ]
-    for metric in report.metrics:
-        values = [run.measurements[metric].value if metric in run.measurements else None for run in runs]
-        chosen = best(metric, [math.nan if value is None else value for value in values])
-        columns.append(numbers(metric, values, 4, chosen))
-    columns += [
-        numbers("tokens trained", [run.trained_tokens for run in runs], 0),
-        numbers("select s", [run.select_seconds for run in runs], 1),
-        numbers("train s", [run.train_seconds for run in runs], 1),
-    ]
+    """The table, a line for each run, as the terminal shows it; columns that say nothing are left out."""
+    columns = []
+    for found in run_columns(report):
+        if found.name == "run":
+            cells = [Cell(run.label, place, link=link_of(run, folder)) for place, run in enumerate(report.runs)]
+            columns.append(Column("run", cells, numeric=False))
+        elif found.digits is None:
+            columns.append(words(found.name, [text or "–" for text in found.values]))
+        else:
+            values = [value.value if isinstance(value, Measurement) else value for value in found.values]
+            known = [math.nan if value is None else value for value in values]
+            chosen = best(found.name, known) if found.name in report.metrics else []
+            columns.append(numbers(found.name, values, found.digits, chosen))
     return [column for column in columns if any(cell.value is not None for cell in column.cells)]
 
 
@@ -266,28 +157,11 @@ def matrix_places(report: Report) -> list[int]:
 
 
 def difference_rows(report: Report) -> list[list[str]]:
-    """The paired tests."""
+    """The paired tests, headings first."""
     if not report.comparisons:
         return []
-    headings = [
-        "group",
-        "against",
-        "metric",
-        "difference",
-        "95 % interval",
-        "p",
-        "held-out",
-        "equal in",
-        "differs also in",
-    ]
-    rows = []
-    for item in report.comparisons:
-        first, second, test = item.first, item.second, item.difference
-        interval = f"{test.low:+.4f} to {test.high:+.4f}"
-        numbers = [f"{test.value:+.4f}", interval, p_text(test.p), whole(item.records)]
-        also = key_list(other_differences(first, second))
-        rows.append([first.title, second.title, item.metric, *numbers, equal_budgets(first, second), also])
-    return [headings, *rows]
+    columns = difference_columns(report)
+    return [list(TESTED), *map(list, zip(*(columns[name] for name in TESTED), strict=True))]
 
 
 def side_name(run: Run, report: Report) -> str:
@@ -301,7 +175,8 @@ def exclusive_records(runs: Sequence[Run]) -> tuple[dict[str, dict[str, Any]], d
 
     Records are the same if their lines are.
     """
-    keys = [line_keys(run) for run in runs]
+    digests = [run.coreset.digests for run in runs]
+    keys = [None if found is None else [digest.hex()[:16] for digest in found] for found in digests]
     picked: dict[str, dict[str, Any]] = {}
     records: dict[str, dict[str, Any]] = {}
     readers = [run.coreset.open_records() for run in runs]
@@ -317,15 +192,6 @@ def exclusive_records(runs: Sequence[Run]) -> tuple[dict[str, dict[str, Any]], d
                 if key not in records:
                     records[key] = record_text(readers[first], place)
     return picked, records
-
-
-def line_keys(run: Run) -> list[str] | None:
-    """A short digest of each line of a coreset, None if it is not at hand."""
-    if run.coreset.file is None:
-        return None
-    with run.coreset.file.open("rb") as file:
-        stripped = (line.rstrip(b"\r\n") for line in file)
-        return [hashlib.sha256(line).hexdigest()[:16] for line in stripped if line.strip()]
 
 
 def record_text(records: RecordFile | None, place: int) -> dict[str, Any]:
