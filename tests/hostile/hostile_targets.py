@@ -39,9 +39,9 @@ from trim_lightning.records.sources import open_records
 from trim_lightning.report.comparison_page import write_comparison
 from trim_lightning.report.escape import data_block
 from trim_lightning.runs.find import Found
+from trim_lightning.runs.manifest import BrokenRun
 from trim_lightning.runs.reopened import open_run
 from trim_lightning.runs.run import read_runs
-from trim_lightning.runs.manifest import BrokenRun
 from trim_lightning.settings.compose import compose_select, compose_train
 from trim_lightning.settings.guard import guard_hydra
 from trim_lightning.settings.schema import ModelSettings, SourceSettings

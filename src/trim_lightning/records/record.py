@@ -1,5 +1,6 @@
 """The value objects that every source and layout is turned into."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,3 +27,8 @@ class Record:
 
     id: str
     turns: tuple[Turn, ...]
+
+
+def messages_of(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """A conversation as ``role`` and ``content`` pairs, texts untouched."""
+    return [{"role": turn.role, "content": turn.content} for turn in turns]

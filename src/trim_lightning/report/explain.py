@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -12,10 +13,14 @@ from trim_lightning.errors import UserError
 from trim_lightning.records.record import Turn
 from trim_lightning.report.facts import Candidate, Occurrence, TargetView
 from trim_lightning.report.selection_facts import occurrences_of
-from trim_lightning.report.token_texts import TokenTexts, read_token_texts
-from trim_lightning.report.tokens import BANKS, TARGETS, TargetTokens, match_view, named, read_banks
+from trim_lightning.report.token_texts import texts_of
+from trim_lightning.report.tokens import TargetTokens, match_view, named, read_banks
+from trim_lightning.runs.names import BANKS, TARGETS
 from trim_lightning.runs.reopened import Run
 from trim_lightning.stages.task import MatchedTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 STRONGEST = 8
 ALL = 1 << 30  # tokens: none is clipped
@@ -42,13 +47,13 @@ class Explanation:
         candidate: The record; without tokens where the method matches none.
         scored: Records with a score.
         cut: Score of the last picked record.
+        notes: What the reader should know.
         formula: How the score is made of its parts; empty where that is not a sum.
         strongest: The tokens with the highest similarity.
         weakest: Those with the lowest.
         class_texts: Vocabulary id to text.
         occurrences: As in the report.
         targets: The target examples.
-        notes: What the reader should know.
     """
 
     title: str
@@ -56,13 +61,13 @@ class Explanation:
     candidate: Candidate
     scored: int
     cut: float | None
-    formula: str
-    strongest: list[TokenLine]
-    weakest: list[TokenLine]
-    class_texts: dict[int, str]
-    occurrences: dict[str, Occurrence]
-    targets: list[TargetView]
     notes: list[str]
+    formula: str = ""
+    strongest: Sequence[TokenLine] = ()
+    weakest: Sequence[TokenLine] = ()
+    class_texts: Mapping[int, str] = field(default_factory=dict)
+    occurrences: Mapping[str, Occurrence] = field(default_factory=dict)
+    targets: Sequence[TargetView] = ()
 
 
 def explain_row(run: Run, row: int) -> Explanation:
@@ -183,22 +188,19 @@ def finish(
     scored = len(run.scores["score"].drop_null())
     shared: dict[str, Any] = {"title": title, "verdict": verdict, "scored": scored, "cut": cut_of(run), "notes": notes}
     if tokens is None:
-        return Explanation(
-            **shared,
-            candidate=candidate,
-            formula="",
-            strongest=[],
-            weakest=[],
-            class_texts={},
-            occurrences={},
-            targets=[],
-        )
+        return Explanation(**shared, candidate=candidate)
     kept = run.manifest.counts.get("max_length") or run.settings.max_length
     if len(tokens.token_ids) >= kept:
         notes.append(
             f"the record fills the {kept:,} tokens that are kept of one: what may follow was cut and never scored"
         )
-    texts = texts_of(run)
+
+    def tokenizer() -> PreTrainedTokenizerBase:
+        from trim_lightning.models.load import load_tokenizer
+
+        return load_tokenizer(run.source)
+
+    texts = texts_of(run.source.directory, tokenizer)
     _, groups = read_banks(run.directory / BANKS)
     targets = TargetTokens(run.directory / TARGETS, groups, texts)
     matched = sorted({int(token) for token in np.unique(tokens.match[tokens.scope])})
@@ -227,13 +229,3 @@ def finish(
         occurrences=occurrences,
         targets=[targets.view(place, ALL) for place in range(len(targets))],
     )
-
-
-def texts_of(run: Run) -> TokenTexts:
-    """Writes the scorer's tokens."""
-    file = run.source.directory / "tokenizer.json"
-    if file.is_file():
-        return read_token_texts(file)
-    from trim_lightning.models.load import load_tokenizer
-
-    return TokenTexts(load_tokenizer(run.source).backend_tokenizer)

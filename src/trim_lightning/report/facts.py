@@ -225,11 +225,6 @@ class SelectionFacts:
     coverage_spreads: list[Spread]
     mixes: list[Mix]
     mix_sample: int
-    classes: list[TokenClass]
-    num_classes: int
-    occurrences: dict[str, Occurrence]
-    class_texts: dict[int, str]
-    targets: list[TargetView]
     num_targets: int
     top: list[Candidate]
     borderline: list[Candidate]
@@ -237,3 +232,8 @@ class SelectionFacts:
     coreset: list[Candidate]
     command: str | None
     files: list[FileLink]
+    classes: list[TokenClass] = field(default_factory=list)
+    num_classes: int = 0
+    occurrences: dict[str, Occurrence] = field(default_factory=dict)
+    class_texts: dict[int, str] = field(default_factory=dict)
+    targets: list[TargetView] = field(default_factory=list)

@@ -15,9 +15,9 @@ from trim_lightning.errors import UserError
 from trim_lightning.models.load import ModelRecipe, load_tokenizer
 from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.records.record import Turn
+from trim_lightning.runs.names import BANKS
 from trim_lightning.runs.reopened import Run
 from trim_lightning.stages.fingerprints import load_banks
-from trim_lightning.stages.scoring import BANKS
 from trim_lightning.stages.task import MatchedTokens
 from trim_lightning.stages.token_scores import ScopedTokens, pool_tokens, scaled_idf
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError

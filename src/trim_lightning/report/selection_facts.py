@@ -13,27 +13,18 @@ from numpy.typing import NDArray
 from trim_lightning.methods.base import Selector
 from trim_lightning.privacy.paths import run_name, shareable_text
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.report.facts import Candidate, FileLink, Occurrence, SelectionFacts, TargetView, TokenClass
+from trim_lightning.report.facts import Candidate, FileLink, MatchView, Occurrence, SelectionFacts
 from trim_lightning.report.mix import mixes_of, short_fields
 from trim_lightning.report.spreads import histogram, length_histogram, spread_of
-from trim_lightning.report.token_texts import TokenTexts, read_token_texts
-from trim_lightning.report.tokens import BANKS, TARGETS, TargetTokens, heaviest, match_view, named, read_banks
-from trim_lightning.runs.names import FILES
+from trim_lightning.report.token_texts import texts_of
+from trim_lightning.report.tokens import TargetTokens, heaviest, match_view, named, read_banks
+from trim_lightning.runs.names import BANKS, FILES, REPORT, TARGETS
 from trim_lightning.selection.ranking import DEFAULT_FRACTION, ScoreTable
 from trim_lightning.stages.task import SelectionTask
 
 MOST_TOKENS = 700  # of a record that are shown token by token
 SHOWN_TARGETS, SHOWN_CLASSES = 12, 30
 LISTED_CHARACTERS = 16_000_000  # of the picked records' text; a browser opens such a page in seconds
-MEANINGS = {
-    "coreset.jsonl": "the picked records, best first, as they were in the input",
-    "scores.parquet": "score and rank of every pool record",
-    "manifest.json": "config, versions, inputs, stages, counts, warnings",
-    "target_tokens.parquet": "saliency of every target token",
-    "fingerprints.safetensors": "the fingerprint bank",
-    "token_scores.parquet": "similarity of every pool token",
-    "metrics.csv": "the counts and the stages' numbers",
-}
 
 
 @dataclass(frozen=True)
@@ -77,9 +68,9 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
     fields = {mix.field for mix in mixes}
     reader = Reader(outcome.task.pool, scores, outcome.order, picked, fields)
     places = candidate_places(outcome.order, picked, examples)
-    tokens = token_facts(outcome, [row for rows in places.values() for row in rows])
+    tokens, views = token_facts(outcome, [row for rows in places.values() for row in rows])
     top, borderline, bottom = (
-        [replace(reader.candidate(row), view=tokens.views.get(row)) for row in rows] for rows in places.values()
+        [replace(reader.candidate(row), view=views.get(row)) for row in rows] for rows in places.values()
     )
     return SelectionFacts(
         title=run_name(outcome.directory),
@@ -93,11 +84,7 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
         coverage_spreads=[] if coverage is None else spreads(coverage, drawn, chosen),
         mixes=mixes,
         mix_sample=counted,
-        classes=tokens.classes,
-        num_classes=tokens.num_classes,
-        occurrences=tokens.occurrences,
-        class_texts=tokens.class_texts,
-        targets=tokens.targets,
+        **tokens,
         num_targets=0 if outcome.task.targets is None else len(outcome.task.targets.records),
         top=top,
         borderline=borderline,
@@ -185,53 +172,39 @@ def number(values: NDArray[np.float32] | None, row: int) -> float | None:
     return None if values is None or not np.isfinite(values[row]) else round(float(values[row]), 6)
 
 
-@dataclass(frozen=True)
-class TokenFacts:
-    """What a method that matches tokens adds to the report."""
+def token_facts(outcome: Outcome, rows: Sequence[int]) -> tuple[dict[str, Any], dict[int, MatchView]]:
+    """Targets, fingerprints and candidates by token; empty for methods that match none.
 
-    classes: list[TokenClass]
-    num_classes: int
-    occurrences: dict[str, Occurrence]
-    class_texts: dict[int, str]
-    targets: list[TargetView]
-    views: dict[int, Any]
-
-
-def token_facts(outcome: Outcome, rows: Sequence[int]) -> TokenFacts:
-    """Targets, fingerprints and candidates by token; empty for methods that match none."""
+    Returns:
+        The fields of `SelectionFacts` that are about tokens, and row to record.
+    """
     directory = outcome.directory
     if not all((directory / name).exists() for name in (BANKS, TARGETS)):
-        return TokenFacts([], 0, {}, {}, [], {})
-    texts = token_texts(outcome.task)
+        return {}, {}
+    scorer = outcome.task.scorer
+    texts = texts_of(scorer.source.directory, lambda: scorer.tokenizer)
     banks, groups = read_banks(directory / BANKS)
     targets = TargetTokens(directory / TARGETS, groups, texts)
     matched = outcome.selector.matched_tokens(outcome.task, rows)
     classes = heaviest(banks, texts, max(5, SHOWN_CLASSES // len(banks)))
     wanted = {(item.group, item.token_id) for item in classes}
     for tokens in matched.values():
-        wanted |= {
-            (tokens.group, int(token)) for token in np.unique(tokens.match[:MOST_TOKENS][tokens.scope[:MOST_TOKENS]])
-        }
-    return TokenFacts(
-        classes=classes,
-        num_classes=sum(len(bank.token_ids) for bank in banks.values()),
-        occurrences=occurrences_of(targets, wanted),
-        class_texts={token: texts.name(token) for _, token in sorted(wanted)},
-        targets=[targets.view(place, MOST_TOKENS) for place in range(min(len(targets), SHOWN_TARGETS))],
-        views={row: match_view(tokens, texts, MOST_TOKENS) for row, tokens in matched.items()},
-    )
+        shown = tokens.match[:MOST_TOKENS][tokens.scope[:MOST_TOKENS]]
+        wanted |= {(tokens.group, int(token)) for token in np.unique(shown)}
+    found = {
+        "classes": classes,
+        "num_classes": sum(len(bank.token_ids) for bank in banks.values()),
+        "occurrences": occurrences_of(targets, wanted),
+        "class_texts": {token: texts.name(token) for _, token in sorted(wanted)},
+        "targets": [targets.view(place, MOST_TOKENS) for place in range(min(len(targets), SHOWN_TARGETS))],
+    }
+    return found, {row: match_view(tokens, texts, MOST_TOKENS) for row, tokens in matched.items()}
 
 
 def occurrences_of(targets: TargetTokens, wanted: Iterable[tuple[str, int]]) -> dict[str, Occurrence]:
     """Group and class to the class's heaviest target token."""
     found = {named(group, token): targets.occurrence(token, group) for group, token in sorted(wanted)}
     return {name: place for name, place in found.items() if place is not None}
-
-
-def token_texts(task: SelectionTask) -> TokenTexts:
-    """Writes the scorer's tokens; its own file is read if there is one, for transformers takes long to import."""
-    file = task.scorer.source.directory / "tokenizer.json"
-    return read_token_texts(file) if file.is_file() else TokenTexts(task.scorer.tokenizer.backend_tokenizer)
 
 
 def budget_text(outcome: Outcome) -> str:
@@ -249,6 +222,6 @@ def budget_text(outcome: Outcome) -> str:
 
 def files_of(directory: Path) -> list[FileLink]:
     """The files that are there, the page itself left out."""
-    names = [name for name in dict.fromkeys((*MEANINGS, *FILES)) if name != "report.html"]
-    present = [name for name in names if (directory / name).is_file()]
-    return [FileLink(name, MEANINGS.get(name, ""), (directory / name).stat().st_size) for name in present]
+    meanings = {**FILES, "metrics.csv": "the counts and the stages' numbers"}
+    present = [name for name in meanings if name != REPORT and (directory / name).is_file()]
+    return [FileLink(name, meanings[name], (directory / name).stat().st_size) for name in present]

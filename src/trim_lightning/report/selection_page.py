@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trim_lightning.report.facts import Candidate, Histogram, MatchView, Occurrence, SelectionFacts, Spread, TargetView
+from trim_lightning.report.facts import Candidate, MatchView, Occurrence, SelectionFacts, Spread, TargetView
 from trim_lightning.report.page import METHOD_NAMES, pretty, render
-
-MODEL_STAGES = ("warmup", "fingerprint", "score")
+from trim_lightning.runs.selection import MODEL_STAGES
 
 
 def selection_page(facts: SelectionFacts) -> str:
@@ -73,14 +72,12 @@ def page_data(facts: SelectionFacts) -> dict[str, Any]:
     return {
         "cut": facts.cut,
         "kept": facts.manifest["counts"].get("max_length"),
-        "scores": histogram_data(facts.scores),
-        "lengths": histogram_data(facts.lengths),
+        "scores": None if facts.scores is None else asdict(facts.scores),
+        "lengths": None if facts.lengths is None else asdict(facts.lengths),
         "top": saliency_top(facts.targets),
         "targets": [target_data(target) for target in facts.targets],
         "candidates": {
-            "top": [candidate_data(item) for item in facts.top],
-            "borderline": [candidate_data(item) for item in facts.borderline],
-            "bottom": [candidate_data(item) for item in facts.bottom],
+            name: [candidate_data(item) for item in getattr(facts, name)] for name in ("top", "borderline", "bottom")
         },
         "classes": {str(token): text for token, text in facts.class_texts.items()},
         "occurrences": occurrence_data(facts.occurrences),
@@ -88,14 +85,9 @@ def page_data(facts: SelectionFacts) -> dict[str, Any]:
     }
 
 
-def occurrence_data(occurrences: dict[str, Occurrence]) -> dict[str, Any]:
+def occurrence_data(occurrences: Mapping[str, Occurrence]) -> dict[str, Any]:
     """The heaviest target token of each class."""
     return {name: asdict(place) for name, place in occurrences.items()}
-
-
-def histogram_data(found: Histogram | None) -> dict[str, Any] | None:
-    """Edges and counts."""
-    return None if found is None else asdict(found)
 
 
 def target_data(target: TargetView) -> dict[str, Any]:

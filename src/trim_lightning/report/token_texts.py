@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 BROKEN = "\ufffd"  # what a decoder writes for part of a character
 MOST_TOKENS_OF_A_CHARACTER = 12
@@ -64,6 +65,17 @@ class TokenTexts:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def texts_of(model: Path, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> TokenTexts:
+    """The texts of a model's tokens: those of its own file if it has one, for transformers takes long to import.
+
+    Args:
+        model: The model's directory.
+        tokenizer: Loads its tokenizer, if there is no such file.
+    """
+    file = model / "tokenizer.json"
+    return read_token_texts(file) if file.is_file() else TokenTexts(tokenizer().backend_tokenizer)
 
 
 @lru_cache(maxsize=2)

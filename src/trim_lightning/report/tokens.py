@@ -19,7 +19,6 @@ from trim_lightning.report.facts import MatchView, Occurrence, TargetView, Token
 from trim_lightning.report.token_texts import TokenTexts
 from trim_lightning.stages.task import MatchedTokens
 
-BANKS, TARGETS = "fingerprints.safetensors", "target_tokens.parquet"
 AROUND = 8  # tokens shown on each side of the heaviest target token
 
 

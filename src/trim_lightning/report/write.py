@@ -8,9 +8,9 @@ from trim_lightning.files.atomic import write_text
 from trim_lightning.report.facts import SelectionFacts
 from trim_lightning.report.selection_facts import Outcome, gather
 from trim_lightning.report.selection_page import selection_page
+from trim_lightning.runs.names import REPORT
 
 log = logging.getLogger(__name__)
-NAME = "report.html"
 
 
 def write_report(outcome: Outcome, examples: int, command: str | None = None) -> SelectionFacts | None:
@@ -30,7 +30,7 @@ def write_report(outcome: Outcome, examples: int, command: str | None = None) ->
     except OSError:
         raise
     except Exception:
-        log.exception("%s could not be made; all other files are there", NAME)
+        log.exception("%s could not be made; all other files are there", REPORT)
         return None
-    write_text(page, outcome.directory / NAME)
+    write_text(page, outcome.directory / REPORT)
     return facts

@@ -7,7 +7,7 @@ The layouts are those that the trainers document: ``messages`` (TRL, Axolotl and
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import copy_atomically, replacing, write_text
 from trim_lightning.files.tables import table_writer
 from trim_lightning.records.layouts import AlpacaLayout, clean_text
-from trim_lightning.records.record import Turn
+from trim_lightning.records.record import messages_of
 from trim_lightning.records.record_file import RecordFile
 
 DATASET = "trim_coreset"  # the data set's name in dataset_info.json
@@ -26,11 +26,6 @@ BATCH = 1024  # records converted at once
 EARLY = 1 << 20
 OPTIONAL = ("system", "history")  # Alpaca fields that are written if a record uses them
 MESSAGES = pa.schema([("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))])
-
-
-def messages_of(turns: Sequence[Turn]) -> list[dict[str, str]]:
-    """A conversation as ``role`` and ``content`` pairs, texts untouched."""
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
 def write_verbatim(records: RecordFile, coreset: Path, directory: Path) -> tuple[list[Path], list[int]]:

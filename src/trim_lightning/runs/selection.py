@@ -93,12 +93,12 @@ class Coreset:
 
     @cached_property
     def digests(self) -> list[bytes] | None:
-        """sha256 of each line that is not empty, best first; None if the file is not at hand."""
+        """sha256 of each line that is not blank, best first; None if the file is not at hand."""
         if self.file is None:
             return None
         with self.file.open("rb") as file:
             stripped = (line.rstrip(b"\r\n") for line in file)
-            return [hashlib.sha256(line).digest() for line in stripped if line]
+            return [hashlib.sha256(line).digest() for line in stripped if line.strip()]
 
     @cached_property
     def lines(self) -> Counter[bytes] | None:
