@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.compare.groups import BASELINE, Group, differing_keys
-from trim_lightning.compare.predictions import FIELDS, Predictions, averaged, read_predictions
+from trim_lightning.compare.predictions import FIELDS, Predictions, read_predictions
 from trim_lightning.compare.statistics import Difference, paired_difference, ratio, resampled_ratios
 from trim_lightning.runs.manifest import BrokenRun
 from trim_lightning.runs.names import PREDICTIONS
@@ -185,8 +185,8 @@ def panel_of(metric: str, groups: list[Group], predictions: Mapping[str, list[Pr
     """The values of groups that share their records."""
     weights = predictions[groups[0].name][0].weights(metric)
     kept = weights > 0
-    values = np.array([averaged(predictions[group.name], metric)[kept] for group in groups])
-    return Panel(metric, groups, values, weights[kept])
+    means = [np.mean([part.values[metric] for part in predictions[group.name]], axis=0) for group in groups]
+    return Panel(metric, groups, np.array(means)[:, kept], weights[kept])
 
 
 def held_out(group: Group, part: Predictions) -> tuple[object, object]:

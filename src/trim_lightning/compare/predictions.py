@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,3 @@ def parsed(path: Path) -> Iterator[tuple[tuple[str, int], tuple[float, ...]]]:
 def as_number(value: Any) -> float:
     """A number, 1 or 0 for true or false, NaN for what a record does not have."""
     return float("nan") if value is None else float(value)
-
-
-def averaged(parts: Sequence[Predictions], metric: str) -> NDArray[np.float64]:
-    """``[records]`` mean over runs that share their records; NaN where the metric does not apply."""
-    result: NDArray[np.float64] = np.mean([part.values[metric] for part in parts], axis=0)
-    return result

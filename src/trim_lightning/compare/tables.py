@@ -306,9 +306,8 @@ def broken_table(report: Report) -> str:
 
 def table(columns: Mapping[str, Sequence[str]], left: Sequence[str]) -> str:
     """A table from columns."""
-    sides = ["left" if name in left else "right" for name in columns]
-    rows = list(zip(*columns.values(), strict=True))
-    return tabulate(rows, headers=list(columns), tablefmt="simple", disable_numparse=True, colalign=sides)
+    text = [place for place, name in enumerate(columns) if name in left]
+    return grid(list(zip(*columns.values(), strict=True)), list(columns), left=0, left_too=text)
 
 
 def grid(rows: Sequence[Sequence[str]], headers: Sequence[str], *, left: int, left_too: Sequence[int] = ()) -> str:

@@ -272,14 +272,10 @@ def coreset_of(manifest: Manifest, numbers: Mapping[str, Any]) -> Coreset:
             pass  # not the file of a selection, or not one as it was: only its lines are known
     records, tokens = numbers.get("selection/records"), numbers.get("selection/tokens")
     return Coreset(
-        directory=None,
         file=file,
         name=PurePosixPath(given).name,
-        config=None,
-        inputs={},
         records=int(records if is_number(records) else described.get("rows", 0)),
         tokens=int(tokens) if is_number(tokens) else None,
-        seconds=None,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -31,13 +31,13 @@ class Coreset:
     """A coreset, and the selection that chose it where that is known.
 
     Attributes:
-        directory: The selection's output directory, None for a coreset file that came from elsewhere.
         file: The coreset's lines, None if they are not at hand.
         name: What messages call it.
-        config: The selection's config, None if unknown.
-        inputs: The selection's inputs, empty if unknown.
         records: Number of records.
         tokens: Content tokens, None if unknown.
+        directory: The selection's output directory, None for a coreset file that came from elsewhere.
+        config: The selection's config, None if unknown.
+        inputs: The selection's inputs, empty if unknown.
         seconds: Seconds of the selection's stages, loading excluded; for stages found in the store those of the first
             time. None if unknown.
         uses_model: True if a model scored the pool.
@@ -45,14 +45,14 @@ class Coreset:
         response_tokens: Content tokens of its responses, None if unknown.
     """
 
-    directory: Path | None
     file: Path | None
     name: str
-    config: Mapping[str, Any] | None
-    inputs: Mapping[str, Any]
     records: int
     tokens: int | None
-    seconds: float | None
+    directory: Path | None = None
+    config: Mapping[str, Any] | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
     uses_model: bool = False
     takes_all: bool = False
     response_tokens: int | None = None
