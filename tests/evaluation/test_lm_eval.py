@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trim_lightning.errors import UserError
-from trim_lightning.evaluation.harness import run as lm_eval_tasks
+from trim_lightning.evaluation.harness import quiet
+from trim_lightning.evaluation.harness import tasks as lm_eval_tasks
 from trim_lightning.evaluation.harness.results import TaskResults
 from trim_lightning.evaluation.harness.run import check_tasks, data_digest, run_tasks
 from trim_lightning.evaluation.harness.tasks import LOCAL_TASKS, local_counterpart
@@ -781,7 +782,7 @@ def test_progress_is_shown_by_our_bar(
         bars.append(progress_bar(title, total, unit))
         return bars[-1]
 
-    monkeypatch.setattr(lm_eval_tasks, "progress_bar", keep)
+    monkeypatch.setattr(quiet, "progress_bar", keep)
     run_tasks(llama, tokenizer, ["trim_commonsense_qa", "trim_tydiqa_goldp"], data_dir=str(tmp_path))
     assert {(bar.desc.strip(), bar.n, bar.total) for bar in bars} == {
         ("lm-eval options", 18, 18),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
 import io
 import json
 import logging
@@ -38,7 +39,7 @@ from trim_lightning.models.adapter import check_adapter
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.source import find_model
 from trim_lightning.privacy.keys import LogFormatter
-from trim_lightning.records import record_file, sources
+from trim_lightning.records import indexing, record_file, sources
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
@@ -50,8 +51,8 @@ from trim_lightning.settings.guard import check_instantiated, guard_hydra
 from trim_lightning.settings.schema import ModelSettings, SourceSettings
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store.receipt import RECEIPT, seal_of
-from trim_lightning.tokens import rendering
-from trim_lightning.tokens.rendering import ChatRenderer
+from trim_lightning.tokens import template_limits
+from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 
 GOOD = b'{"prompt": "a question", "response": "an answer"}\n'
 Read = Callable[..., RecordFile]
@@ -133,7 +134,7 @@ def test_raw_nul_and_bad_utf8_are_refused(read: Read) -> None:
 
 
 def test_a_line_beyond_the_limit_is_refused(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (record_file, sources):
+    for module in (record_file, indexing, sources):
         monkeypatch.setattr(module, "MOST_LINE_BYTES", 100)
     assert len(read(GOOD * 9)) == 9
     longer = GOOD + b'{"prompt": "' + b"a" * 100 + b'", "response": "b"}\n' + GOOD
@@ -582,7 +583,7 @@ TURNS = [Turn("user", "a question"), Turn("assistant", "an answer")]
 
 
 def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "_MOST_SECONDS", 0.2)
+    monkeypatch.setattr(template_limits, "MOST_SECONDS", 0.2)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     assert "takes more than" in refusal(lambda: ChatRenderer(build_tiny_tokenizer(), loop))
     slow = "{% for m in messages %}{{ m.content }}{% if 'trap' in m.content %}" + loop + "{% endif %}{% endfor %}"
@@ -610,7 +611,7 @@ def test_a_template_computes_no_powers(template: str) -> None:
 )  # fmt: skip
 def test_a_template_reaches_nothing_of_python(template: str) -> None:
     (outcome,) = ChatRenderer(build_tiny_tokenizer(), template).encode([TURNS], 100)
-    assert isinstance(outcome, rendering.RenderError)
+    assert isinstance(outcome, RenderError)
 
 
 # --- the terminal ------------------------------------------------------------------------------------------
@@ -630,7 +631,8 @@ def test_a_run_logs_with_the_careful_formatter() -> None:
 
     folder = Path(__file__).resolve().parents[2] / "conf" / "hydra" / "default.yaml"
     simple = OmegaConf.load(folder).job_logging.formatters.simple
-    assert simple["class"] == f"{LogFormatter.__module__}.{LogFormatter.__name__}"
+    module, _, name = simple["class"].rpartition(".")
+    assert getattr(importlib.import_module(module), name) is LogFormatter
 
 
 # --- the fuzzer's own targets ------------------------------------------------------------------------------
@@ -639,7 +641,7 @@ def test_a_run_logs_with_the_careful_formatter() -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("name", hostile_targets.TARGETS)
 def test_any_bytes(name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "_MOST_SECONDS", 1.0)
+    monkeypatch.setattr(template_limits, "MOST_SECONDS", 1.0)
     task = hostile_targets.TARGETS[name](tmp_path_factory.mktemp(name))
     examples = hostile_targets.EXAMPLES[name]()
     for example in examples:

@@ -21,6 +21,7 @@ import numpy as np
 
 from trim_lightning.errors import UserError
 from trim_lightning.records.record import Turn
+from trim_lightning.tokens import template_limits
 from trim_lightning.tokens.spans import (
     PROMPT,
     RESPONSE,
@@ -35,7 +36,7 @@ from trim_lightning.tokens.spans import (
     probes,
     readings,
 )
-from trim_lightning.tokens.template_limits import _MOST_SECONDS, _limited_time, _refuse_bombs, _TooSlow
+from trim_lightning.tokens.template_limits import _limited_time, _refuse_bombs, _TooSlow
 from trim_lightning.tokens.token_roles import (
     _eos_to_append,
     _flat,
@@ -255,8 +256,8 @@ class ChatRenderer:
             raise
         except _TooSlow:
             raise UserError(
-                f"chat template of {_name(self._tokenizer)}: takes more than {_MOST_SECONDS} seconds for one record; "
-                "correct it or set model.chat_template"
+                f"chat template of {_name(self._tokenizer)}: takes more than {template_limits.MOST_SECONDS} seconds "
+                "for one record; correct it or set model.chat_template"
             ) from None
         except Exception as error:  # a template is foreign code and may raise anything
             raise RenderError(f"the chat template refuses the record: {_one_line(error)}") from None

@@ -11,7 +11,7 @@ import jinja2
 
 from trim_lightning.errors import UserError
 
-_MOST_SECONDS = 30.0  # of processor time for one record; a template takes milliseconds
+MOST_SECONDS = 30.0  # of processor time for one record; a template takes milliseconds
 
 
 class _TooSlow(BaseException):
@@ -31,7 +31,7 @@ def _limited_time() -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGVTALRM, _too_slow)
-    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
     try:
         yield
     finally:
