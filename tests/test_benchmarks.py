@@ -16,6 +16,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_an_unknown_figure_is_refused_and_the_known_ones_named() -> None:
     done = run(str(BENCHMARKS / "run.py"), "engines")
     assert done.returncode == 2

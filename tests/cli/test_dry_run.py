@@ -131,7 +131,7 @@ def test_every_pass_of_a_method_is_planned(inputs: Inputs, tmp_path: Path, metho
     ("method", "stages"),
     [
         ("less", ["warmup", *["fingerprint", "score"] * 2]),
-        ("tagcos", ["warmup", "score", "score"]),
+        pytest.param("tagcos", ["warmup", "score", "score"], marks=pytest.mark.slow),
         ("s2l", ["warmup", "score", "score"]),
         ("cld", ["warmup", *["fingerprint"] * 3, *["score"] * 3]),
     ],

@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from .recipes import sweeps
 
 SWEEPS = sweeps()
 TRAINING_ONLY = {name for name, axes in SWEEPS.items() if any(key.startswith("train.") for key in axes)}
-OFTEN_TRAINED = {"budget_curve", "target_size", "target_noise", "transfer"}  # the others in the slow tests
+# the others in the slow tests
+OFTEN_SELECTED = {"in_domain", "layer_ablation", "saliency_ablation", "scope_ablation"}
+OFTEN_TRAINED = {"transfer"}
 ONE_SEED = {"method_table", "in_domain"}  # all of them in the slow tests
 
 
@@ -87,7 +89,12 @@ def assert_the_grid(cells: list[Path], axes: dict[str, list[str]]) -> None:
             assert met.count(yaml.safe_load(value)) == len(cells) / len(values), (name, value)
 
 
-@pytest.mark.parametrize("name", sorted(SWEEPS.keys() - TRAINING_ONLY))
+def often(chosen: set[str], names: Iterable[str]) -> list[Any]:
+    """The names as parameters, slow but for the chosen."""
+    return [pytest.param(name, marks=[] if name in chosen else [pytest.mark.slow]) for name in sorted(names)]
+
+
+@pytest.mark.parametrize("name", often(OFTEN_SELECTED, SWEEPS.keys() - TRAINING_ONLY))
 def test_as_a_selection(name: str, run: Run, desk: Path, tmp_path: Path) -> None:
     axes, overrides = dict(SWEEPS[name]), []
     if name in ONE_SEED:
@@ -107,9 +114,7 @@ def test_as_a_selection_with_all_seeds(name: str, run: Run, desk: Path, tmp_path
     assert_the_grid(cells_of(run, desk, tmp_path, name), SWEEPS[name])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in OFTEN_TRAINED else [pytest.mark.slow]) for name in sorted(SWEEPS)]
-)
+@pytest.mark.parametrize("name", often(OFTEN_TRAINED, SWEEPS))
 def test_as_a_training(name: str, run: Run, desk: Path, tmp_path: Path) -> None:
     axes, overrides = dict(SWEEPS[name]), []
     if name == "transfer":  # its own models are on the Hub: a folder takes the place of each key

@@ -9,7 +9,7 @@ import pytest
 from .conftest import CONSOLE_SCRIPT, Inputs, run_process
 
 
-@pytest.mark.parametrize("launcher", ["submitit_local", "joblib"])
+@pytest.mark.parametrize("launcher", [pytest.param("submitit_local", marks=pytest.mark.slow), "joblib"])
 def test_a_launcher_of_hydra_runs_the_jobs(launcher: str, inputs: Inputs, tmp_path: Path) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher")
     outcome = run_process(

@@ -240,6 +240,7 @@ def test_no_home_path_and_no_secret_in_the_run(sweep: Sweep) -> None:
             assert str(sweep.home).encode() not in content, path
 
 
+@pytest.mark.slow
 def test_a_key_is_not_written(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     key = "0123456789abcdef" * 2 + "01234567"
     # a service that an earlier test of this process started is not ours to use
@@ -285,6 +286,7 @@ def test_a_setting_of_wandb_that_cannot_be_is_one_line(inputs: Inputs, tmp_path:
     assert "base_url" in line
 
 
+@pytest.mark.slow
 def test_a_failed_selection_closes_its_run(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     outcome = run_process(
