@@ -28,7 +28,7 @@ STAGES = {
     "selection": "trim_lightning.files.atomic:replacing",
     "training": "trim_lightning.tuning.lora_module:TuningModule.training_step",
     "evaluation": "trim_lightning.engine.record_pass:RecordPass.on_batch",
-    "report": "trim_lightning.report.write:gather",
+    "report": "trim_lightning.report.selection_page:gather",
 }
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
@@ -147,7 +147,14 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in ("pipeline", "training", "methods.trim", "report.write", "tuning.run", "evaluation.held_out", "cli"):
+    for name in (
+        "pipeline.train",
+        "methods.trim",
+        "report.selection_page",
+        "tuning.run",
+        "evaluation.evaluate",
+        "cli.hydra_app",
+    ):
         importlib.import_module(f"trim_lightning.{name}")
     for name in ("peft", "transformers.models.llama.modeling_llama", "pandas", "scipy.stats"):
         importlib.import_module(name)

@@ -37,7 +37,7 @@ from trim_lightning.records.layouts import LayoutError, choose_layout, clean_tex
 from trim_lightning.records.record import Turn
 from trim_lightning.records.sources import open_records
 from trim_lightning.report.comparison_page import write_comparison
-from trim_lightning.report.escape import data_block
+from trim_lightning.report.page import data_block
 from trim_lightning.runs.find import Found
 from trim_lightning.runs.manifest import BrokenRun
 from trim_lightning.runs.reopened import open_run

@@ -257,7 +257,7 @@ def test_a_fault_in_the_report_does_not_harm_the_selection(
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("trim_lightning.report.write.selection_page", fail)
+    monkeypatch.setattr("trim_lightning.report.selection_page.selection_page", fail)
     run = room.select("fault", "selection.count=12")
     assert (run / "coreset.jsonl").exists()
     assert not (run / "report.html").exists()
@@ -274,7 +274,7 @@ def test_the_home_directory_is_not_in_the_page(room: Room, monkeypatch: pytest.M
 
 def test_making_a_page_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys; import trim_lightning.report.write, trim_lightning.report.token_texts as pieces; "
+        "import sys; import trim_lightning.report.selection_page, trim_lightning.report.token_texts as pieces; "
         "from trim_lightning.report.page import page_assets, environment; page_assets(); environment(); "
         "import tokenizers; "
         "print([name for name in ('torch', 'transformers', 'matplotlib', 'pandas') if name in sys.modules])"

@@ -13,9 +13,8 @@ from rooms import HOSTILE
 
 from tiny_models import build_tiny_tokenizer
 from trim_lightning.console.visible import visible
-from trim_lightning.report.escape import data_block
 from trim_lightning.report.mix import count_fields, counted_rows, order_values
-from trim_lightning.report.page import HOME, digest, page_assets
+from trim_lightning.report.page import HOME, data_block, digest, page_assets
 from trim_lightning.report.spreads import histogram, length_histogram, spread_of
 from trim_lightning.report.token_texts import TokenTexts
 
@@ -177,7 +176,7 @@ def test_the_policy_lets_only_our_two_scripts_run() -> None:
 @pytest.mark.parametrize("code", [0x00AD, 0x034F, 0x115F, 0x180E, 0x200C, 0x3164, 0xFFA0, 0xE0100])
 def test_characters_without_a_shape_are_written_out(code: int) -> None:
     from trim_lightning.console.visible import visible
-    from trim_lightning.report.escape import data_block
+    from trim_lightning.report.page import data_block
 
     assert visible(f"a{chr(code)}b") == f"a⟨U+{code:04X}⟩b"
     assert chr(code) not in data_block({"text": chr(code)})

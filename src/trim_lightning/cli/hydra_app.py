@@ -26,13 +26,13 @@ from trim_lightning.cli.exits import INTERNAL_ERROR, INTERRUPTED, fail, mistake,
 from trim_lightning.console.visible import visible
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.privacy.keys import KeylessStream, hide_keys_in, hide_keys_in_logs
-from trim_lightning.privacy.paths import shareable_command
+from trim_lightning.privacy.paths import run_name, shareable_command
 from trim_lightning.settings.compose import SCHEMAS, config_directory, register_schemas, to_settings
 from trim_lightning.settings.guard import guard_hydra
 from trim_lightning.settings.mistakes import explain
 from trim_lightning.settings.schema import SelectSettings, TrainSettings
 from trim_lightning.store.processes import PartDone, launched_rank
-from trim_lightning.sweep.finished import finished_sweeps, sweep_name
+from trim_lightning.sweep.finished import finished_sweeps
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def command_line(program: str) -> str:
 def name_group(settings: SelectSettings) -> None:
     """Let the tracker group the jobs of a multirun under the sweep's own name, unless the user named a group."""
     if in_multirun() and settings.logger.group is None:
-        settings.logger.group = sweep_name(Path(HydraConfig.get().sweep.dir))
+        settings.logger.group = run_name(Path(HydraConfig.get().sweep.dir))
 
 
 def train_main() -> int:
@@ -206,7 +206,7 @@ def report_sweeps() -> None:
         try:
             from trim_lightning.sweep.summary_run import log_summary
 
-            log_summary(folder, logger, sweep_name(folder))
+            log_summary(folder, logger, run_name(folder))
         except Exception as error:
             log.warning("W&B: no summary of the sweep (%s)", first_line(error))
 

@@ -133,7 +133,7 @@ def run_selection(
     report = None
     if settings.report.enabled and announce:
         from trim_lightning.report.selection_facts import Outcome
-        from trim_lightning.report.write import write_report
+        from trim_lightning.report.selection_page import write_report
 
         outcome = Outcome(task, selector, scores, order, chosen, manifest, directory)
         report = write_report(outcome, settings.report.examples, command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import version
@@ -15,8 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from trim_lightning.console.amounts import size_text, time_text
-from trim_lightning.console.visible import visible
-from trim_lightning.report.escape import data_block
+from trim_lightning.console.visible import _UNSEEN, visible
 
 HOME = Path(__file__).parent
 SCRIPTS = ("base.js", "selection.js", "comparison.js", "start.js")  # one after the other
@@ -124,3 +124,23 @@ def token_text(text: str) -> str:
 def pretty(value: Any) -> str:
     """JSON to be read."""
     return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+_UNSAFE = re.compile(f"[<{_UNSEEN}]")
+
+
+def data_block(value: Any) -> str:
+    """JSON for a ``<script type="application/json">`` block.
+
+    No ``<`` stands in it, so that nothing can end the block or open a comment; control and direction characters are
+    written as escapes. All other text stands as it is, so that the file can be searched.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _UNSAFE.sub(lambda found: _escape(ord(found.group())), text)
+
+
+def _escape(code: int) -> str:
+    if code > 0xFFFF:
+        high, low = divmod(code - 0x10000, 0x400)
+        return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
+    return f"\\u{code:04x}"

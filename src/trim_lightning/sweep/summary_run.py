@@ -10,7 +10,7 @@ from trim_lightning.compare.measures import lower_is_better
 from trim_lightning.compare.report import Report, compare
 from trim_lightning.runs.run import text_of
 from trim_lightning.settings.schema import LoggerSettings
-from trim_lightning.tracking.open import open_tracker
+from trim_lightning.tracking.open import tracked
 
 SAMPLES = 1000  # bootstrap resamples of the paired tests
 
@@ -32,14 +32,9 @@ def log_summary(sweep: Path, logger: LoggerSettings, group: str) -> None:
         "axes": {axis.name: [" + ".join(map(text_of, level)) for level in axis.levels] for axis in report.axes},
         "jobs": len(report.runs),
     }
-    tracker = open_tracker(logger, sweep, job_type="sweep", name=group, config=config)
-    succeeded = False
-    try:
+    with tracked(logger, sweep, job_type="sweep", name=group, config=config) as tracker:
         tracker.table("sweep", run_rows(report))
         tracker.metrics(best_values(report))
-        succeeded = True
-    finally:
-        tracker.finish(succeeded)
 
 
 def best_values(report: Report) -> dict[str, Any]:

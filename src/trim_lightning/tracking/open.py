@@ -14,10 +14,10 @@ from trim_lightning.tracking.tracker import CsvTracker, NoTracker, Tracker
 
 @contextmanager
 def tracked(
-    settings: LoggerSettings, directory: Path, *, job_type: str, config: Mapping[str, Any]
+    settings: LoggerSettings, directory: Path, *, job_type: str, config: Mapping[str, Any], name: str | None = None
 ) -> Iterator[Tracker]:
     """The tracker of a run, closed with it: as a success only if the block ends well."""
-    tracker = open_tracker(settings, directory, job_type=job_type, name=run_name(directory), config=config)
+    tracker = open_tracker(settings, directory, job_type=job_type, name=name or run_name(directory), config=config)
     succeeded = False
     try:
         yield tracker
