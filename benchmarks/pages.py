@@ -36,7 +36,6 @@ from trim_lightning.report.token_texts import read_token_texts
 from trim_lightning.report.tokens import heaviest, read_banks
 from trim_lightning.runs.names import BANKS
 from trim_lightning.runs.run import Run, text_of
-from trim_lightning.store.cost import folder_size
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, PAGES, SPECS = ROOT / "build" / "results", ROOT / "docs" / "results", Path(__file__).with_name("experiments")
@@ -149,7 +148,8 @@ def done(folder: Path) -> dict[str, Any]:
 
 def stored(store: Path) -> float:
     """Megabytes of a store without the converted model."""
-    return sum(folder_size(stage) for stage in store.iterdir() if stage.is_dir() and stage.name != "model") / 1e6
+    stages = [stage for stage in store.iterdir() if stage.is_dir() and stage.name != "model"]
+    return sum(path.stat().st_size for stage in stages for path in stage.rglob("*") if path.is_file()) / 1e6
 
 
 def cold_store(experiment: Experiment, part: Part) -> Path:

@@ -16,6 +16,7 @@ from trim_lightning.store import Store
 from trim_lightning.sweep.estimate import estimate
 from trim_lightning.sweep.plan import Plan, plan_jobs
 from trim_lightning.sweep.planning_store import NotBuilt, UnbuiltEntry
+from trim_lightning.sweep.work import factor_of, training_bytes
 
 from .conftest import CONSOLE_SCRIPT, Inputs, Outcome, run_process
 
@@ -172,6 +173,45 @@ def test_a_training_is_planned_with_a_coreset_that_is_not_known_yet(inputs: Inpu
     other = plan_jobs({0: compose_train([*overrides, "train.epochs=2"])})
     assert [cost.stage for cost in other.missing] == ["finetune", "evaluate_after"]
     assert other.missing[0].assumed == ""
+
+
+def test_disk_is_computed_from_what_the_stages_write(inputs: Inputs, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    plan = plan_of(inputs, store)
+    found = estimate(plan)
+    computed = {cost.stage: found.written(cost) for cost in plan.missing}
+    paths = [f"paths.store_dir={store}", f"paths.output_dir={tmp_path / 'out'}", "logger=none"]
+    select(compose_select([*inputs.arguments, *paths]))
+    for stage, folder, file in (
+        ("warmup", "warmup", "*.safetensors"), ("fingerprint", "signals", "*"), ("score", "score", "*.parquet"),
+    ):  # fmt: skip
+        sizes = [path.stat().st_size for path in (store / folder).rglob(file) if path.is_file()]
+        assert computed[stage] / 2 < sum(sizes) < 2 * computed[stage] + 10_000, stage
+
+
+def test_lora_that_finds_nothing_to_train_is_told_in_the_plan(inputs: Inputs, tmp_path: Path) -> None:
+    told = dry(inputs, tmp_path, "warmup.lora_targets=[nothing]", code=2)
+    assert "cannot run: #0: warmup.lora_targets=nothing: the model has none of these modules" in told.out
+
+
+def test_a_training_needs_more_time_and_memory_than_a_forward_pass(inputs: Inputs, tmp_path: Path) -> None:
+    paths = [f"paths.store_dir={tmp_path / 'store'}", f"paths.output_dir={tmp_path / 'out'}"]
+    coreset = [f"coreset.path={inputs.root / 'targets.jsonl'}", f"evaluation.path={inputs.root / 'targets.jsonl'}"]
+    axes = [("train=lora",), ("train=lora", "train.gradient_checkpointing=true"), ("train=full",)]
+    plan = plan_jobs({
+        number: compose_train([*inputs.arguments, *paths, *coreset, *axis]) for number, axis in enumerate(axes)
+    })  # fmt: skip
+    lora, frugal, full = (cost for cost in plan.missing if cost.stage == "finetune")
+    evaluation = next(cost for cost in plan.missing if cost.stage == "evaluate_before")
+    factors = [factor_of(cost) for cost in (evaluation, lora, frugal)]
+    assert factors == sorted(factors)
+    assert factors[2] == pytest.approx(factors[1] * 4 / 3)
+    assert lora.load is not None
+    model = lora.load()
+    memory = [training_bytes(cost, model) for cost in (evaluation, frugal, lora, full)]
+    assert memory[0] == 0
+    assert memory == sorted(memory)
+    assert len(set(memory)) == 4
 
 
 def test_full_fine_tuning_can_be_measured(inputs: Inputs, tmp_path: Path) -> None:

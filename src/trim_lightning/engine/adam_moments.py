@@ -51,12 +51,6 @@ class AdamMoments:
             eps=float(group["eps"]),
         )
 
-    @classmethod
-    def zeros(cls, weights: Mapping[str, Tensor], device: torch.device | str = "cpu") -> AdamMoments:
-        """Those before the first step."""
-        nothing = {name: torch.zeros_like(weight, device=device) for name, weight in weights.items()}
-        return cls(nothing, nothing, step=0, beta1=0.9, beta2=0.999, eps=1e-8)
-
     def save(self, path: Path) -> None:
         """Write them."""
         tensors = {f"{FIRST}{name}": moment.detach().contiguous() for name, moment in self.first.items()}

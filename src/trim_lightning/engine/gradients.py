@@ -17,7 +17,6 @@ from trim_lightning.engine.adam_moments import AdamMoments
 from trim_lightning.engine.labels import trained_labels
 from trim_lightning.engine.sketch import CountSketch
 from trim_lightning.models.loss import IGNORED, predictions, response_logits
-from trim_lightning.settings.schema import TuningSettings
 
 A, B = "lora_A", "lora_B"
 
@@ -51,7 +50,6 @@ class GradientFeatures:
             "preconditioner": "none" if moments is None else "adam",
         }
         self._dimension, self._seed, self._moments = dimension, seed, moments
-        self._real = True
         self._prepared: tuple[CountSketch, AdamMoments | None, dict[str, int]] | None = None
 
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
@@ -77,34 +75,12 @@ class GradientFeatures:
         if self._prepared is None:
             weights = {name: module.weight for name, module in lora_matrices(model).items()}
             sketch = CountSketch([weight.numel() for weight in weights.values()], self._dimension, self._seed, device)
-            moments = None
-            if self._moments is not None:
-                moments = AdamMoments.load(self._moments, device) if self._real else AdamMoments.zeros(weights, device)
+            moments = None if self._moments is None else AdamMoments.load(self._moments, device)
             self._prepared = sketch, moments, {name: place for place, name in enumerate(weights)}
         return self._prepared
 
-    def stand_in(self) -> GradientFeatures:
-        """The same work without a file of moments, to be timed."""
-        other = GradientFeatures(self._dimension, self._seed, self._moments)
-        other._real = False
-        return other
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prepared": None}  # each process makes its own
-
-
-@contextmanager
-def fresh_lora(model: PreTrainedModel, settings: TuningSettings, statistic: Any) -> Iterator[GradientFeatures]:
-    """Within it, the model has untrained LoRA matrices inside, and the statistic's stand-in runs on it."""
-    from trim_lightning.models.lora import add_lora
-
-    wrapped = add_lora(model, settings, seed=0)
-    wrapped.eval()
-    wrapped.requires_grad_(False)
-    try:
-        yield statistic.stand_in()
-    finally:
-        wrapped.unload()
 
 
 def lora_matrices(model: nn.Module) -> dict[str, nn.Linear]:

@@ -17,9 +17,7 @@ from trim_lightning.engine.record_statistics import RecordStatistic
 from trim_lightning.engine.shard_forms import ValueShards
 from trim_lightning.engine.sharded_pass import run_sharded_pass
 from trim_lightning.engine.shards import write_facts
-from trim_lightning.engine.speed import sample_pass
 from trim_lightning.models.load import ModelRecipe
-from trim_lightning.store.cost import Measured
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 
@@ -59,7 +57,8 @@ def run_record_pass(
         ``seconds`` over all attempts, ``tokens`` fed to the model, ``shards``, and the ``padding`` share.
     """
     plan = plan_shards(records.lengths, resources.tokens_per_batch)
-    resources = suited_to(statistic, resources)
+    if statistic.needs_gradients:  # what is made in inference mode can have no gradient
+        resources = replace(resources, trainer={**resources.trainer, "inference_mode": False})
     seconds = run_sharded_pass(
         RecordPass(model, statistic), records, plan, ValueShards(directory), directory,
         scope=scope, resources=resources, title=title,
@@ -68,18 +67,3 @@ def run_record_pass(
     if resources.team.leads:
         write_facts(directory, facts)
     return {"seconds": seconds, **facts}
-
-
-def sample_record_pass(
-    model: PreTrainedModel, records: TokenizedRecords, statistic: RecordStatistic, *, scope: str, resources: Resources
-) -> Measured:
-    """Speed and output of `run_record_pass`, from a few batches."""
-    suited = suited_to(statistic, resources)
-    return sample_pass(lambda: RecordPass(model, statistic), ValueShards, records, suited, scope)
-
-
-def suited_to(statistic: RecordStatistic, resources: Resources) -> Resources:
-    """The resources without inference mode if there is a backward pass: what is made in it can have no gradient."""
-    if not statistic.needs_gradients:
-        return resources
-    return replace(resources, trainer={**resources.trainer, "inference_mode": False})

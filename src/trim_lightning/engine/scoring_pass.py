@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import padding_share, plan_shards
@@ -18,15 +16,10 @@ from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.shard_forms import SharedShards, TokenShards
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.speed import sample_pass
 from trim_lightning.files.atomic import write_atomically
-from trim_lightning.models.hidden import hidden_width
 from trim_lightning.models.load import ModelRecipe
-from trim_lightning.store.cost import Measured
 from trim_lightning.tokens.tokenized import TokenizedRecords
-from trim_lightning.trim.fingerprints import FingerprintBank, unit
-
-STAND_IN_RECORDS = 10
+from trim_lightning.trim.fingerprints import FingerprintBank
 
 
 @dataclass(frozen=True)
@@ -91,27 +84,3 @@ def run_scoring_pass(
         if resources.team.leads:
             write_atomically(directory / "shards.json", json.dumps(noted))
     return {"seconds": seconds, **facts, "served": len(requests)}
-
-
-def sample_scoring_pass(
-    model: PreTrainedModel, records: TokenizedRecords, groups: Sequence[str], *, resources: Resources
-) -> Measured:
-    """Speed of a scoring pass and size of its shards, with banks of random directions in place of the real ones."""
-    bank = stand_in_bank(model, records)
-    return sample_pass(
-        lambda: ScoringPass(model, [(bank, "embedding") for _ in groups]),
-        lambda directory: TokenShards(directory, groups, "all"),
-        records,
-        resources,
-    )
-
-
-def stand_in_bank(model: PreTrainedModel, records: TokenizedRecords) -> FingerprintBank:
-    """Fingerprints of random directions for the classes of some records: a target set's bank is of about that size."""
-    rows = np.flatnonzero(records.lengths > 0)[:STAND_IN_RECORDS]
-    classes = np.unique(np.concatenate([records[int(row)].token_ids for row in rows])).astype(np.int64)
-    generator = torch.Generator().manual_seed(0)
-    vectors = unit(torch.randn(len(classes), hidden_width(model), generator=generator))
-    ones = torch.ones(len(classes))
-    count = torch.ones(len(classes), dtype=torch.int64)
-    return FingerprintBank(torch.from_numpy(classes), vectors, ones, ones, count, num_targets=len(rows))

@@ -1,19 +1,19 @@
-"""Measure a pass by running a few of its batches."""
+"""Measure how fast a model runs forward on this machine."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from trim_lightning.engine.batches import SHARD_TOKENS, Shard, plan_shards
-from trim_lightning.engine.devices import Resources
-from trim_lightning.engine.shard_forms import ShardForm
-from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.store.cost import Measured, folder_size
+from trim_lightning.engine.batches import Shard, ShardBatches, plan_shards
+from trim_lightning.engine.memory import in_halves
+from trim_lightning.models.hidden import last_hidden_states
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 SECONDS = 6.0  # of measuring, roughly, after the first batch
@@ -28,58 +28,36 @@ def spread_out(items: Sequence[Item], number: int) -> list[Item]:
     return [items[int((place + 0.5) * len(items) / number)] for place in range(number)]
 
 
-def sample_pass(
-    make_module: Callable[[], Any],
-    make_form: Callable[[Path], ShardForm],
-    records: TokenizedRecords,
-    resources: Resources,
-    scope: str = "all",
-) -> Measured:
-    """Speed and output of a sharded pass, from batches spread over its whole plan.
+def forward_seconds(model: PreTrainedModel, records: TokenizedRecords, tokens_per_batch: int) -> float:
+    """Seconds of the plain forward pass for each real token, from batches spread over its whole plan.
 
     The first batch, the longest records, comes before the clock starts: it pays for what happens once, and memory
     peaks in it. The others are drawn at equal distances, so that short and long records have their share.
 
     Args:
-        make_module: Makes the pass.
-        make_form: Makes the form of its shards for a directory.
+        model: On the device that is to run it.
         records: The tokens.
-        resources: As in the pass itself; the sample runs on one device.
-        scope: As in the pass itself.
+        tokens_per_batch: Padded tokens of a batch.
+
+    Raises:
+        UserError: if memory does not suffice for a single record.
     """
-    plan = plan_shards(records.lengths, resources.tokens_per_batch)
-    batches = [rows for shard in plan for rows in shard.batches]
-    if not batches:
-        return Measured(float("inf"))
+    rows = [rows for shard in plan_shards(records.lengths, tokens_per_batch) for rows in shard.batches]
+    batches = ShardBatches(records, [Shard(0, tuple(rows), 0)], "all")
+    if not len(batches):
+        return 0.0
 
-    def run(chosen: Sequence[tuple[int, ...]]) -> tuple[float, int]:
-        shards = as_shards(chosen, records)
-        with tempfile.TemporaryDirectory(prefix="trim-sample-") as folder:
-            directory = Path(folder)
-            seconds = run_sharded_pass(
-                make_module(), records, shards, make_form(directory), directory,
-                scope=scope, resources=resources.alone(), title="measure",
-            )  # fmt: skip
-            return seconds, folder_size(directory)
+    def forward(batch: Mapping[str, Any]) -> Tensor:
+        return last_hidden_states(model, batch["input_ids"].to(model.device))[:, -1, 0]
 
-    first, _ = run(batches[:1])
-    chosen = spread_out(batches, int(np.clip(SECONDS / max(first, 1e-3), FEWEST, MOST)))
-    seconds, written = run(chosen)
-    tokens = sum(int(records.lengths[list(rows)].sum()) for rows in chosen)
+    def run(places: Sequence[int]) -> float:
+        started = time.perf_counter()
+        with torch.inference_mode():
+            for place in places:
+                in_halves(forward, batches[place]).tolist()  # an accelerator is waited for
+        return time.perf_counter() - started
+
+    first = run([0])
+    chosen = spread_out(range(len(batches)), int(np.clip(SECONDS / max(first, 1e-3), FEWEST, MOST)))
     # batches, not tokens, are drawn evenly: the whole pass takes this long for each of its batches
-    whole = seconds / len(chosen) * len(batches)
-    return Measured(records.total_tokens / whole, written / tokens)
-
-
-def as_shards(batches: Sequence[tuple[int, ...]], records: TokenizedRecords) -> list[Shard]:
-    """Shards of the usual size that hold these batches."""
-    shards: list[Shard] = []
-    group: list[tuple[int, ...]] = []
-    tokens = 0
-    for place, rows in enumerate(batches):
-        group.append(rows)
-        tokens += int(records.lengths[list(rows)].sum())
-        if tokens >= SHARD_TOKENS or place == len(batches) - 1:
-            shards.append(Shard(len(shards), tuple(group), tokens))
-            group, tokens = [], 0
-    return shards
+    return run(chosen) / len(chosen) * len(batches) / records.total_tokens

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +18,8 @@ from transformers import PreTrainedModel
 from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.engine.devices import one_device
 from trim_lightning.engine.modules import TargetPass
-from trim_lightning.engine.speed import as_shards
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.engine.writer import Collector, TokenProgress
-from trim_lightning.store.cost import Measured, folder_size
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 FILE = "signals.parquet"
@@ -75,7 +71,9 @@ def run_target_pass(
     shards = plan_shards(records.lengths, tokens_per_batch)
     batches = ShardBatches(records, shards, "all")
     collector = Collector()
-    run_batches(model, batches, num_layers, collector, trainer)
+    runner = make_trainer(one_device(trainer), [collector, TokenProgress("fingerprint", batches.tokens)])
+    with interruptible(runner):
+        runner.predict(TargetPass(model, num_layers), DataLoader(batches, batch_size=None), return_predictions=False)
     write_signals(collector, directory)
     return {"tokens": batches.tokens}
 
@@ -88,38 +86,6 @@ def write_signals(collector: Collector, directory: Path) -> None:
         for name in ("row", "token_ids", "roles", "row_signal", "column_signal", "hidden")
     }
     pq.write_table(pa.table(table), directory / FILE, compression="zstd")
-
-
-def run_batches(
-    model: PreTrainedModel, batches: ShardBatches, num_layers: int, collector: Collector, trainer: Mapping[str, Any]
-) -> None:
-    """Run the target pass on some batches, on one device."""
-    runner = make_trainer(one_device(trainer), [collector, TokenProgress("fingerprint", batches.tokens)])
-    with interruptible(runner):
-        runner.predict(TargetPass(model, num_layers), DataLoader(batches, batch_size=None), return_predictions=False)
-
-
-def sample_target_pass(
-    model: PreTrainedModel,
-    records: TokenizedRecords,
-    num_layers: int,
-    *,
-    trainer: Mapping[str, Any],
-    tokens_per_batch: int,
-) -> Measured:
-    """Speed of the target pass and size of its signals, from its first batch and one of its middle."""
-    batches = [rows for shard in plan_shards(records.lengths, tokens_per_batch) for rows in shard.batches]
-    if not batches:
-        return Measured(float("inf"))
-    for rows in (batches[0], batches[len(batches) // 2]):  # the first pays for what happens once
-        sample, collector = ShardBatches(records, as_shards([rows], records), "all"), Collector()
-        started = time.perf_counter()
-        run_batches(model, sample, num_layers, collector, trainer)
-        seconds = time.perf_counter() - started
-    with tempfile.TemporaryDirectory(prefix="trim-sample-") as folder:
-        write_signals(collector, Path(folder))
-        written = folder_size(Path(folder))
-    return Measured(sample.tokens / seconds, written / sample.tokens)
 
 
 def read_signals(directory: Path) -> list[TargetSignals]:

@@ -17,8 +17,7 @@ from trim_lightning.evaluation.intervals import bootstrap_ratio
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import EvaluationSettings
 from trim_lightning.stages.trainee import Trainee
-from trim_lightning.store import Entry, Measured, StageKey
-from trim_lightning.store.keys import digest_of
+from trim_lightning.store import Entry, StageKey
 
 RESULTS = "held_out.json"
 
@@ -69,14 +68,15 @@ def evaluate(
         (directory / RESULTS).write_text(json.dumps(results), encoding="utf-8")
         return {"seconds": time.perf_counter() - started, "tokens": tokens.total_tokens}
 
-    def measure(model: Any) -> Measured:
-        from trim_lightning.evaluation.speed import sample_evaluation
-
-        return sample_evaluation(trainee, model, held_out, tokens, plan, settings)
-
-    kind = ("evaluation", key.settings, tokens_entry.key.hex)
-    assumed = f"answers of {settings.max_new_tokens} tokens" if plan["exact_match"] else ""
-    cost = trainee.cost(f"evaluate_{title}", tokens.total_tokens, digest_of(kind), measure, assumed=assumed, loads=True)
+    objects = [held_out.object(row) for row in range(len(held_out))] if any(plan.values()) else []
+    more: dict[str, Any] = {}
+    if plan["option_accuracy"]:
+        more["number"] = 1 + float(np.mean([len(found.get("choices") or []) for found in objects]))
+    if plan["exact_match"]:
+        answers = sum(found.get("answer") is not None for found in objects)
+        more.update(answers=answers, answer_tokens=settings.max_new_tokens)
+        more["assumed"] = f"answers of {settings.max_new_tokens} tokens"
+    cost = trainee.cost(f"evaluate_{title}", "evaluation", tokens, loads=True, **more)
     entry = trainee.store.get(key, build, cost=cost)
     trainee.ledger.book(f"evaluate_{title}", entry)
     results: list[dict[str, Any]] = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))

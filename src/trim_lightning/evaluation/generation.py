@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH = 16  # prompts generated together
+STEPS = 8  # generated tokens that are timed
 
 
 def answer_prompts(
@@ -179,6 +181,22 @@ def plain_generation(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+def decoding_seconds(model: PreTrainedModel, records: TokenizedRecords) -> tuple[float, float]:
+    """Seconds until a batch of answers has its first token, and of each later one: of a few, to middling prompts."""
+    prompts = sorted((prompt_of(records[row]) for row in range(len(records)) if records.lengths[row]), key=len)
+    middle = max(0, (len(prompts) - BATCH) // 2)
+
+    def run(steps: int) -> float:
+        started = time.perf_counter()
+        continuations(model, prompts[middle : middle + BATCH], [], steps)  # no end tokens: none stops early
+        return time.perf_counter() - started
+
+    with plain_generation(model):
+        run(1)
+        first, more = run(1), run(1 + STEPS)
+    return first, max(0.0, more - first) / STEPS
 
 
 def finish(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], stop: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,6 @@ from trim_lightning.errors import UserError
 from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry, StageKey
-
-if TYPE_CHECKING:
-    pass
 
 SCORES = "scores.npy"
 AGGREGATES = ("max", "mean")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,12 +30,9 @@ from trim_lightning.stages.token_scores import (
     scoped_classes,
     shard_facts,
 )
-from trim_lightning.store import Entry, Measured, StageKey
+from trim_lightning.store import Entry, StageKey
 from trim_lightning.store.keys import digest_of
 from trim_lightning.trim.pooling import Pooled, aggregate_groups
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -96,19 +93,7 @@ class TrimSelector(Selector):
             )
             return {**facts, "seconds": time.perf_counter() - started}
 
-        def measure(model: Any) -> Measured:
-            from trim_lightning.engine.target_pass import sample_target_pass
-
-            return sample_target_pass(
-                model,
-                targets,
-                task.scorer.source.num_layers,
-                trainer=task.scorer.trainer,
-                tokens_per_batch=task.scorer.tokens_per_batch,
-            )
-
-        cost = task.scorer.cost("fingerprint", targets.total_tokens, "target pass", measure)
-        result = task.store.get(key, build, cost=cost)
+        result = task.store.get(key, build, cost=task.scorer.cost("fingerprint", "target pass", targets))
         task.ledger.book("fingerprint", result)
         return result
 
@@ -160,18 +145,11 @@ class TrimSelector(Selector):
             )
 
         assert task.targets is not None
-        groups = list(task.targets.groups)
-
-        def measure(model: Any) -> Measured:
-            from trim_lightning.engine.scoring_pass import sample_scoring_pass
-
-            return sample_scoring_pass(model, task.pool_tokens, groups, resources=work.resources)
-
         cost = task.scorer.cost(
             "score",
-            task.pool_tokens.total_tokens,
-            ("scoring pass", len(groups)),
-            measure,
+            "scoring pass",
+            task.pool_tokens,
+            number=len(task.targets.groups),
             resources=work.resources,
             shared=digest_of([work.pass_identity, str(task.store.root)]),
         )

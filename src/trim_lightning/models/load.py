@@ -96,11 +96,6 @@ class ModelRecipe:
     adapter: Path | None = None
     merge: bool = True
 
-    @property
-    def identity(self) -> tuple[str, str]:
-        """Of the model without its adapter: weights and number format."""
-        return self.source.digest, str(self.dtype)
-
     def load(self) -> PreTrainedModel:
         """Load it.
 

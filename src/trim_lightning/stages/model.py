@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from trim_lightning.engine.devices import first_device
 from trim_lightning.models.source import ModelSource
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import TuningSettings
-from trim_lightning.store import Cost, Entry, Measured, StageKey, Store
+from trim_lightning.store import Cost, Entry, StageKey, Store
 from trim_lightning.store.keys import digest_of
 from trim_lightning.store.ledger import Ledger
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -22,22 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from trim_lightning.engine.devices import Resources
-    from trim_lightning.models.load import ModelRecipe
     from trim_lightning.tokens.rendering import ChatRenderer
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32_768}
-
-
-def training_kind(settings: TuningSettings, mode: str = "lora") -> tuple[Any, ...]:
-    """What the speed of a training depends on besides model, device and data."""
-    return (
-        "training",
-        mode,
-        settings.lora_rank,
-        settings.batch_size,
-        settings.tokens_per_micro_batch,
-        settings.gradient_checkpointing,
-    )
 
 
 class ModelHandle:
@@ -117,47 +104,52 @@ class ModelHandle:
     def cost(
         self,
         stage: str,
-        tokens: int | Callable[[], int],
-        kind: Any,
-        measure: Callable[[Any], Measured],
+        work: str,
+        records: TokenizedRecords,
         *,
+        training: TuningSettings | None = None,
+        rows: Sequence[int] | None = None,
         resources: Resources | None = None,
-        shared: str | None = None,
-        assumed: str = "",
-        dtype: Callable[[], torch.dtype] | None = None,
-        spoils: bool = False,
-        loads: bool = False,
+        **more: Any,
     ) -> Cost:
         """What a stage costs that this model runs.
 
         Args:
             stage: Name in the manifest.
-            tokens: Tokens fed to the model, or what counts them.
-            kind: Works of one kind run at one speed.
-            measure: Runs a sample on the loaded model, without an adapter: a merged one changes no speed.
+            work: See `Cost`.
+            records: What is fed to the model.
+            training: See `Cost`.
+            rows: Those that are trained on in every epoch; None: all records, once.
             resources: What it runs on, if it may be spread over devices.
-            shared: See `Cost`.
-            assumed: See `Cost`.
-            dtype: Gives the number format if it is not the handle's own.
-            spoils: See `Cost`.
-            loads: See `Cost`.
+            more: Other attributes of a `Cost`.
         """
+        dtype = "float32" if work == "full training" else self._dtype
 
-        def recipe() -> ModelRecipe:
-            from trim_lightning.models.load import ModelRecipe
+        def count() -> int:
+            from trim_lightning.tuning.micro_batches import trained_rows
 
-            return ModelRecipe(self.source, self.dtype if dtype is None else dtype())
+            if training is None or rows is None:
+                return records.total_tokens
+            return training.epochs * int(records.lengths[trained_rows(records, rows)].sum())
 
-        devices = 1
-        batch = None
+        def load() -> PreTrainedModel:
+            from trim_lightning.engine.devices import one_device
+            from trim_lightning.engine.trainer import make_trainer
+            from trim_lightning.models.load import load_model
+            from trim_lightning.models.precision import resolve_dtype
+
+            make_trainer(one_device(self.trainer), [])  # refuses what this machine does not have
+            return self.placed(load_model(self.source, resolve_dtype(dtype)))
+
+        batch = None if training is None else training.tokens_per_micro_batch
         if resources is not None:
             from trim_lightning.engine.devices import number_of_devices
 
-            devices = number_of_devices(resources.trainer) * int(resources.trainer.get("num_nodes") or 1)
             batch = resources.tokens_per_batch
-        speed = (self.source.digest, self._dtype, kind, batch)
-        count = tokens if callable(tokens) else lambda: tokens
-        return Cost(stage, count, recipe, measure, speed, shared, devices, assumed, spoils, loads)
+            more["devices"] = number_of_devices(resources.trainer) * int(resources.trainer.get("num_nodes") or 1)
+        batch = batch or self.tokens_per_batch
+        model = (self.source.digest, dtype)
+        return Cost(stage, count, work, load, model, records, batch, training, **more)
 
     def tokens_key(self, records: RecordFile) -> StageKey:
         """Key of the tokenised form of some records."""
@@ -195,3 +187,9 @@ class ModelHandle:
         from trim_lightning.models.load import load_model
 
         return load_model(self.source, self.dtype)
+
+    def placed(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model on its device (a Lightning loop leaves it on the CPU), unless accelerate has spread it."""
+        if getattr(model, "hf_device_map", None) is None:
+            model.to(self.device)  # type: ignore[arg-type]
+        return model

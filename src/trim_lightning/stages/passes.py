@@ -15,7 +15,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.word_file import WordFile, write_words
 from trim_lightning.stages.task import SelectionTask
-from trim_lightning.store import Entry, Measured, StageKey
+from trim_lightning.store import Entry, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
@@ -102,18 +102,14 @@ def record_values(
             title=title or booked,
         )
 
-    def measure(model: Any) -> Measured:
-        from trim_lightning.engine.record_pass import sample_record_pass
-
-        if not statistic.needs_gradients:
-            return sample_record_pass(model, records, statistic, scope=settings.scope, resources=resources)
-        from trim_lightning.engine.gradients import fresh_lora
-
-        with fresh_lora(model, settings.warmup, statistic) as stand_in:
-            return sample_record_pass(model, records, stand_in, scope=settings.scope, resources=resources)
-
-    kind = ("record pass", statistic.stage, alone, settings.warmup.lora_rank if statistic.needs_gradients else None)
-    cost = task.scorer.cost(booked, records.total_tokens, kind, measure, resources=resources)
+    cost = task.scorer.cost(
+        booked,
+        statistic.stage,
+        records,
+        resources=resources,
+        number=statistic.settings.get("dimension", 1),
+        training=settings.warmup if statistic.needs_gradients else None,
+    )
     entry = task.store.get(key, build, resumable=True, together=not alone, cost=cost)
     task.ledger.book(booked, entry)
     if booked == "score":

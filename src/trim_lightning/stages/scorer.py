@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_lightning.settings.schema import WarmupSettings
-from trim_lightning.stages.model import ModelHandle, training_kind
-from trim_lightning.store import Cost, Entry, Measured, StageKey
+from trim_lightning.stages.model import ModelHandle
+from trim_lightning.store import Entry, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
@@ -93,24 +93,11 @@ class Scorer(ModelHandle):
             facts["records"] = len(rows)
             return facts
 
-        entry = self.store.get(key, build, resumable=True, cost=self._warmup_cost(settings, pool, rows))
+        kept = 1 if stage == "warmup" else 3 * settings.epochs  # with Adam's two moments at every checkpoint
+        cost = self.cost("warmup", "lora training", pool, training=settings, rows=rows, number=kept)
+        entry = self.store.get(key, build, resumable=True, cost=cost)
         self.ledger.book("warmup", entry)
         return entry
-
-    def _warmup_cost(self, settings: WarmupSettings, pool: TokenizedRecords, rows: list[int]) -> Cost:
-        """What training on these rows takes."""
-
-        def measure(model: Any) -> Measured:
-            from trim_lightning.tuning.speed import sample_training
-
-            return sample_training(model, pool, rows, settings, trainer=self.trainer, seed=self.seed, title="warm-up")
-
-        def tokens() -> int:
-            from trim_lightning.tuning.speed import tokens_of_training
-
-            return tokens_of_training(pool, rows, settings)
-
-        return self.cost("warmup", tokens, training_kind(settings), measure)
 
     def model(self) -> PreTrainedModel:
         """The scorer's model, its warm-up adapter merged."""

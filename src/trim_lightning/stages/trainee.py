@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_lightning.settings.schema import FineTuneSettings
-from trim_lightning.stages.model import ModelHandle, training_kind
-from trim_lightning.store import Cost, Entry, Measured, StageKey
+from trim_lightning.stages.model import ModelHandle
+from trim_lightning.store import Entry, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
@@ -89,41 +89,11 @@ class Trainee(ModelHandle):
             facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
             return facts
 
-        entry = self.store.get(
-            key, build, resumable=True, cost=self.training_cost(coreset, range(len(coreset)), settings)
-        )
+        kind, rows = f"{settings.mode} training", range(len(coreset))
+        cost = self.cost("finetune", kind, coreset, training=settings, rows=rows, loads=True)
+        entry = self.store.get(key, build, resumable=True, cost=cost)
         self.ledger.book("finetune", entry)
         return entry
-
-    def training_cost(
-        self, records: TokenizedRecords, rows: Sequence[int], settings: FineTuneSettings, assumed: str = ""
-    ) -> Cost:
-        """What fine-tuning on some records takes.
-
-        Args:
-            records: Tokenised records.
-            rows: Those that are trained on.
-            settings: Hyperparameters.
-            assumed: See `Cost`.
-        """
-
-        def measure(model: Any) -> Measured:
-            from trim_lightning.tuning.speed import sample_training
-
-            return sample_training(
-                model, records, rows, settings, trainer=self.trainer, seed=self.seed, mode=settings.mode,
-                title="fine-tune", length_grouped=settings.length_grouped,
-            )  # fmt: skip
-
-        def tokens() -> int:
-            from trim_lightning.tuning.speed import tokens_of_training
-
-            return tokens_of_training(records, rows, settings)
-
-        full = settings.mode == "full"
-        kind = (*training_kind(settings, settings.mode), settings.length_grouped)
-        dtype = (lambda: self.training_dtype) if full else None
-        return self.cost("finetune", tokens, kind, measure, assumed=assumed, dtype=dtype, spoils=full, loads=True)
 
     def model(self, tuned: Entry | None) -> PreTrainedModel:
         """The trainee as it is on disk (None), or fine-tuned, on its device; the last one asked for is kept.
@@ -135,12 +105,6 @@ class Trainee(ModelHandle):
             self._kept = None  # before the next is loaded
             self._kept = (wanted, self.base_model() if tuned is None else self._load(tuned))
         return self.placed(self._kept[1])
-
-    def placed(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model on its device (a Lightning loop leaves it on the CPU), unless accelerate has spread it."""
-        if getattr(model, "hf_device_map", None) is None:
-            model.to(self.device)  # type: ignore[arg-type]
-        return model
 
     def _load(self, tuned: Entry) -> PreTrainedModel:
         from dataclasses import replace

@@ -5,71 +5,51 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from trim_lightning.settings.schema import TuningSettings
 
 
-class Recipe(Protocol):
-    """How to load a model."""
-
-    @property
-    def identity(self) -> Hashable:
-        """Equal where the same model is loaded."""
-
-    def load(self) -> Any:
-        """Load it."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a sample of a stage's work took on this machine.
-
-    Attributes:
-        tokens_per_second: Real tokens, padding not counted.
-        bytes_per_token: Size of the result on disk, per token.
-        bytes_beside: Size of what does not grow with the tokens, such as an adapter.
-    """
-
-    tokens_per_second: float
-    bytes_per_token: float = 0.0
-    bytes_beside: float = 0.0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cost:
     """The work behind one stage result.
 
     Attributes:
         stage: Name in the manifest that it is booked under.
         count: Gives the real tokens that will be fed to the model; called only for a plan.
-        recipe: How to load the model that runs it; called only to measure.
-        measure: Runs a sample of it on the loaded model; None if that cannot be done.
-        speed: Works with an equal value run at one speed, so that one measurement serves them.
+        work: Kind of work, a key of `trim_lightning.sweep.work.KINDS`; empty if its time cannot be said.
+        load: Loads the model that runs it onto its device; called only to measure its speed.
+        model: Equal where the same model is loaded in the same number format.
+        records: What is fed to it (tokenised), to draw a sample from.
+        tokens_per_batch: Padded tokens of a batch.
+        training: Hyperparameters of the training, where the model's weights or a LoRA adapter get gradients.
+        number: How many of what the kind of work counts, see there.
+        answers: Answers that are generated besides.
+        answer_tokens: Tokens of the longest of them.
         shared: Results with an equal value come from one pass when they are planned together; None for a pass of
             its own.
         devices: Devices that divide the tokens among themselves.
         assumed: What had to be assumed about ``tokens``; empty if they are exact.
-        spoils: True if measuring changes the model's weights.
         loads: True if the model is loaded for this work alone.
     """
 
     stage: str
     count: Callable[[], int]
-    recipe: Callable[[], Recipe] | None = None
-    measure: Callable[[Any], Measured] | None = None
-    speed: Hashable = None
+    work: str = ""
+    load: Callable[[], Any] | None = None
+    model: Hashable = None
+    records: Any = None
+    tokens_per_batch: int = 0
+    training: TuningSettings | None = None
+    number: float = 1
+    answers: int = 0
+    answer_tokens: int = 0
     shared: Hashable = None
     devices: int = 1
     assumed: str = ""
-    spoils: bool = False
     loads: bool = False
 
     @cached_property
     def tokens(self) -> int:
         """Real tokens that will be fed to the model."""
         return self.count()
-
-
-def folder_size(directory: Path) -> int:
-    """Bytes of all files in a directory."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

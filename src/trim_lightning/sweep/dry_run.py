@@ -47,9 +47,10 @@ def dry_run(
     if plan.missing:
         log.info("measuring a sample of the work")
     estimated = estimate(plan)
-    for speed, reason in estimated.failed.items():
-        for number in plan.users.get(speed, ()):
-            plan.problems.setdefault(number, reason)
+    for wanted in plan.wanted:
+        if wanted.cost in estimated.failed:
+            for number in sorted(wanted.users):
+                plan.problems.setdefault(number, estimated.failed[wanted.cost])
     print(f"\n{plan_text(plan, estimated, opening, names)}", flush=True)
     content = json.dumps(shareable(plan_dict(plan, estimated, opening)), indent=2)
     write_text(content + "\n", writable_directory(str(directory), "the output directory") / FILE)

@@ -1,16 +1,20 @@
-"""From a plan to time, memory and disk: run a sample of each kind of work on this machine."""
+"""From a plan to time, memory and disk: measure each model's forward pass on this machine, and compute the rest."""
 
 from __future__ import annotations
 
+import importlib
+import math
 import resource
 import sys
 import time
-from collections.abc import Hashable
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from trim_lightning.errors import UserError, first_line
-from trim_lightning.store import Cost, Measured
+from trim_lightning.store import Cost
 from trim_lightning.sweep.plan import Plan
 
 JOB_SECONDS = 0.3  # what a job takes besides its stages, once imports are done: reading, pooling, writing
@@ -22,43 +26,41 @@ class Estimate:
     """What a plan will take on this machine.
 
     Attributes:
-        speeds: Of each kind of work, by `Cost.speed`.
-        failed: Why a kind of work could not be measured.
+        times: Seconds of each piece of work on this machine.
+        sizes: Bytes that its result will take in the store.
+        training: Bytes that a backward pass needs beside the forward pass's, at most.
+        failed: Why a piece of work could not be measured.
         importing: Seconds of imports.
-        loading: Seconds of loading its model, for each kind of work.
-        models: Which model that is.
-        memory: Peak bytes of this process while measuring, which the run will about need.
-        accelerator: Peak bytes on the accelerator while measuring; None without one.
+        loading: Seconds of loading each model, by `Cost.model`.
+        memory: Bytes that the run will about need.
+        accelerator: Bytes on the accelerator; None without one.
         measuring: Seconds that the samples took.
     """
 
-    speeds: dict[Hashable, Measured] = field(default_factory=dict)
-    failed: dict[Hashable, str] = field(default_factory=dict)
+    times: dict[Cost, float] = field(default_factory=dict)
+    sizes: dict[Cost, float] = field(default_factory=dict)
+    training: float = 0.0
+    failed: dict[Cost, str] = field(default_factory=dict)
     importing: float = 0.0
     loading: dict[Hashable, float] = field(default_factory=dict)
-    models: dict[Hashable, Any] = field(default_factory=dict)
     memory: int = 0
     accelerator: int | None = None
     measuring: float = 0.0
 
     def seconds(self, cost: Cost) -> float | None:
         """Of one piece of work; None if it cannot be said."""
-        measured = self.speeds.get(cost.speed) if cost.measure is not None else None
-        if measured is None:
-            return None
-        return cost.tokens / measured.tokens_per_second / cost.devices
+        return self.times.get(cost)
 
     def written(self, cost: Cost) -> float:
         """Bytes that a result will take in the store."""
-        measured = self.speeds.get(cost.speed) if cost.measure is not None else None
-        return 0.0 if measured is None else cost.tokens * measured.bytes_per_token + measured.bytes_beside
+        return self.sizes.get(cost, 0.0)
 
     def load_seconds(self, plan: Plan) -> float:
         """Seconds of loading models: each once, and again for each work that loads its own."""
-        known = [cost for cost in plan.passes if cost.speed in self.loading]
-        once = {self.models[cost.speed]: self.loading[cost.speed] for cost in known if not cost.loads}
-        again = sum(self.loading[cost.speed] for cost in known if cost.loads)
-        return self.importing + sum(once.values()) + again
+        known = [cost for cost in plan.passes if cost.model in self.loading]
+        once = {cost.model for cost in known if not cost.loads}
+        again = [cost.model for cost in known if cost.loads]
+        return self.importing + sum(self.loading[model] for model in [*once, *again])
 
     def total(self, plan: Plan, opening: float) -> float:
         """Seconds of the whole run on this machine, one job after another.
@@ -74,48 +76,78 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Load each model that the plan needs once, and run a sample of each kind of work on it.
+    """Load each model that the plan needs once, measure its forward pass, and compute what the work takes.
 
-    A kind that fails is noted with its reason; the jobs that need it will most likely fail in the same way.
+    Work that fails is noted with its reason; the jobs that need it will most likely fail in the same way.
     """
-    kinds: dict[Hashable, Cost] = {}
-    for cost in plan.missing:
-        if cost.measure is not None:
-            kinds.setdefault(cost.speed, cost)
     found = Estimate()
-    held: tuple[Any, Any] | None = None
-    took = 0.0
-    for speed, cost in sorted(kinds.items(), key=lambda item: order_of(item[1])):
-        assert cost.recipe is not None
-        assert cost.measure is not None
-        try:
+    groups: dict[Hashable, dict[int, list[Cost]]] = defaultdict(lambda: defaultdict(list))
+    for cost in plan.missing:
+        if cost.load is not None:
+            groups[cost.model][cost.tokens_per_batch].append(cost)
+    started = time.perf_counter()
+    if groups:
+        importlib.import_module("trim_lightning.models.load")
+    found.importing = time.perf_counter() - started
+    for name, by_batch in groups.items():
+        every = [cost for costs in by_batch.values() for cost in costs]
+        with noting(found, every):
             started = time.perf_counter()
-            recipe = cost.recipe()
-            found.importing += time.perf_counter() - started
-            if held is None or held[0] != recipe.identity:
-                held = None  # before the next is loaded
-                started = time.perf_counter()
-                held = (recipe.identity, recipe.load())
-                took = time.perf_counter() - started
-            found.loading[speed], found.models[speed] = took, recipe.identity
-            started = time.perf_counter()
-            found.speeds[speed] = cost.measure(held[1])
-            found.measuring += time.perf_counter() - started
-        except Exception as error:
-            found.failed[speed] = (
-                str(error) if isinstance(error, UserError) else f"internal failure ({first_line(error)})"
-            )
-            held = None  # a sample that broke off may have left anything
-        if cost.spoils:
-            held = None
+            assert every[0].load is not None
+            model = every[0].load()
+            loaded = time.perf_counter()
+            found.loading[name] = loaded - started
+            for costs in by_batch.values():
+                with noting(found, costs):
+                    measure(found, costs, model)
+            found.measuring += time.perf_counter() - loaded
+        model = None  # before the next is loaded
     found.memory, found.accelerator = peak_memory(), peak_accelerator_memory()
+    if found.accelerator is None:
+        found.memory += int(found.training)
+    else:
+        found.accelerator += int(found.training)
     return found
 
 
-def order_of(cost: Cost) -> tuple[str, bool, str]:
-    """Kinds of one model together, and at the end what changes its weights."""
-    model = cost.speed[:2] if isinstance(cost.speed, tuple) else ()
-    return str(model), cost.spoils, str(cost.speed)
+@contextmanager
+def noting(found: Estimate, costs: Iterable[Cost]) -> Iterator[None]:
+    """Note what goes wrong within it as the reason why these cannot be measured."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, UserError) else f"internal failure ({first_line(error)})"
+        found.failed.update(dict.fromkeys(costs, reason))
+
+
+def measure(found: Estimate, costs: Sequence[Cost], model: Any) -> None:
+    """Note the amounts of works that run the model on batches of one size.
+
+    The records of the largest of them give the sample; answers are timed where the first that needs them has its.
+
+    Args:
+        found: Where they are noted.
+        costs: The works.
+        model: On its device.
+    """
+    from trim_lightning.engine.speed import forward_seconds
+    from trim_lightning.evaluation.generation import BATCH, decoding_seconds
+    from trim_lightning.sweep.work import factor_of, kind_of, training_bytes
+
+    largest = max(costs, key=lambda cost: cost.tokens)
+    forward = forward_seconds(model, largest.records, largest.tokens_per_batch)
+    decoding: tuple[float, float] | None = None
+    for cost in costs:
+        with noting(found, [cost]):
+            if cost.work in ("lora training", "full training") and not cost.tokens:
+                raise UserError(f"{cost.stage}: none of the records has a response to learn from")
+            seconds = cost.tokens * forward * factor_of(cost) / cost.devices
+            if cost.answers and cost.tokens:
+                decoding = decoding or decoding_seconds(model, cost.records)
+                batches = math.ceil(cost.answers / BATCH)
+                seconds += batches * (decoding[0] + decoding[1] * (cost.answer_tokens - 1))
+            found.sizes[cost], found.times[cost] = kind_of(cost).written(cost, model), seconds
+            found.training = max(found.training, training_bytes(cost, model))
 
 
 def peak_memory() -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +35,6 @@ class Plan:
         jobs: How many, those that cannot run among them.
         problems: Number and error line of each job that cannot run.
         wanted: Every costly result that the others need, each once, in the order of need.
-        users: Of each kind of work (`Cost.speed`) the numbers of the jobs that need it.
         store: Where results are kept.
         pool_records: Records of the largest pool.
     """
@@ -43,7 +42,6 @@ class Plan:
     jobs: int
     problems: dict[int, str] = field(default_factory=dict)
     wanted: list[Wanted] = field(default_factory=list)
-    users: dict[Hashable, set[int]] = field(default_factory=dict)
     store: Path = Path()
     pool_records: int = 0
 
@@ -78,7 +76,6 @@ def plan_jobs(jobs: Mapping[int, SelectSettings], mistakes: Mapping[int, str] | 
     stores: dict[str, PlanningStore] = {}
     wanted: dict[str, Wanted] = {}
     problems = dict(mistakes or {})
-    users: dict[Hashable, set[int]] = defaultdict(set)
     total, most = len(jobs) + len(problems), 0
     for number, settings in jobs.items():
         place = settings.paths.store_dir
@@ -93,11 +90,9 @@ def plan_jobs(jobs: Mapping[int, SelectSettings], mistakes: Mapping[int, str] | 
             continue
         for item in store.wanted:
             if item.cost is not None:
-                wanted.setdefault(f"{store.root}/{item.key.hex}", item)
-                if not item.found:
-                    users[item.cost.speed].add(number)
+                wanted.setdefault(f"{store.root}/{item.key.hex}", item).users.add(number)
     root = next(iter(stores.values())).root if len(stores) == 1 else Path()
-    return Plan(total, dict(sorted(problems.items())), list(wanted.values()), dict(users), root, most)
+    return Plan(total, dict(sorted(problems.items())), list(wanted.values()), root, most)
 
 
 def plan_job(settings: SelectSettings, store: PlanningStore) -> int:
@@ -177,7 +172,9 @@ def plan_fine_tuning(
     apart = ("logger", "paths", "evaluation", "dry_run", "report", "scoring", "trainer")
     choices = {name: value for name, value in asdict(settings).items() if name not in apart}
     key = StageKey("finetune", 0, {"unknown": choices}, {"pool": task.pool_key.hex, "trainee": trainee.source.digest})
-    return store.get(key, lambda _: None, cost=trainee.training_cost(tokens, rows, settings.train, assumed))
+    known: dict[str, Any] = {"training": settings.train, "rows": rows, "assumed": assumed, "loads": True}
+    cost = trainee.cost("finetune", f"{settings.train.mode} training", tokens, **known)
+    return store.get(key, lambda _: None, cost=cost)
 
 
 def stand_in_rows(settings: TrainSettings, lengths: np.ndarray, costs: np.ndarray) -> list[int]:

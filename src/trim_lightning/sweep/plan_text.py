@@ -45,13 +45,13 @@ def plan_text(plan: Plan, estimated: Estimate, opening: float, names: Mapping[in
         memory += f", {size_text(estimated.accelerator)} on the accelerator"
     loading = time_text(estimated.load_seconds(plan))
     line = f"in all about {time_text(total)} ({loading} of it for imports and loading models)"
-    if estimated.speeds:
+    if estimated.times:
         line += f", {memory}, {size_text(disk)} of disk in {plan.store.name or 'the stores'}"
         line += f"; measured in {estimated.measuring:.0f} s on this machine"
     if plan.jobs > len(plan.problems):
         parts.append(line)
     assumed = unique(cost.assumed for cost in plan.missing if cost.assumed)
-    unknown = unique(cost.stage for cost in plan.missing if cost.measure is None)
+    unknown = unique(cost.stage for cost in plan.missing if cost.load is None)
     if assumed:
         parts.append(f"assumed: {'; '.join(assumed)}")
     if unknown:

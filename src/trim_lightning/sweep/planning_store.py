@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,13 @@ class Wanted:
         key: Its key.
         cost: What building it takes; None for a light one.
         found: True if the store has it.
+        users: Numbers of the jobs that asked for it.
     """
 
     key: StageKey
     cost: Cost | None
     found: bool
+    users: set[int] = field(default_factory=set)
 
 
 class PlanningStore(Store):
