@@ -208,10 +208,9 @@ def test_a_training_needs_more_time_and_memory_than_a_forward_pass(inputs: Input
     assert factors[2] == pytest.approx(factors[1] * 4 / 3)
     assert lora.load is not None
     model = lora.load()
-    memory = [training_bytes(cost, model) for cost in (evaluation, frugal, lora, full)]
-    assert memory[0] == 0
-    assert memory == sorted(memory)
-    assert len(set(memory)) == 4
+    assert training_bytes(evaluation, model) == 0
+    assert 0 < training_bytes(frugal, model) < training_bytes(lora, model)
+    assert training_bytes(full, model) > 12 * sum(weight.numel() for weight in model.parameters())
 
 
 def test_full_fine_tuning_can_be_measured(inputs: Inputs, tmp_path: Path) -> None:

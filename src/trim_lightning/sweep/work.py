@@ -65,11 +65,11 @@ KINDS = {
     "gradients": Kind(2.9, lambda cost, model: len(cost.records) * (8 + 2 * cost.number)),
     # number: copies of the adapter's size that are kept
     "lora training": Kind(3.3, weight_bytes),
-    "full training": Kind(3.5, weight_bytes),
+    "full training": Kind(3.5, weight_bytes),  # not measured: products of three forward passes, and the optimiser
     # number: passes for the loss, one and one for each option
     "evaluation": Kind(1.1, each=1.1),
 }
-"""Measured on a CPU (SmolLM2-135M in bfloat16, for full training in float32; generated records); our choice.
+"""Measured on a CPU (SmolLM2-135M in bfloat16, generated records) but for one; rounded, our choice.
 
 A factor holds all that a stage does: padding beyond the forward pass's, LM head, loss, backward pass, optimiser,
 reading and writing."""
