@@ -14,7 +14,7 @@ import torch
 import materials
 from materials import median, seconds
 from passes import score
-from trim_lightning.models.hidden import last_hidden_states
+from trim_lightning.models.loss import last_hidden_states
 
 
 def resident_mib() -> float:

@@ -14,7 +14,7 @@ import materials
 from materials import WORK
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.scoring_pass import ScoringRequest, run_scoring_pass
-from trim_lightning.models.hidden import last_hidden_states
+from trim_lightning.models.loss import last_hidden_states
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 CPU = {"accelerator": "auto", "devices": 1}

@@ -30,8 +30,8 @@ from trim_lightning.engine.record_statistics import PositionWeightedMean
 from trim_lightning.engine.target_pass import TargetSignals
 from trim_lightning.errors import UserError
 from trim_lightning.models.adapter import apply_adapter
-from trim_lightning.models.hidden import hidden_width
 from trim_lightning.models.load import load_model, load_tokenizer
+from trim_lightning.models.loss import hidden_width
 from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.models.source import find_model
 from trim_lightning.records.layouts import Layout, LayoutError, choose_layout

@@ -16,8 +16,8 @@ from trim_lightning.engine.batches import Shard, ShardBatches
 from trim_lightning.engine.modules import ScoringPass, TargetPass
 from trim_lightning.engine.trainer import REPLACED, make_trainer
 from trim_lightning.errors import UserError
-from trim_lightning.models.hidden import last_hidden_states
 from trim_lightning.models.load import load_model
+from trim_lightning.models.loss import last_hidden_states
 from trim_lightning.tokens.tokenized import TokenSequence
 from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank, unit
 from trim_lightning.trim.matching import nearest_classes

@@ -33,8 +33,8 @@ from trim_lightning.models.attention import (
     register,
     visible_keys,
 )
-from trim_lightning.models.hidden import last_hidden_states
 from trim_lightning.models.load import load_model
+from trim_lightning.models.loss import last_hidden_states
 from trim_lightning.models.source import find_model
 from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store

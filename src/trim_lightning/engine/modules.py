@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from trim_lightning.engine.memory import in_halves
 from trim_lightning.errors import UserError
 from trim_lightning.models.attention import SaliencyRecorder, recording
-from trim_lightning.models.hidden import last_hidden_states
 from trim_lightning.models.load import ModelRecipe
+from trim_lightning.models.loss import last_hidden_states
 from trim_lightning.trim.fingerprints import FingerprintBank, unit
 from trim_lightning.trim.matching import Matcher
 

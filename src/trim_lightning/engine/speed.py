@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import Shard, ShardBatches, plan_shards
 from trim_lightning.engine.memory import in_halves
-from trim_lightning.models.hidden import last_hidden_states
+from trim_lightning.models.loss import last_hidden_states
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 SECONDS = 6.0  # of measuring, roughly, after the first batch

@@ -1,13 +1,15 @@
-"""Next-token losses on chosen tokens, with the LM head run on those alone."""
+"""What a causal LM computes: last hidden states, and next-token losses with the LM head run on chosen tokens alone."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from trim_lightning.models.hidden import last_hidden_states
+from trim_lightning.errors import UserError
 
 IGNORED = -100  # torch's cross entropy leaves such labels out
 AFTER_THE_HEAD = (  # config keys of architectures that do more to logits than their LM head
@@ -15,6 +17,30 @@ AFTER_THE_HEAD = (  # config keys of architectures that do more to logits than t
     "lm_head_multiplier",
 )  # fmt: skip
 CHUNK = 1024  # predictions whose logits are held at once when no gradient is needed
+
+
+def last_hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Last hidden states ``[batch, seq, hidden]`` after the final norm, for ``[batch, seq]`` ids.
+
+    Runs the base model without the LM head. There is no attention mask: with causal attention and padding
+    on the right a real token never sees padding, and SDPA can take its fastest path.
+
+    Raises:
+        UserError: if the architecture has no base model beneath its LM head.
+    """
+    base: Any = model.base_model
+    states: Tensor | None = getattr(base(input_ids=input_ids, use_cache=False), "last_hidden_state", None)
+    if states is None:
+        raise UserError(
+            f"model.path: {type(model).__name__} gives no last hidden state to compare; use another architecture"
+        )
+    return states.to(input_ids.device)  # accelerate leaves it on the last layer's device
+
+
+def hidden_width(model: PreTrainedModel) -> int:
+    """Width of the last hidden states: what the LM head reads, for OPT may project to less than ``hidden_size``."""
+    weight: Any = getattr(model.get_output_embeddings(), "weight", None)
+    return int(model.config.get_text_config().hidden_size if weight is None else weight.shape[1])
 
 
 def response_logits(model: PreTrainedModel, input_ids: Tensor, wanted: Tensor) -> Tensor:

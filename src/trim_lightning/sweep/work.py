@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trim_lightning.models.hidden import hidden_width
+from trim_lightning.models.loss import hidden_width
 from trim_lightning.models.lora import add_lora
 from trim_lightning.store import Cost
 
