@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trim_lightning.trim.collapse import within_over_between
-from trim_lightning.trim.fingerprints import TargetTokens, build_bank
+from trim_lightning.trim.fingerprints import TargetTokens, build_bank, within_over_between
 
 
 def targets(noise: float, classes: int = 5, seed: int = 0) -> list[TargetTokens]:

@@ -17,8 +17,7 @@ from trim_lightning.settings.key import key
 from trim_lightning.stages.passes import mean_losses, record_values, warm_up
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry, StageKey
-from trim_lightning.tokens.tokenized import TokenizedRecords
-from trim_lightning.tokens.without_prompts import write_without_prompts
+from trim_lightning.tokens.tokenized import TokenizedRecords, write_without_prompts
 
 
 @dataclass

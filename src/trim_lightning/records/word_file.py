@@ -15,7 +15,6 @@ from trim_lightning.records.record import Record
 from trim_lightning.records.record_file import RecordFile
 
 WORD = re.compile(r"\w+|[^\w\s]+")
-BATCH = 512  # records between two updates of the progress bar
 
 
 def scoped_text(record: Record, scope: str) -> str:
@@ -54,9 +53,7 @@ def write_words(records: RecordFile, scope: str, directory: Path, title: str) ->
             ids = np.array([vocabulary.setdefault(word, len(vocabulary)) for word in words], dtype=np.int32)
             file.write(ids.tobytes())
             offsets[row + 1] = offsets[row] + len(ids)
-            if row % BATCH == BATCH - 1:
-                bar.update(BATCH)
-        bar.update(len(records) % BATCH)
+            bar.update(1)
     offsets.tofile(directory / "offsets.int64")
     (directory / "vocabulary.json").write_text(json.dumps(list(vocabulary)))
     return {"words": int(offsets[-1])}

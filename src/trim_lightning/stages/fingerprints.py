@@ -13,8 +13,7 @@ from torch import Tensor
 from trim_lightning.engine.target_pass import TargetSignals
 from trim_lightning.settings.schema import SaliencySettings
 from trim_lightning.tokens.tokenized import scope_mask
-from trim_lightning.trim.collapse import within_over_between
-from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
+from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank, within_over_between
 from trim_lightning.trim.saliency import token_saliency
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,9 @@ class TokenSequence(NamedTuple):
 
     token_ids: NDArray[np.int32]
     roles: NDArray[np.uint8]
+
+
+NOTHING = TokenSequence(np.empty(0, np.int32), np.empty(0, np.uint8))
 
 
 class TokenizedRecords:
@@ -79,7 +82,7 @@ class TokenizedRecords:
     def _open(self) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         if self._arrays is None:
             if self.total_tokens == 0:
-                self._arrays = (np.empty(0, np.int32), np.empty(0, np.uint8))
+                self._arrays = NOTHING
             else:
                 self._arrays = (
                     np.memmap(self.directory / "token_ids.int32", dtype=np.int32, mode="r"),
@@ -108,34 +111,80 @@ def tokenize_records(
     Returns:
         ``tokens``: all tokens written.
     """
-    offsets, truncated, unrendered = [0], 0, 0
-    problems: list[str] = []
-    with (
-        (directory / "token_ids.int32").open("wb") as ids_file,
-        (directory / "roles.uint8").open("wb") as roles_file,
-        progress_bar(title, total=len(records), unit="records") as bar,
-    ):
-        for rows in batches(len(records), BATCH):
+    summary: dict[str, Any] = {"truncated": 0, "unrendered": 0, "problems": []}
+
+    def sequences() -> Iterator[TokenSequence]:
+        for start in range(0, len(records), BATCH):
+            rows = range(start, min(len(records), start + BATCH))
             conversations = [records.record(row).turns for row in rows]
             for row, encoded in zip(rows, renderer.encode(conversations, max_length), strict=True):
                 if isinstance(encoded, RenderError):
-                    unrendered += 1
-                    if len(problems) < EXAMPLES_KEPT:
-                        problems.append(f"row {row} (id {records.id(row)}): {encoded}")
-                    offsets.append(offsets[-1])
-                    continue
-                ids_file.write(encoded.token_ids.astype(np.int32).tobytes())
-                roles_file.write(encoded.roles.astype(np.uint8).tobytes())
-                offsets.append(offsets[-1] + len(encoded.token_ids))
-                truncated += encoded.truncated
-            bar.update(len(rows))
-    np.asarray(offsets, dtype=np.int64).tofile(directory / "offsets.int64")
-    summary = {"truncated": int(truncated), "unrendered": unrendered, "problems": problems}
+                    summary["unrendered"] += 1
+                    if len(summary["problems"]) < EXAMPLES_KEPT:
+                        summary["problems"].append(f"row {row} (id {records.id(row)}): {encoded}")
+                    yield NOTHING
+                else:
+                    summary["truncated"] += encoded.truncated
+                    yield TokenSequence(encoded.token_ids, encoded.roles)
+
+    return {"tokens": write_sequences(sequences(), len(records), directory, title, summary)}
+
+
+def write_without_prompts(records: TokenizedRecords, directory: Path, boundary: int) -> None:
+    """Write every record `without_prompt` in the form that `TokenizedRecords` opens.
+
+    Args:
+        records: The tokenised records.
+        directory: Where the files go.
+        boundary: See `without_prompt`.
+    """
+    summary = {name: getattr(records, name) for name in ("truncated", "unrendered", "problems")}
+    sequences = (without_prompt(records[row], boundary) for row in range(len(records)))
+    write_sequences(sequences, len(records), directory, "prepare", summary)
+
+
+def without_prompt(sequence: TokenSequence, boundary: int) -> TokenSequence:
+    """Take the prompt's content out of a record; scaffolding and response stay (our choice).
+
+    The same response tokens are predicted as in the whole record: where nothing would stand before the first
+    one any more, ``boundary`` is put there.
+
+    Args:
+        sequence: The record.
+        boundary: Id of a token that begins a text.
+
+    Returns:
+        The rest; no tokens if there is no response.
+    """
+    kept = sequence.roles != PROMPT
+    token_ids, roles = sequence.token_ids[kept], sequence.roles[kept]
+    if not (roles == RESPONSE).any():
+        return TokenSequence(token_ids[:0], roles[:0])
+    if roles[0] == RESPONSE and not kept[0]:
+        token_ids = np.concatenate([np.array([boundary], token_ids.dtype), token_ids])
+        roles = np.concatenate([np.array([SCAFFOLD], roles.dtype), roles])
+    return TokenSequence(token_ids, roles)
+
+
+def write_sequences(
+    sequences: Iterable[TokenSequence], number: int, directory: Path, title: str, summary: Mapping[str, Any]
+) -> int:
+    """Write the flat files, one sequence in memory at a time, then what ``summary`` holds by then.
+
+    Returns:
+        All tokens written.
+    """
+    offsets = np.zeros(number + 1, dtype=np.int64)
+    with (
+        (directory / "token_ids.int32").open("wb") as ids_file,
+        (directory / "roles.uint8").open("wb") as roles_file,
+        progress_bar(title, total=number, unit="records") as bar,
+    ):
+        for row, (token_ids, roles) in enumerate(sequences):
+            ids_file.write(token_ids.astype(np.int32).tobytes())
+            roles_file.write(roles.astype(np.uint8).tobytes())
+            offsets[row + 1] = offsets[row] + len(token_ids)
+            bar.update(1)
+    offsets.tofile(directory / "offsets.int64")
     (directory / "summary.json").write_text(json.dumps(summary))
-    return {"tokens": offsets[-1]}
-
-
-def batches(total: int, size: int) -> Iterator[Sequence[int]]:
-    """Ranges of at most ``size`` consecutive rows."""
-    for start in range(0, total, size):
-        yield range(start, min(total, start + size))
+    return int(offsets[-1])
