@@ -24,7 +24,8 @@ def checkpoints_of(source: Any, rank: int, number: int) -> list[tuple[Any, Path]
     from trim_lightning.engine.adam_moments import FILE
     from trim_lightning.models.adapter import apply_adapter
     from trim_lightning.settings.schema import WarmupSettings
-    from trim_lightning.tuning.checkpoints import checkpoint_path, train_checkpoints
+    from trim_lightning.tuning.callbacks import checkpoint_path
+    from trim_lightning.tuning.run import train_checkpoints
 
     dtype, directory = materials.best_dtype(), WORK / f"checkpoints-{rank}-{number}"
     if not checkpoint_path(directory, number).exists():

@@ -16,9 +16,9 @@ from trim_lightning.engine.adam_moments import FILE, AdamMoments
 from trim_lightning.errors import UserError
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
-from trim_lightning.tuning import checkpoints, lora_module
-from trim_lightning.tuning.checkpoints import EpochCheckpoints, checkpoint_path, train_checkpoints
-from trim_lightning.tuning.run import ADAPTER, TrainingSite, train_lora
+from trim_lightning.tuning import lora_module
+from trim_lightning.tuning.callbacks import EpochCheckpoints, checkpoint_path
+from trim_lightning.tuning.run import ADAPTER, TrainingSite, train_checkpoints, train_model
 
 SETTINGS = TuningSettings(
     epochs=3, batch_size=4, lora_rank=4, lora_alpha=8, lora_dropout=0.2, learning_rate=1e-2, warmup_ratio=0.2,
@@ -59,7 +59,7 @@ def test_the_last_checkpoint_is_what_plain_training_ends_with(
     assert sorted(path.name for path in directory.iterdir()) == [f"checkpoint-{number:03d}" for number in (1, 2, 3)]
     around = TrainingSite(tmp_path / "plain", CPU, "training")
     around.directory.mkdir()
-    _, plain = train_lora(tiny_model("llama"), records, range(10), SETTINGS, around, seed=0)
+    _, plain = train_model(tiny_model("llama"), records, range(10), SETTINGS, around, seed=0)
     name = "adapter_model.safetensors"
     assert (checkpoint_path(directory, 3) / name).read_bytes() == (around.directory / ADAPTER / name).read_bytes()
     assert (checkpoint_path(directory, 2) / name).read_bytes() != (around.directory / ADAPTER / name).read_bytes()
@@ -138,7 +138,7 @@ def test_a_killed_warm_up_leaves_the_checkpoints_of_an_unbroken_one(
             raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.EpochCheckpoints, "on_train_batch_end", die)
+        patch.setattr(EpochCheckpoints, "on_train_batch_end", die)
         with pytest.raises(RuntimeError, match="killed"):
             train("killed")
     directory, facts = train("killed")

@@ -23,7 +23,7 @@ from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning import lora_module, run
 from trim_lightning.tuning.callbacks import PeriodicCheckpoint
-from trim_lightning.tuning.run import ADAPTER, CHECKPOINT, TrainingSite, merge, train_lora
+from trim_lightning.tuning.run import ADAPTER, CHECKPOINT, TrainingSite, merge, train_model
 
 Load = Callable[[str], PreTrainedModel]
 FAST = TuningSettings(epochs=1, batch_size=4, lora_rank=4, lora_alpha=8, lora_dropout=0.0, learning_rate=1e-2)
@@ -81,7 +81,7 @@ def train(tiny_model: Load, records: TokenizedRecords, tmp_path: Path) -> Callab
         directory = tmp_path / name
         directory.mkdir(exist_ok=True)
         around = TrainingSite(directory, {"accelerator": "cpu", "devices": 1}, "training")
-        wrapped, facts = train_lora(model or tiny_model("llama"), records, rows, settings, around, seed=seed)
+        wrapped, facts = train_model(model or tiny_model("llama"), records, rows, settings, around, seed=seed)
         return wrapped, facts, directory
 
     return start

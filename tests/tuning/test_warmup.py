@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from running import selection
 from trim_lightning.pipeline.select import Selection
-from trim_lightning.tuning.warmup import draw_warmup_rows
+from trim_lightning.stages.scorer import draw_warmup_rows
 
 lengths = st.lists(st.integers(0, 3), min_size=1, max_size=300).map(lambda values: np.array(values, dtype=np.int64))
 

@@ -1,6 +1,9 @@
-"""LoRA matrices: adding them to a model, finding them in it."""
+"""LoRA matrices: adding them to a model, saving them."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -36,3 +39,12 @@ def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> Pef
     wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
+
+
+def save_adapter(wrapped: PeftModel, directory: Path) -> None:
+    """Save the LoRA matrices as PEFT does, in safetensors."""
+    inner: Any = wrapped.get_base_model()
+    # the model card would name the folder that the config was read from
+    inner.config._name_or_path = str(inner.name_or_path)
+    # LoRA never resizes embeddings: asked to find out for itself, peft would look for the base model on the Hub
+    wrapped.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)

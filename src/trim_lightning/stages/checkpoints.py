@@ -51,7 +51,7 @@ class Checkpoint:
     def recipe(self) -> ModelRecipe:
         """See above."""
         from trim_lightning.models.load import ModelRecipe
-        from trim_lightning.tuning.checkpoints import checkpoint_path
+        from trim_lightning.tuning.callbacks import checkpoint_path
 
         adapter = checkpoint_path(self.entry.path, self.number)
         return ModelRecipe(self.scorer.source, self.scorer.dtype, adapter, merge=self.merged)
@@ -94,7 +94,7 @@ class Checkpoints:
     def moments(self, number: int) -> Path:
         """File of Adam's moments after epoch ``number``; its place is known before it is there."""
         from trim_lightning.engine.adam_moments import FILE
-        from trim_lightning.tuning.checkpoints import checkpoint_path
+        from trim_lightning.tuning.callbacks import checkpoint_path
 
         return checkpoint_path(self.task.store.path_of(self.entry.key), number) / FILE
 

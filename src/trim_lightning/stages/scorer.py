@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trim_lightning.settings.schema import WarmupSettings
 from trim_lightning.stages.model import ModelHandle
@@ -44,10 +48,10 @@ class Scorer(ModelHandle):
         """Train the warm-up adapter on a part of the pool, or find it in the store."""
 
         def train(model: PreTrainedModel, rows: list[int], directory: Path) -> dict[str, Any]:
-            from trim_lightning.tuning.run import TrainingSite, merge, train_lora
+            from trim_lightning.tuning.run import TrainingSite, merge, train_model
 
             around = TrainingSite(directory, self.trainer, "warm-up")
-            wrapped, facts = train_lora(model, pool, rows, settings, around, seed=self.seed)
+            wrapped, facts = train_model(model, pool, rows, settings, around, seed=self.seed)
             self._model = merge(wrapped, self.dtype)
             return facts
 
@@ -58,12 +62,12 @@ class Scorer(ModelHandle):
     ) -> Entry:
         """Train on the same part of the pool for ``epochs``, keeping a checkpoint after each.
 
-        The scorer itself stays as it is; see `trim_lightning.tuning.checkpoints` for what is kept.
+        The scorer itself stays as it is; see `trim_lightning.tuning.run.train_checkpoints` for what is kept.
         """
         settings = replace(settings, epochs=epochs)
 
         def train(model: PreTrainedModel, rows: list[int], directory: Path) -> dict[str, Any]:
-            from trim_lightning.tuning.checkpoints import train_checkpoints
+            from trim_lightning.tuning.run import train_checkpoints
 
             return train_checkpoints(model, pool, rows, settings, directory, self.trainer, seed=self.seed)
 
@@ -73,8 +77,6 @@ class Scorer(ModelHandle):
         self, stage: str, settings: WarmupSettings, pool: TokenizedRecords, pool_key: StageKey, train: WarmupTraining
     ) -> Entry:
         """What a training on the warm-up's part of the pool leaves, made or found in the store."""
-        from trim_lightning.tuning.warmup import draw_warmup_rows
-
         matters = {name: value for name, value in asdict(settings).items() if name != "checkpoint_seconds"}
         key = StageKey(
             stage,
@@ -132,3 +134,20 @@ class Scorer(ModelHandle):
         from trim_lightning.engine.devices import Resources
 
         return Resources(self.trainer, tokens_per_batch or self.tokens_per_batch, num_workers, self.store.team)
+
+
+def draw_warmup_rows(lengths: NDArray[np.int64], fraction: float, seed: int) -> list[int]:
+    """Rows of the warm-up subset: ``max(1, floor(fraction * N))`` of the non-empty records, drawn by seed.
+
+    Args:
+        lengths: ``[records]`` tokens of each pool record.
+        fraction: Share of the pool.
+        seed: Of the draw.
+
+    Returns:
+        Ascending rows.
+    """
+    usable = np.flatnonzero(lengths > 0)
+    number = min(len(usable), max(1, int(Fraction(str(fraction)) * len(lengths))))
+    drawn = np.random.default_rng([seed, 0x5741]).choice(usable, size=number, replace=False)
+    return sorted(int(row) for row in drawn)

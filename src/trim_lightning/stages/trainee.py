@@ -67,7 +67,7 @@ class Trainee(ModelHandle):
             from trim_lightning.engine.response_loss import mean_response_loss
             from trim_lightning.models.load import load_model
             from trim_lightning.tuning.callbacks import EarlyStop
-            from trim_lightning.tuning.run import MODEL, TrainingSite, train_full, train_lora
+            from trim_lightning.tuning.run import MODEL, TrainingSite, train_model
 
             stop = None
             if settings.early_stop is not None and held_out is not None:
@@ -81,11 +81,9 @@ class Trainee(ModelHandle):
             rows = range(len(coreset))
             options: dict[str, Any] = {"seed": self.seed, "length_grouped": settings.length_grouped}
             started = time.perf_counter()
+            _, facts = train_model(model, coreset, rows, settings, around, mode=settings.mode, **options)
             if settings.mode == "full":
-                _, facts = train_full(model, coreset, rows, settings, around, **options)
                 self.tokenizer.save_pretrained(str(directory / MODEL))  # whole: it loads without the model it came from
-            else:
-                _, facts = train_lora(model, coreset, rows, settings, around, **options)
             facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
             return facts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from trim_lightning.console.progress import progress_bar
+from trim_lightning.engine.adam_moments import FILE, AdamMoments
+from trim_lightning.models.lora import save_adapter
 from trim_lightning.tuning.lora_module import TuningModule
 
 
@@ -35,7 +39,26 @@ def half_written(checkpoint: Path) -> Path:
     return checkpoint.with_name(f".{checkpoint.name}.tmp")
 
 
-class TrainingProgress(Callback):
+def checkpoint_path(directory: Path, number: int) -> Path:
+    """Folder of the checkpoint after epoch ``number``, from 1: a PEFT adapter and ``moments.safetensors``."""
+    return directory / f"checkpoint-{number:03d}"
+
+
+class AfterMicroBatch(Callback):
+    """Looks on after every micro-batch."""
+
+    def after(self, trainer: Trainer, module: TuningModule, batch: Mapping[str, Any]) -> None:
+        """Called with what the loader gave."""
+        raise NotImplementedError
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TuningModule)
+        self.after(trainer, pl_module, batch)
+
+
+class TrainingProgress(AfterMicroBatch):
     """A progress bar over the tokens of all epochs."""
 
     def __init__(self, title: str, total: int) -> None:
@@ -49,19 +72,11 @@ class TrainingProgress(Callback):
         self._bar = progress_bar(self.title, self.total)
         self._bar.update(pl_module.done.tokens)  # of the run that this one resumes
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Mapping[str, Any],
-        batch_idx: int,
-    ) -> None:
+    def after(self, trainer: Trainer, module: TuningModule, batch: Mapping[str, Any]) -> None:
         """Advance by the batch's real tokens."""
-        assert isinstance(pl_module, TuningModule)
         self._bar.update(int(batch["tokens"]))
-        if pl_module.done.loss is not None:
-            self._bar.set_postfix_str(f"loss {pl_module.done.loss:.3f}", refresh=False)
+        if module.done.loss is not None:
+            self._bar.set_postfix_str(f"loss {module.done.loss:.3f}", refresh=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -69,7 +84,7 @@ class TrainingProgress(Callback):
             self._bar.close()
 
 
-class HeldOutStop(Callback):
+class HeldOutStop(AfterMicroBatch):
     """Measures the held-out loss after every epoch, ends the training in time, and keeps the best epoch's weights."""
 
     def __init__(self, rule: EarlyStop) -> None:
@@ -92,22 +107,19 @@ class HeldOutStop(Callback):
         if self._bad_epochs >= self.rule.patience:
             trainer.should_stop = True
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Mapping[str, Any], batch_idx: int
-    ) -> None:
+    def after(self, trainer: Trainer, module: TuningModule, batch: Mapping[str, Any]) -> None:
         """Measure if the epoch is over."""
         if not batch["closes_epoch"]:
             return
-        assert isinstance(pl_module, TuningModule)
-        pl_module.model.eval()
+        module.model.eval()
         generators = torch.get_rng_state()
-        loss = self.rule.held_out_loss(pl_module.causal_lm)
+        loss = self.rule.held_out_loss(module.causal_lm)
         torch.set_rng_state(generators)
-        pl_module.model.train()
-        pl_module.report({"train/held_out_loss": loss})
+        module.model.train()
+        module.report({"train/held_out_loss": loss})
         if self._best is None or loss < self._best:
             self._best, self._bad_epochs = loss, 0
-            self._weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+            self._weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
         else:
             self._bad_epochs += 1
             trainer.should_stop = self._bad_epochs >= self.rule.patience
@@ -118,7 +130,7 @@ class HeldOutStop(Callback):
             pl_module.load_state_dict(self._weights, strict=False)
 
 
-class PeriodicCheckpoint(Callback):
+class PeriodicCheckpoint(AfterMicroBatch):
     """Saves a checkpoint between optimiser steps, at most every so many seconds, by rename."""
 
     def __init__(self, path: Path, seconds: float) -> None:
@@ -126,14 +138,7 @@ class PeriodicCheckpoint(Callback):
         self.seconds = seconds
         self._last = time.monotonic()
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Mapping[str, Any],
-        batch_idx: int,
-    ) -> None:
+    def after(self, trainer: Trainer, module: TuningModule, batch: Mapping[str, Any]) -> None:
         """Save if it is time."""
         if not batch["closes_step"] or time.monotonic() - self._last < self.seconds:
             return
@@ -141,3 +146,25 @@ class PeriodicCheckpoint(Callback):
         trainer.save_checkpoint(temporary, weights_only=False)
         temporary.replace(self.path)
         self._last = time.monotonic()
+
+
+class EpochCheckpoints(AfterMicroBatch):
+    """Saves adapter and moments when an epoch is over, by rename."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def after(self, trainer: Trainer, module: TuningModule, batch: Mapping[str, Any]) -> None:
+        """Save if the epoch is over."""
+        if not batch["closes_epoch"]:
+            return
+        assert isinstance(module.model, PeftModel)
+        number = module.done.steps * module.settings.epochs // module.total_steps
+        final = checkpoint_path(self.directory, number)
+        temporary = final.with_name(f".{final.name}")
+        for folder in (temporary, final):  # of an attempt that was killed before its next resumable state
+            shutil.rmtree(folder, ignore_errors=True)
+        save_adapter(module.model, temporary)
+        weights = {name: weight for name, weight in module.causal_lm.named_parameters() if weight.requires_grad}
+        AdamMoments.of(trainer.optimizers[0], weights).save(temporary / FILE)
+        temporary.rename(final)

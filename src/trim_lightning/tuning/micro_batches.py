@@ -99,10 +99,9 @@ def cut(rows: Sequence[int], lengths: NDArray[np.int64], budget: int) -> Iterato
 class MicroBatchLoader:
     """Yields the plan's micro-batches as tensors and remembers its place, so that a checkpoint resumes mid-epoch."""
 
-    def __init__(self, records: TokenizedRecords, plan: Sequence[MicroBatch], pad_token_id: int = 0) -> None:
+    def __init__(self, records: TokenizedRecords, plan: Sequence[MicroBatch]) -> None:
         self.records = records
         self.plan = list(plan)
-        self.pad_token_id = pad_token_id
         self._place = 0
 
     def __len__(self) -> int:
@@ -112,7 +111,7 @@ class MicroBatchLoader:
         while self._place < len(self.plan):
             micro = self.plan[self._place]
             self._place += 1
-            input_ids, labels = collate(self.records, micro.rows, self.pad_token_id)
+            input_ids, labels = collate(self.records, micro.rows)
             yield {
                 "input_ids": input_ids,
                 "labels": labels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +17,19 @@ from transformers import PreTrainedModel
 from trim_lightning.engine.devices import one_device
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.errors import UserError
-from trim_lightning.models.lora import add_lora
+from trim_lightning.models.lora import add_lora, save_adapter
 from trim_lightning.models.loss import response_logits
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
-from trim_lightning.tuning.callbacks import EarlyStop, HeldOutStop, PeriodicCheckpoint, TrainingProgress, half_written
-from trim_lightning.tuning.lora_module import TuningModule
+from trim_lightning.tuning.callbacks import (
+    EarlyStop,
+    EpochCheckpoints,
+    HeldOutStop,
+    PeriodicCheckpoint,
+    TrainingProgress,
+    half_written,
+)
+from trim_lightning.tuning.lora_module import TuningModule, learning_rates
 from trim_lightning.tuning.micro_batches import MicroBatch, MicroBatchLoader, plan_micro_batches
 
 log = logging.getLogger(__name__)
@@ -52,7 +60,7 @@ class TrainingSite:
     callbacks: Sequence[Callback] = ()
 
 
-def train_lora(
+def train_model(
     model: PreTrainedModel,
     records: TokenizedRecords,
     rows: Sequence[int],
@@ -60,77 +68,84 @@ def train_lora(
     around: TrainingSite,
     *,
     seed: int,
+    mode: str = "lora",
     length_grouped: bool = False,
-) -> tuple[PeftModel, dict[str, Any]]:
-    """Train fresh LoRA matrices and save them to ``adapter/`` as safetensors.
+) -> tuple[Any, dict[str, Any]]:
+    """Train fresh LoRA matrices and save them to ``adapter/``, or all weights and save them to ``model/``; safetensors.
 
     Args:
-        model: The base model; its own weights stay as they are.
+        model: The base model. With ``lora`` its own weights stay as they are; for ``full`` it should be in float32:
+            steps of a usual size vanish in bfloat16 weights.
         records: Tokenised records.
         rows: Which of them to train on.
         settings: Hyperparameters.
         around: Directory, Trainer and the like.
         seed: Of LoRA's initial weights, order and dropout.
+        mode: ``lora`` or ``full``.
         length_grouped: Put records of similar length into one optimiser step.
 
     Returns:
-        The trained PEFT model and facts: ``records`` learned from, ``tokens`` fed to the model, ``trained_tokens``
-        labelled, ``steps``, ``loss`` of the last step, ``seconds`` of earlier attempts that a kill ended.
+        The trained PEFT model (``full``: the model) and facts: ``records`` learned from, ``tokens`` fed to the model,
+        ``trained_tokens`` labelled, ``steps``, ``loss`` of the last step, ``seconds`` of earlier attempts that a kill
+        ended.
 
     Raises:
-        UserError: if no record has a response token, or the adapter changed nothing.
+        UserError: if no record has a response token, the training diverged, or the adapter changed nothing.
     """
     plan = make_plan(records, rows, settings, around.title, seed, length_grouped)
-    wrapped = add_lora(model, settings, seed)
+    wrapped = add_lora(model, settings, seed) if mode == "lora" else model.requires_grad_(True)
     module = TuningModule(wrapped, settings, total_steps=count_steps(plan))
     if settings.gradient_checkpointing:
         recompute_activations(module.causal_lm)
-        wrapped.enable_input_require_grads()
+        if isinstance(wrapped, PeftModel):
+            wrapped.enable_input_require_grads()
     facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
     wrapped.eval()
-    require_effect(wrapped, records, plan[0].rows[-1], around.title)
-    save_adapter(wrapped, around.directory / ADAPTER)
+    if isinstance(wrapped, PeftModel):
+        require_effect(wrapped, records, plan[0].rows[-1], around.title)
+        save_adapter(wrapped, around.directory / ADAPTER)
+    else:
+        wrapped.requires_grad_(False)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in wrapped.parameters()):
+            raise UserError(f"{around.title}: training diverged (weights are not finite); lower the learning rate")
+        wrapped.save_pretrained(str(around.directory / MODEL), safe_serialization=True)
     remove_checkpoint(around.directory)
     return wrapped, facts
 
 
-def save_adapter(wrapped: PeftModel, directory: Path) -> None:
-    """Save the LoRA matrices as PEFT does, in safetensors."""
-    inner: Any = wrapped.get_base_model()
-    # the model card would name the folder that the config was read from
-    inner.config._name_or_path = str(inner.name_or_path)
-    # LoRA never resizes embeddings: asked to find out for itself, peft would look for the base model on the Hub
-    wrapped.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
-
-
-def train_full(
+def train_checkpoints(
     model: PreTrainedModel,
     records: TokenizedRecords,
     rows: Sequence[int],
     settings: TuningSettings,
-    around: TrainingSite,
+    directory: Path,
+    trainer: Mapping[str, Any],
     *,
     seed: int,
-    length_grouped: bool = False,
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Train all weights and save the model to ``model/`` as safetensors.
+) -> dict[str, Any]:
+    """Train fresh LoRA matrices for ``settings.epochs`` and keep a checkpoint after each epoch.
 
-    The model should be in float32: steps of a usual size vanish in bfloat16 weights. Arguments, results and errors
-    are those of `train_lora`.
+    A killed training goes on from its last resumable state and writes the checkpoints after it anew.
+
+    Returns:
+        The facts of `train_model`, and ``rates``: the mean learning rate of each epoch.
+
+    Raises:
+        UserError: as `train_model` does, or if an epoch had no learning rate, so that its checkpoint changes nothing.
     """
-    plan = make_plan(records, rows, settings, around.title, seed, length_grouped)
-    model.requires_grad_(True)
-    if settings.gradient_checkpointing:
-        recompute_activations(model)
-    module = TuningModule(model, settings, total_steps=count_steps(plan))
-    facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
-    model.eval()
-    model.requires_grad_(False)
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise UserError(f"{around.title}: training diverged (weights are not finite); lower the learning rate")
-    model.save_pretrained(str(around.directory / MODEL), safe_serialization=True)
-    remove_checkpoint(around.directory)
-    return model, facts
+    around = TrainingSite(directory, trainer, "warm-up", callbacks=(EpochCheckpoints(directory),))
+    _, facts = train_model(model, records, rows, settings, around, seed=seed)
+    rates, per_epoch = learning_rates(settings, facts["steps"]), facts["steps"] // settings.epochs
+    facts["rates"] = [
+        sum(rates[start : start + per_epoch]) / per_epoch for start in range(0, facts["steps"], per_epoch)
+    ]
+    if min(facts["rates"]) <= 0:
+        raise UserError(
+            f"warmup.warmup_ratio={settings.warmup_ratio}: the learning rate of a whole epoch is 0; lower it, or raise "
+            "warmup.fraction"
+        )
+    shutil.rmtree(directory / ADAPTER)  # the last checkpoint has the same
+    return facts
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
