@@ -154,7 +154,7 @@ def run_training(
 
 def run_tasks(settings: TrainSettings, trainee: Trainee, tuned: Entry) -> tuple[dict[str, float], dict[str, Any]]:
     """lm-eval tasks before and after; metrics and what the scores depend on."""
-    from trim_lightning.evaluation.harness.stage import task_scores
+    from trim_lightning.evaluation.harness.run import task_scores
 
     before = task_scores(trainee, None, settings.evaluation, settings.seed)
     after = task_scores(trainee, tuned, settings.evaluation, settings.seed)

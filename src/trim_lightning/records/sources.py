@@ -250,7 +250,7 @@ def _load_dataset(source: SourceSettings, given: str, what: str) -> Any:
 
     local = Path(os.path.expanduser(given))
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             return datasets.load_dataset(
                 str(local) if local.exists() else given,
                 source.subset,
@@ -272,7 +272,8 @@ def _hub_rows(dataset: Any) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """Silence the bars of `datasets`."""
     import datasets
 
     shown = datasets.is_progress_bar_enabled()

@@ -123,7 +123,7 @@ def plan_training(settings: TrainSettings, store: PlanningStore) -> int:
     records as the budget allows, of the pool's lengths.
     """
     from trim_lightning.evaluation.evaluate import evaluate
-    from trim_lightning.evaluation.harness.stage import task_scores
+    from trim_lightning.evaluation.harness.run import task_scores
     from trim_lightning.pipeline.checks import check_training
     from trim_lightning.pipeline.training_inputs import make_trainee, open_held_out
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_lightning.errors import UserError
-from trim_lightning.evaluation.harness.quiet import _quiet
-from trim_lightning.evaluation.harness.results import TaskResults, _collect
 from trim_lightning.evaluation.harness.tasks import (
     DATA_VARIABLE,
     LOCAL_TASKS,
@@ -28,16 +29,93 @@ from trim_lightning.evaluation.harness.tasks import (
     _fit_shots,
     _listed,
     _load,
+    _Loaded,
     _one_line,
+    _quiet,
     _task_manager,
 )
 from trim_lightning.records.record_file import sha256_of
+from trim_lightning.settings.schema import EvaluationSettings
+from trim_lightning.stages.trainee import Trainee
+from trim_lightning.store import Cost, Entry, StageKey
 from trim_lightning.store.keys import digest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+RESULTS = "tasks.json"
+BATCH = 8  # sequences in one forward pass
 BOOTSTRAP = 200  # resamples for the standard error of a metric that is not a mean
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """Scores of tasks, and how they came about.
+
+    Attributes:
+        metrics: ``<task>/<metric>`` to score, for the tasks and groups that were asked for. A metric computed behind
+            one of several answer filters is called ``<metric>_<filter>``.
+        details: For each task, group and member of a group how its scores came about, JSON-able: ``scores``,
+            ``stderr``, ``higher_is_better``, ``shots``, ``task_version``, ``lm_eval`` (its version); for a task also
+            ``template`` (hash of the chat template, and the task's own), ``stop``, ``max_gen_toks``, ``examples``,
+            ``examples_available``, ``first_prompt``, and ``by_group`` (scores of each subtask or language of a local
+            task); for a group its ``members``.
+        warnings: What the reader of a score should know, e.g. that prompts were cut.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSettings, seed: int) -> TaskResults:
+    """Run the configured tasks on the trainee, fine-tuned or not, or find the scores in the store.
+
+    Raises:
+        UserError: for an unknown task, or data that cannot be had.
+    """
+    key = StageKey(
+        "tasks",
+        1,
+        {
+            "tasks": settings.tasks,
+            "num_fewshot": settings.num_fewshot,
+            "limit": settings.task_limit,
+            "seed": seed,
+            "chat_template": trainee.source.chat_template,
+            "data": data_digest(settings.tasks, settings.data_dir, settings.tasks_path),
+        },
+        {
+            "trainee": {"model": trainee.source.digest, "dtype": str(trainee.dtype)},
+            "tuned": None if tuned is None else tuned.key.hex,
+        },
+    )
+
+    def build(directory: Path) -> dict[str, Any]:
+        model = trainee.model(tuned)
+        started = time.perf_counter()
+        results = run_tasks(
+            model,
+            trainee.tokenizer,
+            settings.tasks,
+            tasks_path=settings.tasks_path,
+            data_dir=settings.data_dir,
+            num_fewshot=settings.num_fewshot,
+            limit=settings.task_limit,
+            chat_template=trainee.source.chat_template,
+            seed=seed,
+        )
+        for warning in results.warnings:
+            trainee.ledger.warn(warning)
+        content = {"metrics": results.metrics, "details": results.details}
+        (directory / RESULTS).write_text(json.dumps(content, default=str), encoding="utf-8")
+        return {"seconds": time.perf_counter() - started}
+
+    booked = "tasks_before" if tuned is None else "tasks_after"
+    entry = trainee.store.get(key, build, cost=Cost(booked, lambda: 0))
+    trainee.ledger.book(booked, entry)
+    content = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))
+    return TaskResults(content["metrics"], content["details"])
 
 
 def run_tasks(
@@ -49,8 +127,6 @@ def run_tasks(
     data_dir: str | None = None,
     num_fewshot: int | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
-    apply_chat_template: bool = True,
     chat_template: str | None = None,
     seed: int = 0,
 ) -> TaskResults:
@@ -60,19 +136,15 @@ def run_tasks(
 
     Args:
         model: A causal LM, on the device on which to run.
-        tokenizer: Its tokenizer. Its chat template renders the prompts, with the same fixed date as in training.
+        tokenizer: Its tokenizer. Its chat template renders the prompts, with the same fixed date as in training;
+            without one they are plain.
         tasks: Names of tasks, groups or tags: lm-eval's own, those in ``tasks_path``, or `LOCAL_TASKS`.
         tasks_path: Folder of further task files.
         data_dir: Folder of the local tasks' ``<task>.test.jsonl`` files; None takes TRIM_DATA_DIR.
         num_fewshot: Shots; None takes each task's own number.
         limit: The first so many examples of each task; None takes all.
-        batch_size: Sequences in one forward pass.
-        apply_chat_template: False gives plain prompts, as for a tokenizer without a template.
         chat_template: Text of a template to use instead of the tokenizer's own.
         seed: Of the choice of shots, and of sampling where a task samples.
-
-    Returns:
-        Scores, how they came about, and what was answered.
 
     Raises:
         UserError: if lm-eval is missing, a task is unknown or broken, its data cannot be had, or it has too few
@@ -85,11 +157,11 @@ def run_tasks(
     from lm_eval import simple_evaluate
 
     template = chat_template or tokenizer.chat_template
-    chat = apply_chat_template and template is not None
+    chat = template is not None
     with _quiet() as heard, isolate_rng(), _left_as_found(model):
         manager = _task_manager(tasks, tasks_path, data_dir)
         loaded = _load(manager, tasks)
-        harness = _wrap(model, tokenizer, batch_size, template if chat else None)
+        harness = _wrap(model, tokenizer, template)
         notes = _fit(loaded, num_fewshot, harness.max_length, harness.max_gen_toks)
         try:
             results = simple_evaluate(
@@ -161,13 +233,10 @@ def data_digest(tasks: Sequence[str], data_dir: str | None = None, tasks_path: s
     return digest_of([__version__, [list(pair) for pair in digests]])
 
 
-# ---------------------------------------------------------------- finding and loading tasks
-
-
 # ---------------------------------------------------------------- the model, as lm-eval wants it
 
 
-def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, template: str | None) -> Any:
+def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str | None) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     from trim_lightning.tokens.rendering import DATE
@@ -178,7 +247,7 @@ def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size
         pretrained=model,
         tokenizer=own,
         backend="causal",
-        batch_size=batch_size,
+        batch_size=BATCH,
         softmax_dtype="float32",  # in bfloat16 the log-likelihoods of options tie
         # a rendered conversation holds its special tokens already, as in training
         add_bos_token=None if template is None else False,
@@ -196,3 +265,95 @@ def _left_as_found(model: PreTrainedModel) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------- what came out
+
+
+def _collect(results: Any, loaded: _Loaded, template: str | None, end: str, notes: list[str]) -> TaskResults:
+    found = TaskResults(warnings=tuple(notes))
+    for name in results["results"]:
+        found.details[name] = _scores(results, name)
+        if name in loaded.tasks:
+            examples = results["samples"][name]
+            found.details[name] |= _provenance(loaded.tasks[name], examples, template, end)
+            found.details[name]["examples"] = results["n-samples"][name]["effective"]
+            found.details[name]["examples_available"] = results["n-samples"][name]["original"]
+        else:
+            found.details[name]["members"] = list(results["group_subtasks"].get(name, []))
+    for name in loaded.reported:
+        for member in _with_scores(name, found.details):
+            for metric, score in found.details[member]["scores"].items():
+                found.metrics[f"{member}/{metric}"] = score
+    return found
+
+
+def _with_scores(name: str, details: dict[str, dict[str, Any]]) -> list[str]:
+    """The task or group itself, or what is in the group if lm-eval computes no score for it."""
+    if details[name]["scores"]:
+        return [name]
+    members = details[name].get("members", [])
+    return [found for member in members for found in _with_scores(member, details)]
+
+
+def _scores(results: Any, name: str) -> dict[str, Any]:
+    from lm_eval import __version__
+
+    scores: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for key, value in results["results"][name].items():
+        metric, comma, answer_filter = key.partition(",")
+        if not comma or isinstance(value, str):  # names and counts; "N/A" for an error that cannot be estimated
+            continue
+        if metric.endswith("_stderr"):
+            errors[_metric_name(metric.removesuffix("_stderr"), answer_filter)] = float(value)
+        else:
+            scores[_metric_name(metric, answer_filter)] = float(value)
+    return {
+        "scores": scores,
+        "stderr": errors,
+        "higher_is_better": dict(results["higher_is_better"].get(name, {})),
+        "shots": results["n-shot"].get(name),
+        "task_version": results["versions"].get(name),
+        "lm_eval": __version__,
+    }
+
+
+def _metric_name(metric: str, answer_filter: str) -> str:
+    return metric if answer_filter == "none" else f"{metric}_{answer_filter.replace('-', '_')}"
+
+
+def _provenance(task: Any, examples: Sequence[Any], template: str | None, end: str) -> dict[str, Any]:
+    first = examples[0]["arguments"][0]
+    options = first[1] if len(first) > 1 and isinstance(first[1], dict) else None
+    details: dict[str, Any] = {
+        "template": {
+            "chat_template_sha256": template,
+            **{part: _text_of(task.get_config(part)) for part in ("doc_to_text", "doc_to_target", "doc_to_choice")},
+        },
+        "stop": [*options.get("until", []), end] if options is not None else [],
+        "max_gen_toks": options.get("max_gen_toks") if options is not None else None,
+        "first_prompt": first[0] if isinstance(first[0], str) else None,
+    }
+    if getattr(task, "group_field", None):
+        details["by_group"] = _by_group(task, examples)
+    return details
+
+
+def _text_of(value: Any) -> Any:
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+
+
+def _measures(example: Any) -> dict[str, Any]:
+    return {_metric_name(metric, example["filter"]): example[metric] for metric in example["metrics"]}
+
+
+def _by_group(task: Any, examples: Iterable[Any]) -> dict[str, dict[str, float]]:
+    """Mean of each metric over each group's examples, and their number."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for example in examples:
+        group = values.setdefault(task.group_of(example["doc"]), {})
+        for metric, value in _measures(example).items():
+            group.setdefault(metric, []).append(float(value))
+    return {
+        group: {metric: sum(found) / len(found) for metric, found in metrics.items()}
+        | {"examples": max(len(found) for found in metrics.values())}
+        for group, metrics in sorted(values.items())
+    }
