@@ -831,7 +831,7 @@ def test_progress_is_shown_by_our_bar(
         bars.append(progress_bar(title, total, unit))
         return bars[-1]
 
-    monkeypatch.setattr(quiet, "progress_bar", keep)
+    monkeypatch.setattr(lm_eval_tasks, "progress_bar", keep)
     run_tasks(llama, tokenizer, ["trim_commonsense_qa", "trim_tydiqa_goldp"], data_dir=str(tmp_path))
     assert {(bar.desc.strip(), bar.n, bar.total) for bar in bars} == {
         ("lm-eval options", 18, 18),
