@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trim_lightning.evaluation.evaluate import paired, summarise
-from trim_lightning.evaluation.intervals import bootstrap_ratio
+from trim_lightning.evaluation.evaluate import bootstrap_ratio, paired, summarise
 from trim_lightning.settings.schema import EvaluationSettings
 
 

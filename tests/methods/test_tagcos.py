@@ -12,7 +12,7 @@ from scipy.optimize import lsq_linear
 
 from trim_lightning.errors import UserError
 from trim_lightning.methods.clusters import cluster
-from trim_lightning.methods.pursuit import matching_order
+from trim_lightning.methods.tagcos import matching_order
 
 EPOCHS, CLUSTERS, SHARE, DIMENSION = 2, 3, 0.4, 400
 METHOD = (

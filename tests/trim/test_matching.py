@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import trim_lightning.trim.matching as matching
-from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
+from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank, unit
 from trim_lightning.trim.matching import Matcher, nearest_classes
 
 
@@ -91,7 +91,7 @@ def test_similarity_is_the_cosine_with_the_matched_class(case: tuple[Tensor, Ten
     matcher = Matcher.prepare(bank, embeddings, nearest)
     token_ids = torch.randint(len(embeddings), (25,), generator=generator)
     hidden = torch.randn(25, 6, generator=generator) * 4
-    similarity, matched = matcher.match(token_ids, hidden)
+    similarity, matched = matcher.match(token_ids, unit(hidden))
     assert similarity.dtype == torch.float32
     known = class_ids.tolist()
     table = nearest_classes(embeddings, class_ids)
@@ -113,9 +113,9 @@ def test_chunks_of_tokens_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     bank = random_bank(torch.arange(0, 40, 5), 6, generator)
     matcher = Matcher.prepare(bank, embeddings, "hidden")
     token_ids, hidden = torch.randint(40, (100,), generator=generator), torch.randn(100, 6, generator=generator)
-    whole = matcher.match(token_ids, hidden)
+    whole = matcher.match(token_ids, unit(hidden))
     monkeypatch.setattr(matching, "CHUNK", 3)
-    for one, many in zip(whole, matcher.match(token_ids, hidden), strict=True):
+    for one, many in zip(whole, matcher.match(token_ids, unit(hidden)), strict=True):
         torch.testing.assert_close(many, one, rtol=0, atol=1e-6)
 
 
@@ -125,7 +125,7 @@ def test_matching_leaves_the_fallback_table_as_it_is() -> None:
         random_bank(torch.tensor([1, 3]), 6, generator), torch.randn(9, 5, generator=generator), "hidden"
     )
     before = matcher.table.clone()
-    matcher.match(torch.arange(9), torch.randn(9, 6, generator=generator))
+    matcher.match(torch.arange(9), unit(torch.randn(9, 6, generator=generator)))
     assert torch.equal(matcher.table, before)
 
 

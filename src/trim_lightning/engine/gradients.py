@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,52 +136,40 @@ def watching(model: PreTrainedModel, collect: Callable[[str, Tensor], None]) -> 
         # all weights are frozen: the graph begins at the embeddings
         hook(embeddings.register_forward_hook(lambda module, given, output: output.requires_grad_(True)))
         for name, layer in lora_layers(model).items():
-            held = Held()
+            held: dict[str, Tensor] = {}
+
+            def keep(module: nn.Module, given: tuple[Any, ...], held: dict[str, Tensor] = held) -> None:
+                held["states"] = given[0].detach()
+
             # the layer's input as it comes: LoRA's float32 copy of it would be kept for each of q, k and v
-            hook(layer.register_forward_pre_hook(held.keep))
+            hook(layer.register_forward_pre_hook(keep))
             for adapter in layer.active_adapters:
-                if adapter not in layer.lora_A:
-                    continue
-                first = Watched(f"{name}.{A}.{adapter}.weight", collect, held)
-                second = Watched(f"{name}.{B}.{adapter}.weight", collect, None)
-                hook(layer.lora_A[adapter].register_forward_hook(first))
-                hook(layer.lora_B[adapter].register_forward_hook(second))
+                if adapter in layer.lora_A:
+                    first = watched(f"{name}.{A}.{adapter}.weight", collect, held)
+                    hook(layer.lora_A[adapter].register_forward_hook(first))
+                    second = watched(f"{name}.{B}.{adapter}.weight", collect)
+                    hook(layer.lora_B[adapter].register_forward_hook(second))
         yield
 
 
-@dataclass
-class Held:
-    """The input of a layer, between its forward and its backward pass."""
-
-    states: Tensor | None = None
-
-    def keep(self, module: nn.Module, given: tuple[Any, ...]) -> None:
-        """Forward pre-hook."""
-        self.states = given[0].detach()
-
-
-@dataclass
-class Watched:
+def watched(
+    name: str, collect: Callable[[str, Tensor], None], held: dict[str, Tensor] | None = None
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
     """Forward hook of one LoRA matrix: multiplies output gradients with inputs when they arrive.
 
-    Attributes:
+    Args:
         name: Of the weight.
         collect: Takes name and gradients.
-        held: The input, if it is kept elsewhere.
+        held: The input under ``states``, if it is kept elsewhere; it is let go after its use.
     """
 
-    name: str
-    collect: Callable[[str, Tensor], None]
-    held: Held | None
-
-    def __call__(self, module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
-        states = given[0].detach() if self.held is None else None
+    def hook(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        inputs = {"states": given[0].detach()} if held is None else held
 
         def arrived(gradient: Tensor) -> None:
-            inputs = states if self.held is None else self.held.states
-            assert inputs is not None
-            self.collect(self.name, torch.bmm(gradient.transpose(1, 2), inputs.to(gradient.dtype)))
-            if self.held is not None:
-                self.held.states = None  # the last use
+            states = inputs.pop("states")
+            collect(name, torch.bmm(gradient.transpose(1, 2), states.to(gradient.dtype)))
 
         output.register_hook(arrived)
+
+    return hook

@@ -146,7 +146,7 @@ class ScoringPass(ForwardPass):
         places = real.flatten().nonzero().squeeze(1)  # before the forward pass: a GPU would be waited for after it
         hidden = last_hidden_states(self.model, input_ids)
         token_ids, states = input_ids.flatten()[places], unit(hidden.flatten(0, 1)[places])
-        matched = [matcher.match_unit(token_ids, states) for matcher in self._matchers]
+        matched = [matcher.match(token_ids, states) for matcher in self._matchers]
         return {
             "rows": batch["rows"],
             "lengths": lengths,

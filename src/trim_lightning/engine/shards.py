@@ -109,12 +109,6 @@ def ragged(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-def read_in_order(directory: Path, shards: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the tables of all shards, in plan order (not pool order)."""
-    for index in range(shards):
-        yield pq.read_table(shard_path(directory, index), columns=columns)
-
-
 FACTS = "values.json"
 
 

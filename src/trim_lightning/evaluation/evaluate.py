@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.evaluation.intervals import bootstrap_ratio
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import EvaluationSettings
 from trim_lightning.stages.trainee import Trainee
@@ -230,3 +229,28 @@ def summarise(lines: Sequence[Mapping[str, Any]], settings: EvaluationSettings) 
             add(f"eval/{metric}_before", column(judged, f"{field}_before"), ones, bounds=False)
             add(f"eval/{metric}", column(judged, field), ones, bounds=True)
     return metrics
+
+
+def bootstrap_ratio(
+    numerators: NDArray[np.float64], denominators: NDArray[np.float64], samples: int, seed: int
+) -> tuple[float, float]:
+    """95 % percentile interval of ``sum(numerators) / sum(denominators)`` over resampled records.
+
+    Args:
+        numerators: ``[records]``, e.g. summed losses or correct answers.
+        denominators: ``[records]``, e.g. response tokens or ones; a record with 0 carries nothing and is left out.
+        samples: Resamples.
+        seed: Of the resampling.
+
+    Returns:
+        Lower and upper bound.
+    """
+    generator = np.random.default_rng(seed)
+    numerators, denominators = numerators[denominators > 0], denominators[denominators > 0]
+    records = len(numerators)
+    values = np.empty(samples)
+    for sample in range(samples):
+        drawn = generator.integers(0, records, records)
+        values[sample] = numerators[drawn].sum() / denominators[drawn].sum()
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -64,21 +64,8 @@ def is_word(text: str) -> bool:
     return text[0].isalnum() or text[0] == "_"
 
 
-class Corpus:
-    """The pool as bm25s wants it, one document in memory at a time.
-
-    Attributes:
-        ids: Iterable of the documents' word ids.
-        vocab: Word to id.
-    """
-
-    def __init__(self, words: WordFile) -> None:
-        self.vocab = {word: place for place, word in enumerate(words.vocabulary)}
-        self.ids = Documents(words)
-
-
 class Documents:
-    """Word ids of each record without punctuation; every pass over them moves the progress bar."""
+    """Word ids of each record without punctuation, one in memory at a time; every pass moves the progress bar."""
 
     def __init__(self, words: WordFile) -> None:
         self._words = words
@@ -118,14 +105,16 @@ def make_index(pool: WordFile, k1: float, b: float) -> Callable[[list[str]], NDA
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every step
-    corpus = Corpus(pool)
+    documents = Documents(pool)
     index = bm25s.BM25(k1=k1, b=b, method="lucene")
-    if not corpus.ids.empty:  # bm25s divides by the mean length
+    if not documents.empty:  # bm25s divides by the mean length
+        vocabulary = {word: place for place, word in enumerate(pool.vocabulary)}
+        corpus = bm25s.tokenization.Tokenized(documents, vocabulary)
         index.index(corpus, create_empty_token=False, show_progress=False)
-    corpus.ids.close()
+    documents.close()
 
     def against(query: list[str]) -> NDArray[np.float64]:
-        if corpus.ids.empty:
+        if documents.empty:
             return np.zeros(len(pool))
         scores: NDArray[np.float64] = index.get_scores_from_ids(index.get_tokens_ids(query)).astype(np.float64)
         return scores

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.methods.shared import score_table
+from trim_lightning.methods.shared import score_table, stored_array
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import StageKey
-
-ORDER = "order.npy"
 
 
 def cluster(points: NDArray[Any], number: int, seed: int) -> NDArray[np.int64]:
@@ -57,15 +53,7 @@ def ranked_by_order(
         stage_key: Key of the order.
         order_rows: Gives the picked rows, best first; called only if nothing is stored.
     """
-
-    def build(directory: Path) -> dict[str, Any]:
-        started = time.perf_counter()
-        np.save(directory / ORDER, order_rows())
-        return {"seconds": time.perf_counter() - started}
-
-    entry = task.store.get(stage_key, build)
-    task.ledger.book("score", entry)
-    order: NDArray[np.int64] = np.load(entry.path / ORDER)
+    order = stored_array(task, stage_key, "order.npy", order_rows)
     scores = np.full(len(task.pool), np.nan)
     scores[order] = 1 - np.arange(len(order)) / max(1, len(order))
     return score_table(task, {"": scores}, order)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from trim_lightning.methods.base import Selector
+from trim_lightning.methods.shared import score_table
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.stages.task import SelectionTask
 
@@ -21,11 +22,5 @@ class RandomSelector(Selector):
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Draw one number per record."""
-        content = task.pool_tokens.content_lengths()
-        scoped = task.pool_tokens.content_lengths(task.settings.scope)
-        draws = np.random.default_rng([task.settings.seed, 0x52]).random(len(scoped)).astype(np.float32)
-        return ScoreTable(
-            score=np.where(scoped > 0, draws, np.float32("nan")).astype(np.float32),
-            num_tokens=content.astype(np.int32),
-            num_scored=scoped.astype(np.int32),
-        )
+        draws = np.random.default_rng([task.settings.seed, 0x52]).random(len(task.pool)).astype(np.float32)
+        return score_table(task, {"": draws})

@@ -16,7 +16,6 @@ from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry, StageKey
 
-SCORES = "scores.npy"
 AGGREGATES = ("max", "mean")
 
 
@@ -68,17 +67,29 @@ def group_scores(
         Group name to ``[records]`` float32; NaN at places that were not yielded.
     """
 
-    def build(directory: Path) -> dict[str, Any]:
-        started = time.perf_counter()
+    def table() -> NDArray[np.float32]:
         scores = np.full((len(groups), len(task.pool)), np.nan, dtype=np.float32)
         for places, values in blocks():
             scores[places] = values
-        np.save(directory / SCORES, scores)
+        return scores
+
+    return dict(zip(groups, stored_array(task, stage_key, "scores.npy", table), strict=True))
+
+
+def stored_array(
+    task: SelectionTask, stage_key: StageKey, name: str, compute: Callable[[], NDArray[Any]]
+) -> NDArray[Any]:
+    """The array in file ``name`` of a stage, which the manifest books as scoring; computed if nothing is stored."""
+
+    def build(directory: Path) -> dict[str, Any]:
+        started = time.perf_counter()
+        np.save(directory / name, compute())
         return {"seconds": time.perf_counter() - started}
 
     entry = task.store.get(stage_key, build)
     task.ledger.book("score", entry)
-    return dict(zip(groups, np.load(entry.path / SCORES), strict=True))
+    array: NDArray[Any] = np.load(entry.path / name)
+    return array
 
 
 def cosine_groups(

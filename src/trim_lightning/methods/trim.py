@@ -34,6 +34,7 @@ from trim_lightning.store import Entry, StageKey
 from trim_lightning.store.keys import digest_of
 from trim_lightning.trim.pooling import Pooled, aggregate_groups
 
+TARGET_TOKENS = "target_tokens.parquet"
 log = logging.getLogger(__name__)
 
 
@@ -120,7 +121,7 @@ class TrimSelector(Selector):
                     )
             save_banks(banks, directory / BANKS, choices)
             apart = separation(salient, groups, banks)
-            write_target_tokens(salient, directory / "target_tokens.parquet")
+            write_target_tokens(salient, directory / TARGET_TOKENS)
             classes = sum(map(len, banks.values()))
             return {"seconds": time.perf_counter() - started, "classes": classes, "within_over_between": apart}
 
@@ -178,22 +179,18 @@ class TrimSelector(Selector):
                 parts[group][:, rows] = np.stack(pooled)
                 fallback += int((~tokens.direct).sum())
                 scoped_tokens += len(tokens.direct)
-        pooled_groups = {group: Pooled(*values) for group, values in parts.items()}
-        self._group_scores = {group: pooled.score for group, pooled in pooled_groups.items()}
-        combined = aggregate_groups(pooled_groups, task.settings.target.aggregate)
+        self._group_scores = {group: values[0] for group, values in parts.items()}
+        aggregate = task.settings.target.aggregate
+        combined = aggregate_groups({group: Pooled(*values) for group, values in parts.items()}, aggregate)
         task.ledger.facts["fallback_share"] = fallback / scoped_tokens if scoped_tokens else None
         task.ledger.facts["bank_coverage"] = bank_coverage(seen, [self._bank_idf[group] for group in groups])
-        named = {group: pooled.score.astype(np.float32) for group, pooled in pooled_groups.items() if group}
-        turns = named and task.settings.target.aggregate == "round_robin"
+        named = {group: scores.astype(np.float32) for group, scores in self._group_scores.items() if group}
         return ScoreTable(
-            score=combined.score.astype(np.float32),
-            mean=combined.mean.astype(np.float32),
-            max=combined.max.astype(np.float32),
-            coverage=combined.coverage.astype(np.float32),
+            **{column: values.astype(np.float32) for column, values in combined._asdict().items()},
             num_tokens=task.pool_tokens.content_lengths().astype(np.int32),
             num_scored=task.pool_tokens.content_lengths(task.settings.scope).astype(np.int32),
             groups=named,
-            order=rank_round_robin(list(named.values())) if turns else None,
+            order=rank_round_robin(list(named.values())) if named and aggregate == "round_robin" else None,
         )
 
     def profile(self, task: SelectionTask, directory: Path) -> None:
@@ -211,12 +208,9 @@ class TrimSelector(Selector):
         """Write ``fingerprints.safetensors``, ``target_tokens.parquet`` and, when asked, ``token_scores.parquet``."""
         from trim_lightning.files.atomic import copy_atomically
 
-        for name in (BANKS, "target_tokens.parquet"):
-            if name == "target_tokens.parquet":
-                assert task.targets is not None
-                name_targets(self._fingerprint_entry.path / name, task.targets.records, directory / name)
-            else:
-                copy_atomically(self._fingerprint_entry.path / name, directory / name)
+        assert task.targets is not None
+        copy_atomically(self._fingerprint_entry.path / BANKS, directory / BANKS)
+        name_targets(self._fingerprint_entry.path / TARGET_TOKENS, task.targets.records, directory / TARGET_TOKENS)
         if task.settings.scoring.save_token_scores:
             write_token_scores(task, self._scoring, directory / "token_scores.parquet")
 

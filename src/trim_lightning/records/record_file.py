@@ -7,7 +7,6 @@ are read through a memory map. All of this is our choice; the method takes the p
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import json
 import mmap
@@ -237,9 +236,7 @@ def sha256_of(path: Path, label: str) -> str:
 def options_of(source: Any, *, seed: int, limit: int | None, sample: int | None) -> ReadOptions:
     """The reading options among the keys of a source."""
     shared = ("prompt_field", "response_field", "id_field", "where", "exclude")
-    return dataclasses.replace(
-        ReadOptions(**{name: getattr(source, name) for name in shared}), seed=seed, limit=limit, sample=sample
-    )
+    return ReadOptions(**{name: getattr(source, name) for name in shared}, seed=seed, limit=limit, sample=sample)
 
 
 def _open(source: LineSource) -> Any:

@@ -70,21 +70,17 @@ class Matcher:
         table = nearest_classes(embeddings, class_ids)
         return cls(bank.vectors.to(device), class_ids, table, known, nearest)
 
-    def match(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def match(self, token_ids: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine of each token with its matched fingerprint, before any fallback penalty.
 
         Args:
             token_ids: ``[tokens]`` int64.
-            hidden: ``[tokens, hidden]`` last hidden states, any dtype.
+            states: ``[tokens, hidden]`` float32, each last hidden state at unit length, made once for many banks.
 
         Returns:
             ``[tokens]`` float32 similarities and ``[tokens]`` int64 ids of the matched classes; the match is
             direct where the matched class is the token's own.
         """
-        return self.match_unit(token_ids, unit(hidden))
-
-    def match_unit(self, token_ids: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """`match` for states that are float32 unit vectors already, made once for many banks."""
         place = self.table[token_ids]
         if self.nearest == "hidden":
             missing = (~self.known[token_ids]).nonzero().squeeze(-1)
