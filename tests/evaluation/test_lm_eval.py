@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from trim_lightning.evaluation.harness.run import TaskResults, check_tasks, data
 from trim_lightning.evaluation.harness.tasks import LOCAL_TASKS, local_counterpart
 from trim_lightning.models.load import load_tokenizer
 from trim_lightning.models.source import ModelSource
+from trim_lightning.settings.schema import EvaluationSettings
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 
@@ -97,7 +98,17 @@ class Found:
     samples: dict[str, list[dict[str, Any]]]
 
 
-def run_tasks(*arguments: Any, batch_size: int = harness.BATCH, **options: Any) -> Found:
+def run_tasks(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    *,
+    batch_size: int = harness.BATCH,
+    seed: int = 0,
+    chat_template: str | None = None,
+    limit: int | None = None,
+    **options: Any,
+) -> Found:
     """`harness.run_tasks`, with lm-eval's own results looked into."""
     import lm_eval
 
@@ -112,7 +123,8 @@ def run_tasks(*arguments: Any, batch_size: int = harness.BATCH, **options: Any) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness, "BATCH", batch_size)
         patch.setattr(lm_eval, "simple_evaluate", keep)
-        found = harness.run_tasks(*arguments, **options)
+        settings = EvaluationSettings(tasks=list(tasks), task_limit=limit, **options)
+        found = harness.run_tasks(model, tokenizer, settings, seed, chat_template)
     samples = {name: samples_of(examples) for name, examples in seen.items()}
     return Found(found.metrics, found.details, found.warnings, samples)
 
@@ -454,7 +466,7 @@ def test_shots_come_from_the_records_own_group(
     with pytest.raises(UserError, match=message):
         run_tasks(llama, tokenizer, ["trim_mmlu"], **too_many)
     with pytest.raises(UserError, match=message):
-        check_tasks(["trim_mmlu"], **too_many)
+        check_tasks(EvaluationSettings(tasks=["trim_mmlu"], **too_many))
 
 
 @needs_lm_eval
@@ -705,9 +717,9 @@ def test_broken_task_files_are_named(
 def test_no_tasks_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     nothing: Any = None
-    assert harness.run_tasks(nothing, nothing, []) == TaskResults()
+    assert harness.run_tasks(nothing, nothing, EvaluationSettings(), 0) == TaskResults()
     with pytest.raises(UserError, match=r"needs the library lm-eval; run pip install 'trim-lightning\[eval\]'"):
-        harness.run_tasks(nothing, nothing, ["trim_gsm8k"])
+        harness.run_tasks(nothing, nothing, EvaluationSettings(tasks=["trim_gsm8k"]), 0)
 
 
 def test_local_counterparts() -> None:
@@ -760,7 +772,7 @@ def test_missing_data_is_named(
     with pytest.raises(UserError, match=r"there is no svamp\.test\.jsonl for trim_svamp"):
         run_tasks(llama, tokenizer, ["trim_svamp"], data_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"there is no svamp\.test\.jsonl for trim_svamp"):
-        check_tasks(["trim_svamp"], data_dir=str(tmp_path))
+        check_tasks(EvaluationSettings(tasks=["trim_svamp"], data_dir=str(tmp_path)))
     write(tmp_path, "svamp.test", [])
     with pytest.raises(UserError, match=r"svamp\.test\.jsonl is empty"):
         run_tasks(llama, tokenizer, ["trim_svamp"], data_dir=str(tmp_path))
@@ -802,18 +814,19 @@ def test_the_digest_follows_the_files(colour_tasks: Path, tmp_path: Path, monkey
     monkeypatch.delenv("TRIM_DATA_DIR", raising=False)
     write(tmp_path, "svamp.test", NUMBERS)
     write(tmp_path, "gsm8k.test", NUMBERS)
-    seen = [data_digest(["trim_svamp"], str(tmp_path))]
+    svamp = EvaluationSettings(tasks=["trim_svamp"])
+    seen = [data_digest(replace(svamp, data_dir=str(tmp_path)))]
     monkeypatch.setenv("TRIM_DATA_DIR", str(tmp_path))
-    assert data_digest(["trim_svamp"]) == seen[0]
+    assert data_digest(svamp) == seen[0]
     write(tmp_path, "gsm8k.test", NUMBERS[:2])
-    assert data_digest(["trim_svamp"]) == seen[0], "another task's data"
+    assert data_digest(svamp) == seen[0], "another task's data"
     write(tmp_path, "svamp.test", NUMBERS[:3])
-    seen.append(data_digest(["trim_svamp"]))
+    seen.append(data_digest(svamp))
     write(tmp_path, "svamp.train", NUMBERS[3:])
-    seen.append(data_digest(["trim_svamp"]))
-    seen.append(data_digest(["trim_svamp"], tasks_path=str(colour_tasks)))
+    seen.append(data_digest(svamp))
+    seen.append(data_digest(replace(svamp, tasks_path=str(colour_tasks))))
     (colour_tasks / "colours.py").write_text(COLOURS_CODE + "# changed\n")
-    seen.append(data_digest(["trim_svamp"], tasks_path=str(colour_tasks)))
+    seen.append(data_digest(replace(svamp, tasks_path=str(colour_tasks))))
     assert len(set(seen)) == 5
 
 

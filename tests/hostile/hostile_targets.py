@@ -49,7 +49,7 @@ from trim_lightning.store import Store
 from trim_lightning.store.inventory import damage, items, receipt_of
 from trim_lightning.store.keys import StageKey
 from trim_lightning.store.receipt import RECEIPT, StoreError, seal_of
-from trim_lightning.tokens import template_limits
+from trim_lightning.tokens import rendering
 from trim_lightning.tokens.rendering import ChatRenderer, Encoded, RenderError
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tokens"))
@@ -305,7 +305,7 @@ def render(work: Path) -> Task:
 
 
 def template(work: Path) -> Task:
-    template_limits.MOST_SECONDS = 1.0  # else one template that never ends takes as long as a thousand others
+    rendering.MOST_SECONDS = 1.0  # else one template that never ends takes as long as a thousand others
     tokenizer = build_tiny_tokenizer()
     turns = [Turn("system", "be brief"), Turn("user", "a question"), Turn("assistant", "an answer")]
 

@@ -51,7 +51,7 @@ from trim_lightning.settings.guard import check_instantiated, guard_hydra
 from trim_lightning.settings.schema import ModelSettings, SourceSettings
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store.receipt import RECEIPT, seal_of
-from trim_lightning.tokens import template_limits
+from trim_lightning.tokens import rendering
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 
 GOOD = b'{"prompt": "a question", "response": "an answer"}\n'
@@ -583,7 +583,7 @@ TURNS = [Turn("user", "a question"), Turn("assistant", "an answer")]
 
 
 def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_limits, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(rendering, "MOST_SECONDS", 0.2)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     assert "takes more than" in refusal(lambda: ChatRenderer(build_tiny_tokenizer(), loop))
     slow = "{% for m in messages %}{{ m.content }}{% if 'trap' in m.content %}" + loop + "{% endif %}{% endfor %}"
@@ -641,7 +641,7 @@ def test_a_run_logs_with_the_careful_formatter() -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("name", hostile_targets.TARGETS)
 def test_any_bytes(name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_limits, "MOST_SECONDS", 1.0)
+    monkeypatch.setattr(rendering, "MOST_SECONDS", 1.0)
     task = hostile_targets.TARGETS[name](tmp_path_factory.mktemp(name))
     examples = hostile_targets.EXAMPLES[name]()
     for example in examples:

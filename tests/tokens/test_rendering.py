@@ -269,7 +269,7 @@ def test_rendering_and_spans_are_those_of_the_format(style: str, data: st.DataOb
     pairs = data.draw(conversations(known.has_system))
     chunks = known.chunks(pairs)
     rendered = renderer_of("byte_exact", known.template).render(turns_of(*pairs))
-    assert rendered == Rendered(text_of(chunks), spans_of(chunks), plain=False)
+    assert rendered == Rendered(text_of(chunks), spans_of(chunks))
 
 
 @given(st.lists(st.tuples(FREE, st.none() | FREE, FREE), min_size=1, max_size=3))
@@ -405,7 +405,7 @@ def test_contents_that_spell_scaffolding_do_not_mislead() -> None:
 def test_the_longest_fitting_piece_is_the_content() -> None:
     template = "{% for turn in messages %}{{ turn.content.split('#') | last + '|' }}{% endfor %}"
     rendered = renderer_of("byte_exact", template).render(turns_of(("user", "x#a|b"), ("assistant", "b|c#c")))
-    assert rendered == Rendered("a|b|c|", (Span(0, 3, PROMPT), Span(4, 5, RESPONSE)), plain=False)
+    assert rendered == Rendered("a|b|c|", (Span(0, 3, PROMPT), Span(4, 5, RESPONSE)))
 
 
 def test_a_piece_that_leaves_no_place_for_later_contents_is_given_up() -> None:
@@ -422,9 +422,9 @@ def test_a_piece_that_leaves_no_place_for_later_contents_is_given_up() -> None:
 def test_contents_without_scaffolding_between_them() -> None:
     template = "{% for turn in messages %}{{ turn.content | trim }}{% endfor %}"
     rendered = renderer_of("byte_exact", template).render(turns_of(("user", " a"), ("assistant", "b ")))
-    assert rendered == Rendered("ab", (Span(0, 1, PROMPT), Span(1, 2, RESPONSE)), plain=False)
+    assert rendered == Rendered("ab", (Span(0, 1, PROMPT), Span(1, 2, RESPONSE)))
     empty = renderer_of("byte_exact", template).render(turns_of(("user", " "), ("assistant", "")))
-    assert empty == Rendered("", (), plain=False)
+    assert empty == Rendered("", ())
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n \n", "\u3000"])
@@ -437,7 +437,7 @@ def test_empty_and_blank_contents(style: str, blank: str) -> None:
         pairs = pairs if known.has_system else pairs[1:]
         chunks = known.chunks(pairs)
         rendered = renderer_of("byte_exact", known.template).render(turns_of(*pairs))
-        assert rendered == Rendered(text_of(chunks), spans_of(chunks), plain=False)
+        assert rendered == Rendered(text_of(chunks), spans_of(chunks))
 
 
 # --- adapted conversations ----------------------------------------------------------------------------------

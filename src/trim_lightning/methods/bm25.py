@@ -54,7 +54,7 @@ class Bm25Selector(Selector):
         def blocks() -> Iterator[tuple[Any, NDArray[Any]]]:
             against = make_index(pool, self.k1, self.b)
             for place, rows in enumerate(groups.values()):
-                yield place, fold_targets((against(queries[row]) for row in rows), self.aggregate)
+                yield place, fold_targets((against(queries[row]) for row in rows), len(rows), self.aggregate)
 
         return score_table(task, group_scores(task, stage_key, list(groups), blocks))
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -96,7 +97,11 @@ class Encoder:
             raise UserError("method.path: a value is needed; give a sentence-transformers model, method.path=...")
         self._where = f"method.path={path}"
         self._batch_size = batch_size
-        check_library()
+        if find_spec("sentence_transformers") is None:
+            raise UserError(
+                "method=embedding: the package sentence-transformers is not installed; "
+                "pip install 'trim-lightning[embedding]'"
+            )
         self._directory = find_encoder(path)
         files = sorted(file for part in PARTS for file in self._directory.rglob(part) if file.is_file())
         if not any(file.suffix == ".safetensors" for file in files):
@@ -125,21 +130,6 @@ class Encoder:
             list(texts), batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
         )
         return np.asarray(vectors, dtype=np.float32)
-
-
-def check_library() -> None:
-    """Refuse to go on without sentence-transformers.
-
-    Raises:
-        UserError: saying how to install it.
-    """
-    from importlib.util import find_spec
-
-    if find_spec("sentence_transformers") is None:
-        raise UserError(
-            "method=embedding: the package sentence-transformers is not installed; "
-            "pip install 'trim-lightning[embedding]'"
-        )
 
 
 def find_encoder(path: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ def cosine_groups(
         wanted = unit(gather_values(targets.path, len(task.targets.records)))
         for rows, vectors in read_values(pool.path):
             cosines = unit(vectors.astype(np.float64)) @ wanted.T
-            scores = [fold_targets((cosines[:, row] for row in members), aggregate) for members in groups.values()]
-            yield np.s_[:, rows], np.stack(scores)
+            folded = [fold_targets(cosines.T[members], len(members), aggregate) for members in groups.values()]
+            yield np.s_[:, rows], np.stack(folded)
 
     return group_scores(task, stage_key, list(groups), blocks)
 
@@ -127,24 +128,16 @@ def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return vectors / np.where(norms > 0, norms, 1)
 
 
-def fold_targets(scores: Iterable[NDArray[Any]], how: str) -> NDArray[Any]:
+def fold_targets(scores: Iterable[NDArray[Any]], number: int, how: str) -> NDArray[Any]:
     """One score a record from its scores against several targets, without holding them all.
 
     Args:
         scores: ``[records]`` scores against each target.
+        number: Of targets.
         how: ``max`` or ``mean``.
     """
-    total, number = None, 0
-    for values in scores:
-        number += 1
-        if total is None:
-            total = values.copy()
-        elif how == "max":
-            np.maximum(total, values, out=total)
-        else:
-            total += values
-    assert total is not None
-    return total / number if how == "mean" else total
+    folded: NDArray[Any] = reduce(np.maximum if how == "max" else np.add, scores)
+    return folded / number if how == "mean" else folded
 
 
 def usable_groups(

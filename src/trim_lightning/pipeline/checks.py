@@ -67,12 +67,7 @@ def check_training(settings: TrainSettings) -> None:
     if evaluation.tasks:
         from trim_lightning.evaluation.harness.run import check_tasks
 
-        check_tasks(
-            evaluation.tasks,
-            tasks_path=evaluation.tasks_path,
-            data_dir=evaluation.data_dir,
-            num_fewshot=evaluation.num_fewshot,
-        )
+        check_tasks(evaluation)
     if (evaluation.objective or "").startswith("eval/") and not (
         evaluation.path or evaluation.generated or evaluation.tasks
     ):

@@ -10,8 +10,11 @@ our choice.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,6 @@ import numpy as np
 
 from trim_lightning.errors import UserError
 from trim_lightning.records.record import Turn
-from trim_lightning.tokens import template_limits
 from trim_lightning.tokens.spans import (
     PROMPT,
     RESPONSE,
@@ -36,7 +38,6 @@ from trim_lightning.tokens.spans import (
     probes,
     readings,
 )
-from trim_lightning.tokens.template_limits import _limited_time, _refuse_bombs, _TooSlow
 from trim_lightning.tokens.token_roles import (
     _eos_to_append,
     _flat,
@@ -92,6 +93,7 @@ _STOPPED_CLOCK = (
 )
 
 _MOST_SCAFFOLDS = 4096
+MOST_SECONDS = 30.0  # of processor time for one record; a template takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,10 @@ class Rendered:
     Attributes:
         text: The whole text, scaffolding included.
         spans: Where the record's own characters are, in order; none is empty, no two overlap.
-        plain: True if there is no chat template, so that the tokenizer adds its special tokens itself.
     """
 
     text: str
     spans: tuple[Span, ...]
-    plain: bool
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class ChatRenderer:
                 text = self._apply(roles, [message.content for message in messages])
             spans = locate(scaffold, text, messages)
             if spans is not None:
-                return Rendered(text, spans, plain=False)
+                return Rendered(text, spans)
         raise RenderError("the chat template rewrites the text of the record, which cannot be found again")
 
     def _scaffold(self, roles: tuple[str, ...], kinds: tuple[Kind, ...]) -> Scaffold:
@@ -256,7 +256,7 @@ class ChatRenderer:
             raise
         except _TooSlow:
             raise UserError(
-                f"chat template of {_name(self._tokenizer)}: takes more than {template_limits.MOST_SECONDS} seconds "
+                f"chat template of {_name(self._tokenizer)}: takes more than {MOST_SECONDS} seconds "
                 "for one record; correct it or set model.chat_template"
             ) from None
         except Exception as error:  # a template is foreign code and may raise anything
@@ -313,7 +313,7 @@ def _render_plain(turns: Sequence[Turn]) -> Rendered:
             role = RESPONSE if turn.role == "assistant" else PROMPT
             spans.append(Span(start, start + len(turn.content), role))
         start += len(turn.content) + 1
-    return Rendered("\n".join(turn.content for turn in turns), tuple(spans), plain=True)
+    return Rendered("\n".join(turn.content for turn in turns), tuple(spans))
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -327,3 +327,47 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
             "set model.chat_template to a file with the one to use"
         ) from None
     return template
+
+
+# ---------------------------------------------------------------- bounds for templates, programs from elsewhere
+
+
+class _TooSlow(BaseException):
+    """A template ran out of its time; no `Exception`, so that a template's own handlers let it pass."""
+
+
+@contextlib.contextmanager
+def _limited_time() -> Iterator[None]:
+    """Stop what takes too long, by the processor's clock, so that a busy or halted machine decides nothing.
+
+    Only the main thread can be stopped, and only where nobody else uses this timer.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGVTALRM) not in (
+        signal.SIG_DFL,
+        _too_slow,
+    ):
+        yield
+        return
+    signal.signal(signal.SIGVTALRM, _too_slow)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _too_slow(number: int, frame: object) -> None:
+    raise _TooSlow
+
+
+def _refuse_bombs(template: str) -> None:
+    """Refuse what one step of the interpreter could be busy with for ever, so that no timer could stop it.
+
+    Raises:
+        TemplateSyntaxError: if the template is not one.
+        UserError: for a power, which no chat template needs.
+    """
+    if any(kind == "operator" and text == "**" for _, kind, text in jinja2.Environment().lex(template)):
+        raise UserError(
+            "chat template: computes a power (**), which no chat needs; correct it or set model.chat_template"
+        )

@@ -83,7 +83,7 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
             "limit": settings.task_limit,
             "seed": seed,
             "chat_template": trainee.source.chat_template,
-            "data": data_digest(settings.tasks, settings.data_dir, settings.tasks_path),
+            "data": data_digest(settings),
         },
         {
             "trainee": {"model": trainee.source.digest, "dtype": str(trainee.dtype)},
@@ -94,17 +94,7 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
     def build(directory: Path) -> dict[str, Any]:
         model = trainee.model(tuned)
         started = time.perf_counter()
-        results = run_tasks(
-            model,
-            trainee.tokenizer,
-            settings.tasks,
-            tasks_path=settings.tasks_path,
-            data_dir=settings.data_dir,
-            num_fewshot=settings.num_fewshot,
-            limit=settings.task_limit,
-            chat_template=trainee.source.chat_template,
-            seed=seed,
-        )
+        results = run_tasks(model, trainee.tokenizer, settings, seed, trainee.source.chat_template)
         for warning in results.warnings:
             trainee.ledger.warn(warning)
         content = {"metrics": results.metrics, "details": results.details}
@@ -121,14 +111,9 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
 def run_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str],
-    *,
-    tasks_path: str | None = None,
-    data_dir: str | None = None,
-    num_fewshot: int | None = None,
-    limit: int | None = None,
+    settings: EvaluationSettings,
+    seed: int,
     chat_template: str | None = None,
-    seed: int = 0,
 ) -> TaskResults:
     """Run lm-eval tasks on a model that is already loaded.
 
@@ -138,19 +123,16 @@ def run_tasks(
         model: A causal LM, on the device on which to run.
         tokenizer: Its tokenizer. Its chat template renders the prompts, with the same fixed date as in training;
             without one they are plain.
-        tasks: Names of tasks, groups or tags: lm-eval's own, those in ``tasks_path``, or `LOCAL_TASKS`.
-        tasks_path: Folder of further task files.
-        data_dir: Folder of the local tasks' ``<task>.test.jsonl`` files; None takes TRIM_DATA_DIR.
-        num_fewshot: Shots; None takes each task's own number.
-        limit: The first so many examples of each task; None takes all.
-        chat_template: Text of a template to use instead of the tokenizer's own.
+        settings: ``tasks`` (tasks, groups or tags: lm-eval's own, those in ``tasks_path``, or `LOCAL_TASKS`), and how;
+            without ``data_dir`` the local tasks' files are in TRIM_DATA_DIR.
         seed: Of the choice of shots, and of sampling where a task samples.
+        chat_template: Text of a template to use instead of the tokenizer's own.
 
     Raises:
         UserError: if lm-eval is missing, a task is unknown or broken, its data cannot be had, or it has too few
             shots.
     """
-    if not tasks:
+    if not settings.tasks:
         return TaskResults()
     _check_installed()
     from lightning.pytorch.utilities.seed import isolate_rng
@@ -159,17 +141,17 @@ def run_tasks(
     template = chat_template or tokenizer.chat_template
     chat = template is not None
     with _quiet() as heard, isolate_rng(), _left_as_found(model):
-        manager = _task_manager(tasks, tasks_path, data_dir)
-        loaded = _load(manager, tasks)
+        manager = _task_manager(settings)
+        loaded = _load(manager, settings.tasks)
         harness = _wrap(model, tokenizer, template)
-        notes = _fit(loaded, num_fewshot, harness.max_length, harness.max_gen_toks)
+        notes = _fit(loaded, settings.num_fewshot, harness.max_length, harness.max_gen_toks)
         try:
             results = simple_evaluate(
                 model=harness,
                 tasks=loaded.objects,
                 task_manager=manager,
-                num_fewshot=num_fewshot,
-                limit=limit,
+                num_fewshot=settings.num_fewshot,
+                limit=settings.task_limit,
                 apply_chat_template=chat,
                 bootstrap_iters=BOOTSTRAP,
                 random_seed=seed,
@@ -178,7 +160,9 @@ def run_tasks(
                 fewshot_random_seed=seed,
             )
         except ValueError as error:  # a task that needs images, or runs generated code
-            raise UserError(f"evaluation.tasks={_listed(tasks)}: lm-eval refuses ({_one_line(error)})") from error
+            raise UserError(
+                f"evaluation.tasks={_listed(settings.tasks)}: lm-eval refuses ({_one_line(error)})"
+            ) from error
     assert results is not None  # it is None on further processes only, and there is one
     notes += [f"lm-eval: {message}" for message in sorted(set(heard))]
     template_hash = hashlib.sha256(str(template).encode()).hexdigest() if chat else None
@@ -186,27 +170,21 @@ def run_tasks(
     return _collect(results, loaded, template_hash, end, notes)
 
 
-def check_tasks(
-    tasks: Sequence[str],
-    *,
-    tasks_path: str | None = None,
-    data_dir: str | None = None,
-    num_fewshot: int | None = None,
-) -> None:
+def check_tasks(settings: EvaluationSettings) -> None:
     """Find and load tasks without a model, so that a mistake shows before hours of training.
 
     Raises:
         UserError: as `run_tasks`.
     """
-    if not tasks:
+    if not settings.tasks:
         return
     _check_installed()
     with _quiet():
-        for name, task in _load(_task_manager(tasks, tasks_path, data_dir), tasks).tasks.items():
-            _fit_shots(name, task, num_fewshot)
+        for name, task in _load(_task_manager(settings), settings.tasks).tasks.items():
+            _fit_shots(name, task, settings.num_fewshot)
 
 
-def data_digest(tasks: Sequence[str], data_dir: str | None = None, tasks_path: str | None = None) -> str:
+def data_digest(settings: EvaluationSettings) -> str:
     """Digest of the files that the scores of tasks depend on, for cache keys.
 
     It covers lm-eval's version, our task files and their code, the local tasks' data, and every file in
@@ -215,6 +193,7 @@ def data_digest(tasks: Sequence[str], data_dir: str | None = None, tasks_path: s
     Raises:
         UserError: if lm-eval is missing or ``tasks_path`` is no folder.
     """
+    tasks, tasks_path = settings.tasks, settings.tasks_path
     if not tasks:
         return digest_of([])
     _check_installed()
@@ -222,7 +201,7 @@ def data_digest(tasks: Sequence[str], data_dir: str | None = None, tasks_path: s
 
     files = [path for path in (*TASKS_FOLDER.iterdir(), TASKS_FOLDER.with_name("options.py")) if path.is_file()]
     local = LOCAL_TASKS if tasks_path is not None else [name for name in tasks if name in LOCAL_TASKS]
-    folder = Path(data_dir or os.environ.get(DATA_VARIABLE) or os.devnull).expanduser()
+    folder = Path(settings.data_dir or os.environ.get(DATA_VARIABLE) or os.devnull).expanduser()
     for name in local:
         pair = (folder / f"{name.removeprefix('trim_')}.{split}.jsonl" for split in ("train", "test"))
         files += [path for path in pair if path.is_file()]

@@ -16,6 +16,7 @@ from typing import Any
 from trim_lightning.console.progress import progress_bar
 from trim_lightning.errors import UserError, suggest
 from trim_lightning.records.sources import no_progress_bars
+from trim_lightning.settings.schema import EvaluationSettings
 
 TASKS_FOLDER = Path(__file__).parents[1] / "tasks"
 LOCAL_TASKS = tuple(sorted(path.stem for path in TASKS_FOLDER.glob("trim_*.yaml")))
@@ -43,18 +44,18 @@ class _Loaded:
     reported: list[str] = field(default_factory=list)
 
 
-def _task_manager(tasks: Sequence[str], tasks_path: str | None, data_dir: str | None) -> Any:
+def _task_manager(settings: EvaluationSettings) -> Any:
     """An index of tasks that knows every name."""
     folders = [str(TASKS_FOLDER)]
     stamp: tuple[tuple[str, int], ...] = ()
-    if tasks_path is not None:
-        stamp = _check_task_files(tasks_path)
-        folders.append(str(Path(tasks_path).expanduser()))
-    manager = _index(tuple(folders), stamp, data_dir, False)
-    if all(name in manager.task_index for name in tasks):
+    if settings.tasks_path is not None:
+        stamp = _check_task_files(settings.tasks_path)
+        folders.append(str(Path(settings.tasks_path).expanduser()))
+    manager = _index(tuple(folders), stamp, settings.data_dir, False)
+    if all(name in manager.task_index for name in settings.tasks):
         return manager
-    manager = _index(tuple(folders), stamp, data_dir, True)
-    for name in tasks:
+    manager = _index(tuple(folders), stamp, settings.data_dir, True)
+    for name in settings.tasks:
         if name not in manager.task_index:
             hint = suggest(name, manager.all_tasks) or ";"
             raise UserError(
