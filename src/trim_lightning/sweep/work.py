@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trim_lightning.models.loss import hidden_width
 from trim_lightning.models.lora import add_lora
+from trim_lightning.models.loss import hidden_width
 from trim_lightning.store import Cost
 
 

@@ -109,7 +109,8 @@ def train_model(
         if not all(bool(torch.isfinite(parameter).all()) for parameter in wrapped.parameters()):
             raise UserError(f"{around.title}: training diverged (weights are not finite); lower the learning rate")
         wrapped.save_pretrained(str(around.directory / MODEL), safe_serialization=True)
-    remove_checkpoint(around.directory)
+    for path in (around.directory / CHECKPOINT, half_written(around.directory / CHECKPOINT)):  # a kill can leave both
+        path.unlink(missing_ok=True)
     return wrapped, facts
 
 
@@ -212,12 +213,6 @@ def fit(
     with interruptible(runner):
         runner.fit(module, loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     return {**asdict(module.done), "records": len({row for micro in loader.plan for row in micro.rows})}
-
-
-def remove_checkpoint(directory: Path) -> None:
-    """Remove the checkpoint, and one that a kill left half written."""
-    for path in (directory / CHECKPOINT, half_written(directory / CHECKPOINT)):
-        path.unlink(missing_ok=True)
 
 
 def require_effect(wrapped: PeftModel, records: TokenizedRecords, row: int, title: str) -> None:

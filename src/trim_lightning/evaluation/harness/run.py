@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +140,8 @@ def run_tasks(
 
     template = chat_template or tokenizer.chat_template
     chat = template is not None
-    with _quiet() as heard, isolate_rng(), _left_as_found(model):
+    with _quiet() as heard, isolate_rng(), contextlib.ExitStack() as afterwards:
+        afterwards.callback(model.train, model.training)
         manager = _task_manager(settings)
         loaded = _load(manager, settings.tasks)
         harness = _wrap(model, tokenizer, template)
@@ -232,15 +233,6 @@ def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: 
         add_bos_token=None if template is None else False,
         chat_template_args={"date_string": DATE},
     )
-
-
-@contextlib.contextmanager
-def _left_as_found(model: PreTrainedModel) -> Iterator[None]:
-    training = model.training
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 # ---------------------------------------------------------------- what came out
