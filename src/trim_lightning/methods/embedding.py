@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,7 +97,7 @@ class Encoder:
             raise UserError("method.path: a value is needed; give a sentence-transformers model, method.path=...")
         self._where = f"method.path={path}"
         self._batch_size = batch_size
-        if find_spec("sentence_transformers") is None:
+        if importlib.util.find_spec("sentence_transformers") is None:
             raise UserError(
                 "method=embedding: the package sentence-transformers is not installed; "
                 "pip install 'trim-lightning[embedding]'"
