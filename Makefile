@@ -134,5 +134,5 @@ build: $(INSTALLED) ## build the wheel and the source archive into dist/
 	$(BIN)/python -m build
 
 clean: ## remove caches and builds; .venv, runs and stored results stay
-	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf build dist .import_linter_cache .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -40,7 +40,8 @@ def response_losses(
             model, records, ResponseLoss(), Path(folder), scope="response", resources=resources, title=title
         )
         values = gather_values(Path(folder), len(records))
-    return np.nan_to_num(values[:, 0]) if values.size else np.zeros(len(records))
+    # a record without a response has no loss; that of a model that diverged stays not finite
+    return np.where(response_counts(records) > 0, values[:, 0], 0.0) if values.size else np.zeros(len(records))
 
 
 def mean_response_loss(model: PreTrainedModel, records: TokenizedRecords, tokens_per_batch: int) -> float:

@@ -67,12 +67,12 @@ def evaluate(
         (directory / RESULTS).write_text(json.dumps(results), encoding="utf-8")
         return {"seconds": time.perf_counter() - started, "tokens": tokens.total_tokens}
 
-    objects = [held_out.object(row) for row in range(len(held_out))] if any(plan.values()) else []
     more: dict[str, Any] = {}
     if plan["option_accuracy"]:
-        more["number"] = 1 + float(np.mean([len(found.get("choices") or []) for found in objects]))
+        choices_of = (held_out.object(row).get("choices") for row in range(len(held_out)))
+        more["number"] = 1 + sum(len(found) for found in choices_of if isinstance(found, list)) / len(held_out)
     if plan["exact_match"]:
-        answers = sum(found.get("answer") is not None for found in objects)
+        answers = sum(held_out.object(row).get("answer") is not None for row in range(len(held_out)))
         more.update(answers=answers, answer_tokens=settings.max_new_tokens)
         more["assumed"] = f"answers of {settings.max_new_tokens} tokens"
     cost = trainee.cost(f"evaluate_{title}", "evaluation", tokens, loads=True, **more)
