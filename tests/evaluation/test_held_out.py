@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -88,3 +89,11 @@ def test_the_loss_that_stops_a_training_is_the_one_that_is_reported(
     losses = response_losses(model, tokens, trainer={"accelerator": "cpu"}, tokens_per_batch=300)
     expected = losses.sum() / response_counts(tokens).sum()
     assert mean_response_loss(model, tokens, 300) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_loss_of_a_diverged_model_is_not_finite(tiny_model: Load, opened: Callable[..., Opened]) -> None:
+    _, tokens, _ = opened(varied_pairs(4))
+    model = copy.deepcopy(tiny_model("llama"))
+    for weight in model.parameters():
+        weight.data.fill_(float("nan"))
+    assert np.isnan(response_losses(model, tokens, trainer={"accelerator": "cpu"}, tokens_per_batch=300)).all()
