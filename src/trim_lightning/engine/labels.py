@@ -28,11 +28,11 @@ def labels_of(sequence: TokenSequence, with_end: bool = True) -> NDArray[np.int6
     return np.where(response | ends, sequence.token_ids, IGNORED).astype(np.int64)
 
 
-def collate(records: TokenizedRecords, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(records: TokenizedRecords, rows: Sequence[int], pad_token_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels of some records, each ``[batch, seq]`` int64, padded on the right."""
     sequences = [records[row] for row in rows]
     width = max(len(sequence.token_ids) for sequence in sequences)
-    input_ids = np.zeros((len(rows), width), dtype=np.int64)
+    input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
     labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
     for line, sequence in enumerate(sequences):
         input_ids[line, : len(sequence.token_ids)] = sequence.token_ids
