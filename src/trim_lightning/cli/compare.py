@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trim_lightning.cli.command import Parser, run_command
+from trim_lightning.cli.exits import Parser, run_command
 from trim_lightning.errors import UserError
 
 if TYPE_CHECKING:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from trim_lightning.console.visible import visible
 from trim_lightning.errors import UserError, first_line
@@ -19,6 +22,69 @@ NOT_OURS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
     errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENAMETOOLONG,
 }  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are `UserError`s instead of usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message}; {self.prog} --help explains")
+
+
+def run_command(task: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
+    """Run a plain (non-Hydra) command to its exit code; see `run_to_end`.
+
+    Args:
+        task: The command; gets the arguments.
+        arguments: The arguments; None takes those of the process.
+    """
+    return run_to_end(lambda: task(sys.argv[1:] if arguments is None else arguments), plain_mistake, "interrupted")
+
+
+def run_to_end(task: Callable[[], None], explain: Callable[[Exception], str | None], interrupted: str) -> int:
+    """Run a command and turn its end into an exit code.
+
+    Args:
+        task: The command.
+        explain: The error line for what the user can mend; None for an internal failure.
+        interrupted: What an interrupted user is told.
+
+    Returns:
+        0 when it went well; 2 with ``error: ...`` as the last line of standard error for the user's mistake; 1 with
+        a traceback for ours; 130 when interrupted; that of a library that ended the process.
+    """
+    try:
+        task()
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough; the interpreter must not flush into the closed pipe at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        say(interrupted)
+        return INTERRUPTED
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0
+    except Exception as error:
+        message = explain(error)
+        if message is not None:
+            return fail(message)
+        print(hide_keys(traceback.format_exc()), end="", file=sys.stderr, flush=True)
+        say(f"error: internal failure ({type(error).__name__}); the traceback above says where")
+        return INTERNAL_ERROR
+
+
+def plain_mistake(error: Exception) -> str | None:
+    """The error line of a command that only reads and writes files; None for an internal failure."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}; check its permissions and free space"
+    return str(error) if isinstance(error, UserError) else None
 
 
 def mistake(error: BaseException) -> str | None:
@@ -78,8 +144,3 @@ def say(line: str) -> None:
     """Write one line, without keys, to standard error after everything that standard output holds back."""
     sys.stdout.flush()
     print(visible(hide_keys(line)), file=sys.stderr, flush=True)
-
-
-def print_traceback() -> None:
-    """Write the traceback of the exception that is being handled, without keys."""
-    print(hide_keys(traceback.format_exc()), end="", file=sys.stderr, flush=True)

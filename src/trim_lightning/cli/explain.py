@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trim_lightning.cli.command import Parser, run_command
+from trim_lightning.cli.exits import Parser, run_command
 from trim_lightning.errors import UserError
 
 

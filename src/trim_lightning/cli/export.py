@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trim_lightning.cli.command import Parser, run_command
+from trim_lightning.cli.exits import Parser, run_command
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import read_json_object
 

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from trim_lightning.cli.arguments import as_dry_run, as_helper, check_flags, expand_home
-from trim_lightning.cli.exits import INTERNAL_ERROR, INTERRUPTED, fail, mistake, print_traceback, say
+from trim_lightning.cli.exits import INTERNAL_ERROR, mistake, run_to_end
 from trim_lightning.console.visible import visible
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.privacy.keys import KeylessStream, hide_keys_in, hide_keys_in_logs
@@ -35,15 +35,14 @@ from trim_lightning.store.processes import PartDone, launched_rank
 from trim_lightning.sweep.finished import finished_sweeps
 
 log = logging.getLogger(__name__)
+Settings = TypeVar("Settings", bound=SelectSettings)
 
 
 def select_task(config: DictConfig) -> float | None:
     """One selection job; returns the coreset's mean score, which a Hydra sweeper may maximise."""
-    settings = to_settings(config, SelectSettings)
-    if settings.dry_run:
-        plan_alone(settings)
+    settings = settings_of_job(config, SelectSettings)
+    if settings is None:
         return None
-    name_group(settings)
     from trim_lightning.pipeline.select import select
 
     selection = select(settings, command_line("trim-select"))
@@ -53,11 +52,9 @@ def select_task(config: DictConfig) -> float | None:
 
 def train_task(config: DictConfig) -> float | None:
     """One training job; returns the metric ``evaluation.objective``, which a Hydra sweeper may minimise."""
-    settings = to_settings(config, TrainSettings)
-    if settings.dry_run:
-        plan_alone(settings)
+    settings = settings_of_job(config, TrainSettings)
+    if settings is None:
         return None
-    name_group(settings)
     from trim_lightning.pipeline.train import train
     from trim_lightning.pipeline.training_outputs import objective
 
@@ -68,28 +65,30 @@ def train_task(config: DictConfig) -> float | None:
     return objective(training.metrics, settings.evaluation.objective)
 
 
-def plan_alone(settings: SelectSettings) -> None:
-    """Print the plan of a single job.
+def settings_of_job(config: DictConfig, kind: type[Settings]) -> Settings | None:
+    """The settings of a job to be run; None for one that is only planned, which is done here.
+
+    In a multirun the tracker groups the jobs under the sweep's own name, unless the user named a group.
 
     Raises:
-        UserError: if it cannot run.
+        UserError: if a planned job cannot run.
     """
-    from trim_lightning.sweep.dry_run import dry_run
+    settings = to_settings(config, kind)
+    if settings.dry_run:
+        from trim_lightning.sweep.dry_run import dry_run
 
-    plan = dry_run({0: settings}, Path(settings.paths.output_dir))
-    if plan.problems:
-        raise UserError(plan.problems[0])
+        plan = dry_run({0: settings}, Path(settings.paths.output_dir))
+        if plan.problems:
+            raise UserError(plan.problems[0])
+        return None
+    if in_multirun() and settings.logger.group is None:
+        settings.logger.group = run_name(Path(HydraConfig.get().sweep.dir))
+    return settings
 
 
 def command_line(program: str) -> str:
     """The command that repeats this job alone, as it may be shown to others."""
     return shlex.join(shareable_command([program, *HydraConfig.get().overrides.task]))
-
-
-def name_group(settings: SelectSettings) -> None:
-    """Let the tracker group the jobs of a multirun under the sweep's own name, unless the user named a group."""
-    if in_multirun() and settings.logger.group is None:
-        settings.logger.group = run_name(Path(HydraConfig.get().sweep.dir))
 
 
 def train_main() -> int:
@@ -117,29 +116,32 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     if launched_rank() > 0:
         sys.argv[1:] = as_helper(sys.argv[1:])
     job = Job(task)
-    try:
+
+    def apply() -> None:
         sys.argv[1:] = as_dry_run(sys.argv[1:])
         check_flags()
         register_schemas()
         guard_hydra()
-        with job.unmuted():
-            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(job)()
-        return 0
-    except UserError as error:
-        return fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        return fail(explain(error, SCHEMAS[config_name]))
-    except BrokenPipeError:
-        # the reader (head, less) has seen enough; the interpreter must not flush into the closed pipe at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        say("\ninterrupted: finished work is kept; the same command goes on from there")
-        return INTERRUPTED
-    except SystemExit as error:
-        return exit_code(error, job)
-    except Exception as error:
-        return unexpected(error, job)
+        try:
+            with job.unmuted():
+                hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(job)()
+        except SystemExit as error:  # of a library; before the job began, that is Hydra over the flags
+            if error.code and not job.began:
+                raise UserError(
+                    "the command line asks for something that is not there; the line above says what"
+                ) from None
+            sys.exit(INTERNAL_ERROR if error.code else 0)
+
+    def explained(error: Exception) -> str | None:
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            return explain(error, SCHEMAS[config_name])
+        message = mistake(error)
+        if message is None and isinstance(error, ValueError) and not job.began:
+            return f"config: {first_line(error)}; --help and --hydra-help say what the command line takes"
+        return message
+
+    try:
+        return run_to_end(apply, explained, "\ninterrupted: finished work is kept; the same command goes on from there")
     finally:
         report_sweeps()
 
@@ -209,24 +211,3 @@ def report_sweeps() -> None:
             log_summary(folder, logger, run_name(folder))
         except Exception as error:
             log.warning("W&B: no summary of the sweep (%s)", first_line(error))
-
-
-def exit_code(error: SystemExit, job: Job) -> int:
-    """The exit code of a library that ended the process; before the job began, that is Hydra over the flags."""
-    if error.code is None or error.code == 0:
-        return 0
-    if job.began:
-        return INTERNAL_ERROR
-    return fail("the command line asks for something that is not there; the line above says what")
-
-
-def unexpected(error: Exception, job: Job) -> int:
-    """Tell the user's mistakes from internal failures among all other exceptions."""
-    message = mistake(error)
-    if message is not None:
-        return fail(message)
-    if isinstance(error, ValueError) and not job.began:
-        return fail(f"config: {first_line(error)}; --help and --hydra-help say what the command line takes")
-    print_traceback()
-    say(f"error: internal failure ({type(error).__name__}); the traceback above says where")
-    return INTERNAL_ERROR

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from trim_lightning.cli.command import Parser, run_command
+from trim_lightning.cli.exits import Parser, run_command
 from trim_lightning.console.amounts import size_text
 from trim_lightning.console.visible import visible
 from trim_lightning.errors import UserError
