@@ -22,8 +22,8 @@ from cli.conftest import CONSOLE_SCRIPT, Inputs, Outcome, Run, run_process
 from tiny_models import write_records
 from trim_lightning.console.progress import LINE_SECONDS, ProgressLines, progress_bar
 from trim_lightning.settings.schema import LoggerSettings
-from trim_lightning.tracking.open import open_tracker
-from trim_lightning.tracking.tracker import NoTracker
+from trim_lightning.tracking.open import tracked
+from trim_lightning.tracking.tracker import Tracker
 from trim_lightning.tracking.wandb import has_wandb_key, wandb_mode
 
 HEADER, BLOCK = 7, 32 * 1024
@@ -314,8 +314,8 @@ def test_no_logger(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     assert run(*inputs.arguments, "method=random", "logger=none", "paths.output_dir=out").code == 0
     assert not (tmp_path / "out" / "metrics.csv").exists()
     assert not (tmp_path / "out" / "wandb").exists()
-    tracker = open_tracker(LoggerSettings(name="none"), tmp_path, job_type="select", name="x", config={})
-    assert type(tracker) is NoTracker
+    with tracked(LoggerSettings(name="none"), tmp_path, job_type="select", name="x", config={}) as tracker:
+        assert type(tracker) is Tracker
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,58 +14,30 @@ if TYPE_CHECKING:
     from trim_lightning.report.facts import SelectionFacts
 
 
-class Tracker(ABC):
-    """What a run reports to."""
+class Tracker:
+    """What a run reports to; this base class reports to nobody."""
 
-    @abstractmethod
     def metrics(self, values: Mapping[str, float | int | None]) -> None:
         """Report final numbers under ``stage/name`` keys."""
 
-    @abstractmethod
     def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
         """Attach files as a versioned artifact; ``uses`` names artifacts of this run that it was made from."""
 
-    @abstractmethod
     def report(self, facts: SelectionFacts, page: Path) -> None:
         """Show a selection: its page and its tables."""
 
-    @abstractmethod
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Report a table: one mapping of column to value per row."""
 
-    @abstractmethod
     def training_logger(self) -> Any:
         """A Lightning logger for the curves of a training, or False."""
+        return False
 
-    @abstractmethod
     def finish(self, succeeded: bool) -> None:
         """Close the run, so that the next job of a multirun opens its own."""
 
 
-class NoTracker(Tracker):
-    """Reports to nobody."""
-
-    def metrics(self, values: Mapping[str, float | int | None]) -> None:
-        """Drop the numbers."""
-
-    def artifact(self, name: str, kind: str, files: Sequence[Path], uses: Sequence[str] = ()) -> None:
-        """Attach nothing."""
-
-    def report(self, facts: SelectionFacts, page: Path) -> None:
-        """Show nothing: the page is in the output directory."""
-
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Drop it."""
-
-    def training_logger(self) -> Any:
-        """No curves."""
-        return False
-
-    def finish(self, succeeded: bool) -> None:
-        """Nothing to close."""
-
-
-class CsvTracker(NoTracker):
+class CsvTracker(Tracker):
     """Writes the final numbers to ``metrics.csv`` in the output directory."""
 
     def __init__(self, directory: Path) -> None:
