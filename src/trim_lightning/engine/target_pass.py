@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.engine.devices import one_device
 from trim_lightning.engine.modules import TargetPass
 from trim_lightning.engine.trainer import interruptible, make_trainer
-from trim_lightning.engine.writer import Collector, TokenProgress
+from trim_lightning.engine.writer import TokenProgress
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 FILE = "signals.parquet"
@@ -70,22 +71,16 @@ def run_target_pass(
     """
     shards = plan_shards(records.lengths, tokens_per_batch)
     batches = ShardBatches(records, shards, "all")
-    collector = Collector()
-    runner = make_trainer(one_device(trainer), [collector, TokenProgress("fingerprint", batches.tokens)])
+    runner = make_trainer(one_device(trainer), [TokenProgress("fingerprint", batches.tokens)])
     with interruptible(runner):
-        runner.predict(TargetPass(model, num_layers), DataLoader(batches, batch_size=None), return_predictions=False)
-    write_signals(collector, directory)
-    return {"tokens": batches.tokens}
-
-
-def write_signals(collector: Collector, directory: Path) -> None:
-    """Write what the target pass saw, in row order."""
-    found = sorted(collector.records, key=lambda record: record["row"])
+        found: Any = runner.predict(TargetPass(model, num_layers), DataLoader(batches, batch_size=None))
+    seen = sorted(itertools.chain.from_iterable(found or ()), key=lambda record: record["row"])
     table = {
-        name: [record[name].flatten().numpy() if name != "row" else record[name] for record in found]
+        name: [record[name].flatten().numpy() if name != "row" else record[name] for record in seen]
         for name in ("row", "token_ids", "roles", "row_signal", "column_signal", "hidden")
     }
     pq.write_table(pa.table(table), directory / FILE, compression="zstd")
+    return {"tokens": batches.tokens}
 
 
 def read_signals(directory: Path) -> list[TargetSignals]:

@@ -130,16 +130,19 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
     """
     try:
         yield
-    except SystemExit:
-        if not trainer.interrupted:
+    except (SystemExit, KeyboardInterrupt, ProcessRaisedException, ProcessExitedException) as error:
+        if isinstance(error, SystemExit) and not trainer.interrupted:
             raise
-        stop_processes(trainer)
-        raise KeyboardInterrupt from None
-    except KeyboardInterrupt:
-        stop_processes(trainer)
-        raise
-    except ProcessRaisedException as error:
-        stop_processes(trainer)
+        launcher = trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGKILL)  # what the processes had finished is on disk
+        if isinstance(error, SystemExit):
+            raise KeyboardInterrupt from None
+        if isinstance(error, ProcessExitedException):
+            raise UserError(
+                f"trainer.devices: one of the pass's processes was ended from outside (exit code {error.exit_code}), "
+                "perhaps for lack of memory: each holds a model of its own; use fewer devices or trainer=fsdp"
+            ) from None
         found = re.findall(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)$", str(error), re.MULTILINE)
         if found:
             raise UserError(found[-1]) from None
@@ -147,21 +150,8 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
         if full:
             raise OSError(int(full[-1]), os.strerror(int(full[-1]))) from None
         raise
-    except ProcessExitedException as error:
-        stop_processes(trainer)
-        raise UserError(
-            f"trainer.devices: one of the pass's processes was ended from outside (exit code {error.exit_code}), "
-            "perhaps for lack of memory: each holds a model of its own; use fewer devices or trainer=fsdp"
-        ) from None
     if trainer.interrupted:
         raise KeyboardInterrupt
-
-
-def stop_processes(trainer: Trainer) -> None:
-    """End the processes that a pass started; what they had finished is on disk."""
-    launcher = trainer.strategy.launcher
-    if launcher is not None:
-        launcher.kill(signal.SIGKILL)
 
 
 def hush_lightning() -> None:
@@ -180,7 +170,6 @@ def hush_lightning() -> None:
         ".*Consider setting `persistent_workers=True`.*",
         ".*in eval mode.*",
         ".*number of training batches.*smaller than the logging interval.*",
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*No device id is provided.*",
         ".*Couldn't infer the batch indices.*",  # every batch carries its rows
     ):

@@ -1,4 +1,4 @@
-"""What the predict loops write and show: token shards, the small target pass, tokens/s and time left."""
+"""What the predict loops write and show: token shards, tokens/s and time left."""
 
 from __future__ import annotations
 
@@ -12,29 +12,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
 from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.elapsed import WorkClock
-from trim_lightning.engine.shard_forms import ShardForm
+from trim_lightning.engine.shards import ShardForm
 from trim_lightning.engine.trainer import hush_lightning
-
-
-class Collector(BasePredictionWriter):
-    """Keeps the results of a small pass (the target set) in memory, to be written by the caller."""
-
-    def __init__(self) -> None:
-        super().__init__(write_interval="batch")
-        self.records: list[dict[str, Any]] = []
-
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: list[dict[str, Any]],
-        batch_indices: Sequence[int] | None,
-        batch: Mapping[str, Any],
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Keep one batch's records."""
-        self.records.extend(prediction)
 
 
 class TokenProgress(Callback):
