@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from running import run_select
 from trim_lightning.engine import elapsed as clock
-from trim_lightning.engine import scoring_pass, shard_forms, sharded_pass
+from trim_lightning.engine import scoring_pass, sharded_pass
+from trim_lightning.engine import shards as shard_files
 from trim_lightning.engine.batches import plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.shards import shard_path
@@ -70,7 +71,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
 def break_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the writer fail after so many shards; returns the list of written ones."""
     written: list[int] = []
-    real = shard_forms.write_shard
+    real = shard_files.write_shard
 
     def write(table: Any, directory: Path, index: int) -> None:
         if len(written) == shards:
@@ -78,7 +79,7 @@ def break_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         written.append(index)
         real(table, directory, index)
 
-    monkeypatch.setattr(shard_forms, "write_shard", write)
+    monkeypatch.setattr(shard_files, "write_shard", write)
     return written
 
 

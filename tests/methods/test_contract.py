@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from composing import compose_select
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import load_selector, method_names
-from trim_lightning.settings.compose import compose_select, config_directory
+from trim_lightning.settings.compose import config_directory
 
 MODEL_FREE = ("bm25", "dsir", "full", "longest")
 ALONG_WARM_UP = ("cld", "less", "s2l", "tagcos")

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from reference.reference import Tokens
 from trim_lightning.engine import record_pass
+from trim_lightning.engine import shards as shard_files
 from trim_lightning.engine.batches import plan_shards
 from trim_lightning.engine.sketch import CountSketch
 from trim_lightning.errors import UserError
@@ -234,7 +235,7 @@ def test_costs_are_booked_where_they_belong(desk, run) -> None:
 
 def test_a_killed_pass_goes_on_at_its_last_shard(desk, run, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(record_pass, "plan_shards", partial(plan_shards, shard_tokens=200))
-    real, written = record_pass.write_values, []
+    real, written = shard_files.write_values, []
 
     def die(directory: Path, index: int, rows: np.ndarray, values: np.ndarray) -> None:
         if len(written) == 7:
@@ -243,7 +244,7 @@ def test_a_killed_pass_goes_on_at_its_last_shard(desk, run, monkeypatch, tmp_pat
         written.append((directory.name, index))
 
     with monkeypatch.context() as patch:
-        patch.setattr(record_pass, "write_values", die)
+        patch.setattr(shard_files, "write_values", die)
         with pytest.raises(OSError, match="killed"):
             desk.run(*METHOD, store=tmp_path)
 
@@ -251,7 +252,7 @@ def test_a_killed_pass_goes_on_at_its_last_shard(desk, run, monkeypatch, tmp_pat
         real(directory, index, rows, values)
         written.append((directory.name, index))
 
-    monkeypatch.setattr(record_pass, "write_values", note)
+    monkeypatch.setattr(shard_files, "write_values", note)
     resumed = desk.run(*METHOD, store=tmp_path)
     assert len(written) == len(set(written)), "a shard was computed twice"
     np.testing.assert_array_equal(resumed.scores.score, run.scores.score)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from trim_lightning.engine import record_pass
+from trim_lightning.engine import shards as shards_module
 from trim_lightning.engine.batches import plan_shards
 from trim_lightning.engine.shards import finished_values, gather_values, values_path, write_facts, write_values
 
@@ -43,7 +44,7 @@ def test_a_killed_pass_goes_on_where_it_was(desk, monkeypatch: pytest.MonkeyPatc
         written.append(index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(record_pass, "write_values", die_after_three)
+        patch.setattr(shards_module, "write_values", die_after_three)
         with pytest.raises(Killed):
             desk.run(*METHOD, store=tmp_path / "killed")
     left = shard_files(tmp_path / "killed", "partial")
@@ -53,7 +54,7 @@ def test_a_killed_pass_goes_on_where_it_was(desk, monkeypatch: pytest.MonkeyPatc
         written.append(index)
         write_values(directory, index, rows, values)
 
-    monkeypatch.setattr(record_pass, "write_values", note)
+    monkeypatch.setattr(shards_module, "write_values", note)
     resumed = desk.run(*METHOD, store=tmp_path / "killed")
     assert sorted(written) == list(range(len(expected))), "a shard was computed twice, or not at all"
     assert shard_files(tmp_path / "killed", "losses") == expected

@@ -19,8 +19,8 @@ from trim_lightning.engine.batches import Shard, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.scoring_pass import ScoringRequest
-from trim_lightning.engine.shard_forms import TokenShards
 from trim_lightning.engine.sharded_pass import run_sharded_pass
+from trim_lightning.engine.shards import TokenShards
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.tokens.tokenized import TokenizedRecords
 

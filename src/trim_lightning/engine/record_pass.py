@@ -14,9 +14,8 @@ from trim_lightning.engine.batches import padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ForwardPass
 from trim_lightning.engine.record_statistics import RecordStatistic
-from trim_lightning.engine.shard_forms import ValueShards
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.shards import write_facts
+from trim_lightning.engine.shards import ValueShards, write_facts
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.tokens.tokenized import TokenizedRecords
 

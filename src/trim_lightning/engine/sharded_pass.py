@@ -14,7 +14,7 @@ from trim_lightning.engine.batches import Shard, ShardBatches
 from trim_lightning.engine.devices import Resources, is_spread
 from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.modules import in_step
-from trim_lightning.engine.shard_forms import ShardForm
+from trim_lightning.engine.shards import ShardForm
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.engine.writer import ShardWriter, TokenProgress
 from trim_lightning.errors import UserError, first_line

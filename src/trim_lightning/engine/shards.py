@@ -6,16 +6,19 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from trim_lightning.engine.batches import Shard
 from trim_lightning.files.atomic import write_atomically
+from trim_lightning.tokens.tokenized import scope_mask
 
 CHECKSUM = b"trim_sha256"
 Expected = TypeVar("Expected")
@@ -178,3 +181,102 @@ def gather_values(directory: Path, size: int) -> NDArray[np.float64]:
             table = np.full((size, values.shape[1]), np.nan)
         table[rows] = values
     return np.full((size, 0), np.nan) if table is None else table
+
+
+class ShardForm(Protocol):
+    """How the results of a shard's batches become a file that is whole or absent."""
+
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
+        """Indexes of the plan's shards that are whole; removes damaged ones and what a kill left half written."""
+
+    def is_there(self, index: int) -> bool:
+        """True if the shard's file exists; it was written by rename, so it need not be read again."""
+
+    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
+        """Write one shard by rename from its batches' rows and predictions."""
+
+
+class TokenShards(ShardForm):
+    """Token similarities of a shard as one Parquet file, keyed by row.
+
+    Columns: ``row``, ``token_ids``, ``scope`` and for each bank ``similarity/<group>``, ``match/<group>``
+    (without groups plain ``similarity`` and ``match``); lists over the record's tokens.
+
+    Args:
+        directory: Where the files go.
+        groups: Names of the banks.
+        scope: Content tokens that count.
+        first: Place of the first bank on the predictions' first axis.
+    """
+
+    def __init__(self, directory: Path, groups: Sequence[str], scope: str, first: int = 0) -> None:
+        self.directory, self.groups, self.scope, self.first = directory, list(groups), scope, first
+
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
+        return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
+
+    def is_there(self, index: int) -> bool:
+        return shard_path(self.directory, index).exists()
+
+    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
+        write_shard(self._table([prediction for _, prediction in parts]), self.directory, index)
+
+    def _table(self, parts: Sequence[Mapping[str, torch.Tensor]]) -> pa.Table:
+        lengths = torch.cat([part["lengths"] for part in parts]).cpu().numpy()
+
+        def flat(name: str) -> np.ndarray:
+            return torch.cat([part[name] for part in parts], dim=-1).cpu().numpy()
+
+        columns: dict[str, Any] = {
+            "row": flat("rows").astype(np.int64),
+            "token_ids": ragged(flat("token_ids").astype(np.int32), lengths),
+            "scope": ragged(scope_mask(flat("roles"), self.scope), lengths),
+        }
+        similarity, match = flat("similarity").astype(np.float32), flat("match").astype(np.int32)
+        for place, group in enumerate(self.groups, start=self.first):
+            columns[column_name("similarity", group)] = ragged(similarity[place], lengths)
+            columns[column_name("match", group)] = ragged(match[place], lengths)
+        return pa.table(columns)
+
+
+class SharedShards(ShardForm):
+    """One pass that serves several readers: each gets the files that a pass of its own would have written."""
+
+    def __init__(self, readers: Sequence[TokenShards]) -> None:
+        self.readers = list(readers)
+
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
+        return set.intersection(*(reader.finished(plan) for reader in self.readers))
+
+    def is_there(self, index: int) -> bool:
+        return all(reader.is_there(index) for reader in self.readers)
+
+    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
+        parts = [(rows, {name: value.cpu() for name, value in prediction.items()}) for rows, prediction in parts]
+        for reader in self.readers:
+            reader.write(index, parts)
+
+
+def column_name(kind: str, group: str) -> str:
+    """``kind`` or ``kind/<group>``."""
+    return f"{kind}/{group}" if group else kind
+
+
+class ValueShards(ShardForm):
+    """The values of a shard's records as one file, keyed by row."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
+        return finished_values(
+            self.directory, {shard.index: [row for rows in shard.batches for row in rows] for shard in plan}
+        )
+
+    def is_there(self, index: int) -> bool:
+        return values_path(self.directory, index).exists()
+
+    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        places = torch.cat([rows for rows, _ in parts]).cpu().numpy()
+        values = np.concatenate([prediction.cpu().numpy() for _, prediction in parts])
+        write_values(self.directory, index, places, values)
