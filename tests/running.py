@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from composing import compose_select, compose_train
 from trim_lightning.pipeline.select import Selection, select
 from trim_lightning.pipeline.train import Training, train
-from trim_lightning.settings.compose import compose_select, compose_train
 
 
 def selection(*overrides: str, output_dir: Path, store_dir: Path) -> Selection:

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 import trim_lightning.api
 import trim_lightning.methods
+from composing import compose_settings
 from running import run_select
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.cli.reference import COMMAND, reference_page
@@ -28,7 +29,7 @@ from trim_lightning.methods.base import load_selector
 from trim_lightning.pipeline.checks import check_settings
 from trim_lightning.records.generated import FAMILIES
 from trim_lightning.records.sources import open_records
-from trim_lightning.settings.compose import SCHEMAS, compose_settings, config_directory
+from trim_lightning.settings.compose import SCHEMAS, config_directory
 from trim_lightning.settings.key import known_keys
 from trim_lightning.settings.schema import PoolSettings, TrainSettings
 from trim_lightning.store import Store

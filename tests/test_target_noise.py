@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from composing import compose_select
 from tiny_models import write_records
 from trim_lightning.errors import UserError
 from trim_lightning.pipeline.checks import check_settings
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
 from trim_lightning.records.targets import TargetSet, choose_targets
-from trim_lightning.settings.compose import compose_select
 from trim_lightning.store import Store
 
 

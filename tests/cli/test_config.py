@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.recipes import CONF, axes_of, read, sweeps
+from composing import compose_select, compose_settings
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import load_selector, method_names
 from trim_lightning.models.source import BUNDLED
 from trim_lightning.pipeline.checks import check_settings
-from trim_lightning.settings.compose import SCHEMAS, compose_select, compose_settings
+from trim_lightning.settings.compose import SCHEMAS
 from trim_lightning.settings.key import known_keys
 from trim_lightning.settings.mistakes import GROUPS, RECIPES, closest, no_such_key
 from trim_lightning.settings.schema import POOLERS, SelectSettings, TrainSettings

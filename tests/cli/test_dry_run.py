@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from composing import compose_select, compose_train
 from trim_lightning.pipeline.select import select
 from trim_lightning.pipeline.train import train
-from trim_lightning.settings.compose import compose_select, compose_train
 from trim_lightning.store import Store
 from trim_lightning.sweep.estimate import estimate
 from trim_lightning.sweep.plan import Plan, plan_jobs

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from cli.conftest import CONSOLE_SCRIPT, Inputs, Run, run_process
+from composing import compose_select
 from trim_lightning.cli.hydra_app import select_main
-from trim_lightning.settings.compose import compose_select, config_directory
+from trim_lightning.settings.compose import config_directory
 from trim_lightning.settings.key import known_keys
 from trim_lightning.settings.schema import SelectSettings
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from composing import compose_select, compose_train
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.pipeline.select import select
 from trim_lightning.pipeline.train import train
-from trim_lightning.settings.compose import compose_select, compose_train
 
 LETTERS = "ABC"
 Change = Callable[[dict[str, Any]], None]

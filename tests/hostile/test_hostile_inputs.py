@@ -26,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from composing import compose_select
 from tiny_models import build_tiny_model, build_tiny_tokenizer
 from trim_lightning.cli import hydra_app as cli
 from trim_lightning.cli.explain import main as explain_main
@@ -46,7 +47,6 @@ from trim_lightning.records.sources import open_records
 from trim_lightning.runs.find import find_runs
 from trim_lightning.runs.reopened import settings_from
 from trim_lightning.runs.run import read_runs
-from trim_lightning.settings.compose import compose_select
 from trim_lightning.settings.guard import check_instantiated, guard_hydra
 from trim_lightning.settings.schema import ModelSettings, SourceSettings
 from trim_lightning.store import StageKey, Store

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from composing import compose_select
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.pipeline.select import select
 from trim_lightning.report.facts import Candidate, SelectionFacts
-from trim_lightning.settings.compose import compose_select
 from trim_lightning.settings.schema import SelectSettings
 
 LONG_LINE = "long" + "x" * 100_000 + "line"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from composing import compose_select, compose_train
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.settings.compose import compose_select, compose_train
 from trim_lightning.settings.key import known_keys
 from trim_lightning.settings.schema import FineTuneSettings, SelectSettings, TrainSettings
 from trim_lightning.sweep.plan import plan_job

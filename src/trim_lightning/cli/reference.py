@@ -8,6 +8,7 @@ Without a path the page goes to standard output.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 import types
@@ -16,12 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from trim_lightning.methods.base import load_selector, method_names
-from trim_lightning.settings.compose import SCHEMAS, config_directory, register_schemas
+from trim_lightning.settings.compose import SCHEMAS, composed, config_directory
 from trim_lightning.settings.mistakes import RECIPES as RECIPE_GROUPS
 
 COMMAND = "python -m trim_lightning.cli.reference docs/configuration.md"
@@ -54,12 +53,12 @@ def reference_page() -> str:
     """The whole page in Markdown; a key of two commands is described with the first."""
     parts, described = [HEAD], {"method", "trainer"}
     for place, (name, schema) in enumerate(SCHEMAS.items()):
-        defaults = composed_defaults(name)
+        defaults = as_written(composed(name))
         fresh = [spec for spec in dataclasses.fields(schema) if spec.name not in described]
         described |= {spec.name for spec in fresh}
         single = [spec for spec in fresh if not dataclasses.is_dataclass(defaults_of(spec))]
         if single:
-            parts.append(f"## Keys without a group\n\n{key_table(schema, single, defaults, '')}")
+            parts.append(f"## Keys without a group\n\n{table(KEY_HEAD, key_rows(schema, single, defaults, ''))}")
         only = f"For `trim-{name}` only. " if place else ""
         parts += [group_section(spec, defaults, only) for spec in fresh if spec not in single]
     parts.append(f"## method\n\n{METHOD}\n\n{options_table('method')}\n{method_keys()}")
@@ -73,28 +72,13 @@ def defaults_of(spec: dataclasses.Field[Any]) -> Any:
     return spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
 
 
-def composed_defaults(root: str) -> dict[str, Any]:
-    """The config of a run of one command without overrides, its interpolations as they are written."""
-    register_schemas()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        container = OmegaConf.to_container(compose(root), resolve=False)
-    assert isinstance(container, dict)
-    return {str(name): value for name, value in container.items()}
-
-
 def group_section(spec: dataclasses.Field[Any], defaults: Mapping[str, Any], only: str) -> str:
     """The section of one group: whose it is, its keys, then the options that ``conf/`` has for it."""
     schema = type(defaults_of(spec))
     section = f"## {spec.name}\n\n{only}{(schema.__doc__ or '').strip()}\n\n"
-    section += key_table(schema, dataclasses.fields(schema), defaults[spec.name], f"{spec.name}.")
+    section += table(KEY_HEAD, key_rows(schema, dataclasses.fields(schema), defaults[spec.name], f"{spec.name}."))
     options = options_table(spec.name)
     return section + (f"\n{options}" if options else "")
-
-
-def key_table(schema: type, specs: Sequence[dataclasses.Field[Any]], defaults: Mapping[str, Any], prefix: str) -> str:
-    """A table of some fields of a settings class."""
-    return table(KEY_HEAD, key_rows(schema, specs, defaults, prefix))
 
 
 def key_rows(
@@ -161,8 +145,13 @@ def default_options() -> dict[str, str]:
 
 
 def read_option(file: Path) -> dict[str, Any]:
-    """The content of a config file, its interpolations as they are written."""
-    container = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    """The content of a config file."""
+    return as_written(OmegaConf.load(file))
+
+
+def as_written(config: Any) -> dict[str, Any]:
+    """A config as plain values, its interpolations as they are written."""
+    container = OmegaConf.to_container(config, resolve=False)
     assert isinstance(container, dict)
     return {str(name): value for name, value in container.items()}
 
@@ -196,13 +185,8 @@ def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def note_of(file: Path) -> str:
     """The comment at the head of a config file."""
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if "@package" not in line:
-            lines.append(line.lstrip("# "))
-    return " ".join(lines)
+    head = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in head if "@package" not in line)
 
 
 def method_keys() -> str:

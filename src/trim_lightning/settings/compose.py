@@ -12,11 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    OmegaConfBaseException,
-)
+from omegaconf.errors import OmegaConfBaseException
 
 from trim_lightning.errors import UserError
 from trim_lightning.settings.key import known_keys
@@ -85,35 +82,12 @@ def as_plain(value: Any) -> Any:
     return value
 
 
-def compose_settings(command: str, kind: type[Settings], overrides: Sequence[str]) -> Settings:
-    """Compose the settings of a command from overrides, without running Hydra's application.
-
-    Args:
-        command: ``select`` or ``train``.
-        kind: Its settings class.
-        overrides: As on the command line; ``paths.output_dir`` must be among them.
-
-    Raises:
-        UserError: for anything wrong with the overrides.
-    """
+def composed(command: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config of a command with overrides as on its command line, without running Hydra's application."""
     register_schemas()
     GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(config_directory()), version_base="1.3"):
-            config = compose(command, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: pool=null
-        raise UserError(explain(error, kind)) from None
-    return to_settings(config, kind)
-
-
-def compose_select(overrides: Sequence[str]) -> SelectSettings:
-    """The settings of a selection; see `compose_settings`."""
-    return compose_settings("select", SelectSettings, overrides)
-
-
-def compose_train(overrides: Sequence[str]) -> TrainSettings:
-    """The settings of a training; see `compose_settings`."""
-    return compose_settings("train", TrainSettings, overrides)
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return compose(command, overrides=list(overrides))
 
 
 def unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> Iterator[str]:
