@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from composing import compose_select, compose_train
 from tiny_models import build_tiny_tokenizer
 from trim_lightning.cli.export import export
 from trim_lightning.compare.files import difference_rows, run_rows, write_rows
@@ -42,7 +43,6 @@ from trim_lightning.runs.find import Found
 from trim_lightning.runs.manifest import BrokenRun
 from trim_lightning.runs.reopened import open_run
 from trim_lightning.runs.run import read_runs
-from trim_lightning.settings.compose import compose_select, compose_train
 from trim_lightning.settings.guard import guard_hydra
 from trim_lightning.settings.schema import ModelSettings, SourceSettings
 from trim_lightning.store import Store
@@ -523,7 +523,7 @@ def storing(work: Path) -> Task:
         for item in items(root):
             damage(root, item)
             with contextlib.suppress(StoreError):
-                json.dumps(receipt_of(item))
+                json.dumps(receipt_of(item.path))
         found = Store(root).find(key)
         assert outside.read_bytes() == b"not the store's"
         assert (found is not None) == entry.exists()

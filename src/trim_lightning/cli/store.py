@@ -68,7 +68,7 @@ def show(root: Path, options: argparse.Namespace) -> None:
     """
     item = by_key(root, options.key)
     try:
-        print(json.dumps(receipt_of(item), indent=2))  # ASCII: no control character passes
+        print(json.dumps(receipt_of(item.path), indent=2))  # ASCII: no control character passes
     except StoreError as error:
         raise UserError(f"{options.key}: {error}; trim-store verify --delete removes what is damaged") from None
 

@@ -6,13 +6,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import Timeout
 
 from trim_lightning.files.json_files import read_json_object
 from trim_lightning.store.receipt import RECEIPT, StoreError
@@ -63,7 +62,11 @@ def _items(root: Path) -> Iterator[Item]:
             size = sum(state.st_size for state in states if S_ISREG(state.st_mode))
             changed, receipt = last_change(path), state_of(path / RECEIPT)
             used = receipt.st_mtime if receipt is not None else changed
-            yield Item(stage.name, path.name, path, size, made_at(path / RECEIPT, changed), used)
+            try:
+                made = float(receipt_of(path)["created"])
+            except (StoreError, ValueError, KeyError, TypeError, OverflowError):
+                made = changed
+            yield Item(stage.name, path.name, path, size, made, used)
 
 
 def real_folders(folder: Path) -> list[Path]:
@@ -79,25 +82,16 @@ def state_of(path: Path) -> os.stat_result | None:
         return None
 
 
-def made_at(receipt: Path, otherwise: float) -> float:
-    """Time noted in a receipt."""
-    try:
-        return float(read_json_object(receipt)["created"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return otherwise
-
-
-def receipt_of(item: Item) -> dict[str, Any]:
+def receipt_of(path: Path) -> dict[str, Any]:
     """The receipt of an entry.
 
     Raises:
         StoreError: if there is none that can be read.
     """
     try:
-        content = read_json_object(item.path / RECEIPT)
+        return read_json_object(path / RECEIPT)
     except (OSError, ValueError):
         raise StoreError("unreadable receipt") from None
-    return content
 
 
 def damage(root: Path, item: Item) -> str | None:
@@ -124,13 +118,10 @@ def delete(root: Path, item: Item, lock: str = "file") -> bool:
     name = re.sub(r"(-[0-9a-f]{64})-[0-9a-f]{32}$", r"\1", name)  # unfinished work that cannot be resumed
     if lock == "none" and not item.finished and time.time() - item.used < ORPHAN_AGE:
         return False
-    locks = root / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    path = str(locks / f"{name}.lock")
-    kinds = {"file": FileLock, "soft": SoftFileLock}
+    store = Store(root, lock)
     try:
-        with kinds[lock](path, timeout=0) if lock in kinds else nullcontext():
-            Store(root).discard(item.path)
+        with store.lock(name, timeout=0):
+            store.discard(item.path)
     except Timeout:
         return False
     return True

@@ -32,10 +32,10 @@ DONE = ""  # what the leader tells its team when a result is there
 RACING_ATTEMPTS = 4  # builds of one process without a working lock, before it gives up
 ORPHAN_AGE = 24 * 3600.0  # seconds without a change after which a temporary directory belongs to nobody
 ORPHAN = re.compile(r"damaged-[0-9a-f]{32}|.+-[0-9a-f]{64}-[0-9a-f]{32}")  # resumable work has no last part
-LOCKS: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
+LOCKS: dict[str, Callable[..., AbstractContextManager[Any]]] = {
     "file": FileLock,
     "soft": SoftFileLock,  # for file systems without working locks
-    "none": lambda path: nullcontext(),
+    "none": lambda path, timeout: nullcontext(),
 }
 
 
@@ -82,6 +82,11 @@ class Store:
     def workspace_of(self, key: StageKey) -> Path:
         """Where a resumable stage keeps unfinished work for ``key``."""
         return self.root / "partial" / f"{key.stage}-{key.hex}"
+
+    def lock(self, name: str, timeout: float = -1) -> AbstractContextManager[Any]:
+        """The lock of a piece of work, waited for as long as it takes, or ``timeout`` seconds."""
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        return self._lock(str(self.root / "locks" / f"{name}.lock"), timeout=timeout)
 
     def find(self, key: StageKey) -> Entry | None:
         """The finished result of ``key``, or None; a damaged one is reported, removed, and counts as None."""
@@ -132,7 +137,10 @@ class Store:
             return self._take_part(build, workspace)
 
         try:
-            entry = self._get(key, build_together if helped else build, resumable)
+            entry = self.find(key)
+            if entry is None:
+                with self.lock(f"{key.stage}-{key.hex}"):  # another process may build it while this one waits
+                    entry = self.find(key) or self._build(key, build_together if helped else build, resumable)
         except Exception:
             self.team.give_up()
             raise
@@ -164,8 +172,7 @@ class Store:
             missing = []
             for key in sorted({key.hex: key for key in keys if not self.find(key)}.values(), key=lambda key: key.hex):
                 # one order for all processes, so that no two wait for each other
-                (self.root / "locks").mkdir(parents=True, exist_ok=True)
-                locks.enter_context(self._lock(str(self.root / "locks" / f"{key.stage}-{key.hex}.lock")))
+                locks.enter_context(self.lock(f"{key.stage}-{key.hex}"))
                 if not self.find(key):
                     missing.append(key)
             if missing:
@@ -215,24 +222,9 @@ class Store:
             "need one shared directory"
         )
 
-    def _get(self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None], resumable: bool) -> Entry:
-        found = self.find(key)
-        if found:
-            return found
-        (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        with self._lock(str(self.root / "locks" / f"{key.stage}-{key.hex}.lock")):
-            found = self.find(key)  # another process may have built it while this one waited
-            if found:
-                return found
-            return self._build(key, build, resumable)
-
     def spool(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
         """The directory of a derived input (a decompressed pool, generated records), built at most once."""
-
-        def write(path: Path) -> None:
-            build(path)
-
-        return self.get(StageKey(kind, 1, key), write).path
+        return self.get(StageKey(kind, 1, key), build).path
 
     def file_digest(self, path: Path) -> str:
         """sha256 (hex) of a file, remembered by its path, size, and modification and change times."""
@@ -260,10 +252,9 @@ class Store:
     ) -> Entry:
         final = self.path_of(key)
         self._sweep()
-        if resumable:
-            workspace = self.workspace_of(key)
-        else:
-            workspace = self.root / "partial" / f"{key.stage}-{key.hex}-{uuid.uuid4().hex}"
+        workspace = self.workspace_of(key)
+        if not resumable:
+            workspace = workspace.with_name(f"{workspace.name}-{uuid.uuid4().hex}")
         workspace.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         try:
