@@ -18,7 +18,7 @@ from trim_lightning.records.kinds import count_kinds, kind_field
 from trim_lightning.records.record import messages_of
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.runs.run import Run
-from trim_lightning.selection.near_duplicates import NearDuplicates
+from trim_lightning.selection.filters import NearDuplicates
 
 Embed = Callable[[Sequence[Mapping[str, Any]]], NDArray[np.floating[Any]]]
 WORDS = 5000  # of every coreset, so that large and small ones can be compared

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,18 @@ from trim_lightning.records.record_file import RecordFile
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.schema import SelectionSettings
 
+PERMUTATIONS = 128
+SHINGLE = 3  # words
+MISSES_WEIGH = 0.98  # the index would rather propose too many candidates, which are then compared exactly
+HIGHEST = 0.95  # above it the index has too few bands
 
-class RowFilter(Protocol):
+
+class RowFilter:
     """Says whether a record may be selected, and is told when it is."""
 
     def admits(self, row: int) -> bool:
         """True if the record may be selected."""
+        raise NotImplementedError
 
     def take(self, row: int) -> None:
         """Note that the record was selected."""
@@ -42,75 +48,111 @@ def make_filters(selection: SelectionSettings, pool: RecordFile, scores: ScoreTa
     if selection.min_tokens is not None or selection.max_tokens is not None:
         filters.append(LengthBounds(scores.num_tokens, selection.min_tokens or 0, selection.max_tokens))
     if selection.cap_field is not None and selection.cap is not None:
-        filters.append(FieldCap(pool, selection.cap_field, selection.cap))
+        filters.append(Cap(partial(field_value, pool, selection.cap_field), selection.cap))
     if selection.dedup == "exact":
-        filters.append(ExactDuplicates(pool))
+        filters.append(Cap(lambda row: hashlib.sha256(text_of(pool, row).encode()).digest(), 1))
     elif selection.dedup == "near":
-        from trim_lightning.selection.near_duplicates import NearDuplicates
-
         filters.append(NearDuplicates(lambda row: text_of(pool, row), selection.near_threshold))
     return filters
 
 
-class LengthBounds:
+class LengthBounds(RowFilter):
     """Content tokens between two bounds, both included."""
 
     def __init__(self, num_tokens: NDArray[np.int32] | NDArray[np.int64], low: int, high: int | None) -> None:
         self._num_tokens, self._low, self._high = num_tokens, low, high
 
     def admits(self, row: int) -> bool:
-        """True within the bounds."""
         length = int(self._num_tokens[row])
         return self._low <= length and (self._high is None or length <= self._high)
 
-    def take(self, row: int) -> None:
-        """Nothing to note."""
 
+class Cap(RowFilter):
+    """At most ``cap`` selected records that are alike.
 
-class FieldCap:
-    """At most ``cap`` selected records with one value of a field."""
+    Args:
+        value_of: Gives what is equal for rows that are alike.
+        cap: Their largest number.
+    """
 
-    def __init__(self, pool: RecordFile, field: str, cap: int) -> None:
-        self._pool, self._field, self._cap = pool, field, cap
-        self._taken: Counter[str] = Counter()
-
-    def admits(self, row: int) -> bool:
-        """True while the value's cap is not reached."""
-        return self._taken[self._value(row)] < self._cap
-
-    def take(self, row: int) -> None:
-        """Count the value."""
-        self._taken[self._value(row)] += 1
-
-    def _value(self, row: int) -> str:
-        value = lookup(self._pool.object(row), self._field)
-        if value is MISSING:
-            raise UserError(
-                f"selection.cap_field={self._field}: {self._pool.place(row)} has no such field; name one that "
-                "every record has"
-            )
-        return str(value)
-
-
-class ExactDuplicates:
-    """No two selected records with the same text (case and white space evened out)."""
-
-    def __init__(self, pool: RecordFile) -> None:
-        self._pool = pool
-        self._seen: set[bytes] = set()
+    def __init__(self, value_of: Callable[[int], Hashable], cap: int) -> None:
+        self._value_of, self._cap = value_of, cap
+        self._taken: Counter[Hashable] = Counter()
 
     def admits(self, row: int) -> bool:
-        """True if no selected record has this text."""
-        return self._mark(row) not in self._seen
+        return self._taken[self._value_of(row)] < self._cap
 
     def take(self, row: int) -> None:
-        """Note the text."""
-        self._seen.add(self._mark(row))
+        self._taken[self._value_of(row)] += 1
 
-    def _mark(self, row: int) -> bytes:
-        return hashlib.sha256(text_of(self._pool, row).encode()).digest()
+
+def field_value(pool: RecordFile, field: str, row: int) -> str:
+    """The value of ``selection.cap_field`` in a record.
+
+    Raises:
+        UserError: if it has no such field.
+    """
+    value = lookup(pool.object(row), field)
+    if value is MISSING:
+        raise UserError(
+            f"selection.cap_field={field}: {pool.place(row)} has no such field; name one that every record has"
+        )
+    return str(value)
 
 
 def text_of(pool: RecordFile, row: int) -> str:
     """All turns of a record as one text, case and white space evened out."""
     return " ".join(" ".join(turn.content for turn in pool.record(row).turns).lower().split())
+
+
+class NearDuplicates(RowFilter):
+    """No selected record too similar to a better one, by shared word triples; MinHash finds candidates.
+
+    Args:
+        text_of: Text of a row.
+        threshold: Jaccard similarity of word triples from which two texts are near duplicates.
+
+    Raises:
+        UserError: if datasketch is not installed.
+    """
+
+    def __init__(self, text_of: Callable[[int], str], threshold: float) -> None:
+        try:
+            from datasketch import MinHash, MinHashLSH
+        except ImportError:
+            raise UserError(
+                "selection.dedup=near: needs the library datasketch; run pip install 'trim-lightning[dedup]'"
+            ) from None
+        self._text_of = text_of
+        self._new = MinHash
+        self._threshold = threshold
+        self._index = MinHashLSH(
+            threshold=min(threshold, HIGHEST), num_perm=PERMUTATIONS, weights=(1 - MISSES_WEIGH, MISSES_WEIGH)
+        )
+        self._taken: dict[int, set[str]] = {}
+        self._last: tuple[int, set[str], object] | None = None
+
+    def admits(self, row: int) -> bool:
+        pieces, sketch = self._sketch(row)
+        return all(
+            similarity(pieces, self._taken[candidate]) < self._threshold for candidate in self._index.query(sketch)
+        )
+
+    def take(self, row: int) -> None:
+        self._taken[row], sketch = self._sketch(row)
+        self._index.insert(row, sketch)
+
+    def _sketch(self, row: int) -> tuple[set[str], object]:
+        """Word triples of a record and their MinHash."""
+        if self._last is None or self._last[0] != row:
+            words = self._text_of(row).split()
+            pieces = {" ".join(words[at : at + SHINGLE]) for at in range(max(1, len(words) - SHINGLE + 1))}
+            sketch = self._new(num_perm=PERMUTATIONS, seed=1)
+            sketch.update_batch([piece.encode() for piece in sorted(pieces)])
+            self._last = (row, pieces, sketch)
+        return self._last[1:]
+
+
+def similarity(one: set[str], two: set[str]) -> float:
+    """Jaccard similarity of two sets that are not empty."""
+    return len(one & two) / len(one | two)
