@@ -172,15 +172,7 @@ class QuietReturn(JobReturn):
 
 def tell_quietly(result: JobReturn) -> JobReturn:
     """The same failed job as one that prints nothing."""
-    return QuietReturn(
-        overrides=result.overrides,
-        cfg=result.cfg,
-        hydra_cfg=result.hydra_cfg,
-        working_dir=result.working_dir,
-        task_name=result.task_name,
-        status=result.status,
-        _return_value=result._return_value,
-    )
+    return QuietReturn(**vars(result))
 
 
 def reason_of(result: JobReturn) -> str:

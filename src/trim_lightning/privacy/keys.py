@@ -54,7 +54,7 @@ def secret_values() -> list[str]:
         value
         for name, value in os.environ.items()
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_KEY and not value.isspace()
-        if not (value.startswith(("/", "~/")) and exists(os.path.expanduser(value)))
+        if not (value.startswith(("/", "~/")) and os.path.exists(os.path.expanduser(value)))
     }
     return sorted(found, key=len, reverse=True)
 
@@ -123,11 +123,3 @@ def hide_keys_in(files: Sequence[Path]) -> None:
             clean = re.sub(r"(?m)^(\s*(?:- )*(?:[\w.]+: )?)\*\*\*$", r"\1'***'", hide_keys(text))
             if clean != text:
                 write_text(clean, file)
-
-
-def exists(text: str) -> bool:
-    """True if a file or folder has this name."""
-    try:
-        return os.path.exists(text)
-    except ValueError:
-        return False

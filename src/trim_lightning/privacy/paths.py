@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from trim_lightning.privacy.keys import exists, hide_keys
+from trim_lightning.privacy.keys import hide_keys
 
 # a slash that begins a path of at least two parts: not that of an address, a fraction, or a word/word
 PART = r"[^\s/'\",;:=\[\]{}()<>|]+"
@@ -42,7 +42,7 @@ def shareable_text(text: str) -> str:
     text = hide_keys(text)
     if is_path(text):
         return short(text)
-    if "/" in text and "\n" not in text and exists(text):  # a relative path, not the id of a model on the Hub
+    if "/" in text and "\n" not in text and os.path.exists(text):  # a relative path, not the id of a model on the Hub
         return without_user(text)
     home = os.path.expanduser("~").rstrip(os.sep)
     if home.count(os.sep) > 1:  # it may have blanks, where the pattern would end
