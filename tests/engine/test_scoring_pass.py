@@ -16,7 +16,6 @@ import torch
 from transformers import PreTrainedModel
 
 from running import run_select
-from trim_lightning.engine import elapsed as clock
 from trim_lightning.engine import scoring_pass, sharded_pass
 from trim_lightning.engine import shards as shard_files
 from trim_lightning.engine.batches import plan_shards
@@ -114,7 +113,7 @@ def test_a_broken_pass_goes_on_where_it_was_to_the_same_bytes(
             store.get(KEY, work, resumable=True)
     assert store.find(KEY) is None
     workspace = store.workspace_of(KEY)
-    spent = json.loads((workspace / clock.FILE).read_text())["seconds"]
+    spent = json.loads((workspace / shard_files.CLOCK).read_text())["seconds"]
     assert sorted(files_of(workspace)) == [shard_path(workspace, index).name for index in first]
     before = {path.name: path.stat().st_mtime_ns for path in workspace.glob("*.parquet")}
     with monkeypatch.context() as patch:

@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
-from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.shards import SharedShards, TokenShards
+from trim_lightning.engine.shards import SharedShards, TokenShards, WorkClock
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.tokens.tokenized import TokenizedRecords

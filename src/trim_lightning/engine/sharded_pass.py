@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader
 
 from trim_lightning.engine.batches import Shard, ShardBatches
 from trim_lightning.engine.devices import Resources, is_spread
-from trim_lightning.engine.elapsed import WorkClock
 from trim_lightning.engine.modules import in_step
-from trim_lightning.engine.shards import ShardForm
+from trim_lightning.engine.shards import ShardForm, WorkClock
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.engine.writer import ShardWriter, TokenProgress
 from trim_lightning.errors import UserError, first_line
@@ -58,7 +57,8 @@ def run_sharded_pass(
 
     def compute(shards: Sequence[Shard], num_workers: int | None) -> None:
         data = ShardData(records, shards, scope, num_workers)
-        runner = make_trainer(resources.trainer, [ShardWriter(form, clock), TokenProgress(title, data.tokens)])
+        tokens = sum(shard.tokens for shard in shards)
+        runner = make_trainer(resources.trainer, [ShardWriter(form, clock), TokenProgress(title, tokens)])
         with interruptible(runner):
             runner.predict(module, datamodule=data, return_predictions=False)
 
@@ -67,7 +67,7 @@ def run_sharded_pass(
             compute(missing, resources.num_workers)
             death = None
         except RuntimeError as error:
-            if not is_of_a_worker(error):
+            if not str(error).startswith("DataLoader worker (pid"):  # torch has no class for a dead loader process
                 raise
             death = first_line(error)  # not the error, whose frames hold the first attempt's loader and results
         if death is not None:
@@ -86,11 +86,6 @@ def run_sharded_pass(
     return clock.finish() if team.leads else 0.0
 
 
-def is_of_a_worker(error: RuntimeError) -> bool:
-    """True for the error that torch raises when one of a loader's processes has died; it has no class of its own."""
-    return str(error).startswith("DataLoader worker (pid")
-
-
 class ShardData(LightningDataModule):
     """Gives each process its part of the missing shards.
 
@@ -101,18 +96,11 @@ class ShardData(LightningDataModule):
         num_workers: See `Resources`.
     """
 
-    def __init__(
-        self, records: TokenizedRecords, shards: Sequence[Shard], scope: str, num_workers: int | None = None
-    ) -> None:
+    def __init__(self, records: TokenizedRecords, shards: Sequence[Shard], scope: str, num_workers: int | None) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer shards than processes
         self.records, self.shards, self.scope = records, shards, scope
         self.num_workers = num_workers
-
-    @property
-    def tokens(self) -> int:
-        """Real tokens of all shards."""
-        return sum(shard.tokens for shard in self.shards)
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The batches of this process."""

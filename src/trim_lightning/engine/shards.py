@@ -1,9 +1,13 @@
-"""Shard files, whole or absent: tokens of records as Parquet, a few numbers or a vector of each as safetensors."""
+"""Shard files, whole or absent: tokens of records as Parquet, a few numbers or a vector of each as safetensors.
+
+Beside them is the time that was spent on them, over all attempts.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -21,6 +25,7 @@ from trim_lightning.files.atomic import write_atomically
 from trim_lightning.tokens.tokenized import scope_mask
 
 CHECKSUM = b"trim_sha256"
+CLOCK = "clock.json"
 Expected = TypeVar("Expected")
 
 
@@ -280,3 +285,42 @@ class ValueShards(ShardForm):
         places = torch.cat([rows for rows, _ in parts]).cpu().numpy()
         values = np.concatenate([prediction.cpu().numpy() for _, prediction in parts])
         write_values(self.directory, index, places, values)
+
+
+class WorkClock:
+    """Adds up the seconds of every attempt at a pass; a killed attempt counts up to its last finished shard.
+
+    The sum is in a file, for the process that computes may be another than the one that asks.
+
+    Args:
+        directory: The pass's directory, where the sum is kept until `finish`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / CLOCK
+        self._started: float | None = None
+        self._earlier = 0.0
+
+    def start(self) -> None:
+        """Begin this attempt."""
+        self._earlier = self.read()
+        self._started = time.perf_counter()
+
+    def tick(self) -> None:
+        """Note the seconds so far; called when a shard is finished."""
+        assert self._started is not None
+        seconds = self._earlier + time.perf_counter() - self._started
+        write_atomically(self._file, json.dumps({"seconds": seconds}))
+
+    def read(self) -> float:
+        """Seconds noted so far."""
+        try:
+            return float(json.loads(self._file.read_text())["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0.0
+
+    def finish(self) -> float:
+        """Remove the note and return the sum."""
+        seconds = self.read()
+        self._file.unlink(missing_ok=True)
+        return seconds

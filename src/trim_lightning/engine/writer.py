@@ -11,8 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
 from trim_lightning.console.progress import progress_bar
-from trim_lightning.engine.elapsed import WorkClock
-from trim_lightning.engine.shards import ShardForm
+from trim_lightning.engine.shards import ShardForm, WorkClock
 from trim_lightning.engine.trainer import hush_lightning
 
 
@@ -44,7 +43,7 @@ class TokenProgress(Callback):
             tokens *= trainer.world_size  # the other processes are as fast as this one
             self._bar.update(min(tokens, self.total - self._bar.n))
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
@@ -56,7 +55,7 @@ PENDING = 2  # shards computed but not yet on disk: a slow disk holds the model 
 class ShardWriter(BasePredictionWriter):
     """Collects the results of a shard's batches and writes them in a thread of its own while the model goes on."""
 
-    def __init__(self, form: ShardForm, clock: WorkClock | None = None) -> None:
+    def __init__(self, form: ShardForm, clock: WorkClock) -> None:
         super().__init__(write_interval="batch")
         self.form, self.clock = form, clock
         self._open: dict[int, list[tuple[torch.Tensor, Any]]] = {}
@@ -66,7 +65,7 @@ class ShardWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start clock and thread."""
         self._thread = ThreadPoolExecutor(1, "shard-writer")
-        if self.clock is not None and trainer.is_global_zero:
+        if trainer.is_global_zero:
             self.clock.start()
 
     def write_on_batch_end(
@@ -92,7 +91,7 @@ class ShardWriter(BasePredictionWriter):
 
     def _write(self, shard: int, parts: Sequence[tuple[torch.Tensor, Any]], ticks: bool) -> None:
         self.form.write(shard, parts)
-        if self.clock is not None and ticks:
+        if ticks:
             self.clock.tick()
 
     def _settle(self, most: int = 0) -> None:

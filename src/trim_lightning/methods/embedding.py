@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trim_lightning.console.progress import progress_bar
-from trim_lightning.engine.elapsed import WorkClock
-from trim_lightning.engine.shards import finished_values, write_facts, write_values
+from trim_lightning.engine.shards import WorkClock, finished_values, write_facts, write_values
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import Selector
 from trim_lightning.methods.shared import AGGREGATES, cosine_groups, score_table, usable_groups

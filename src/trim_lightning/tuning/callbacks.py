@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.adam_moments import FILE, AdamMoments
+from trim_lightning.engine.writer import TokenProgress
 from trim_lightning.models.lora import save_adapter
 from trim_lightning.tuning.lora_module import TuningModule
 
@@ -58,13 +59,8 @@ class AfterMicroBatch(Callback):
         self.after(trainer, pl_module, batch)
 
 
-class TrainingProgress(AfterMicroBatch):
+class TrainingProgress(TokenProgress, AfterMicroBatch):
     """A progress bar over the tokens of all epochs."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self.title = title
-        self.total = total
-        self._bar: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
@@ -77,11 +73,6 @@ class TrainingProgress(AfterMicroBatch):
         self._bar.update(int(batch["tokens"]))
         if module.done.loss is not None:
             self._bar.set_postfix_str(f"loss {module.done.loss:.3f}", refresh=False)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
 
 
 class HeldOutStop(AfterMicroBatch):
