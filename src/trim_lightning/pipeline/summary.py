@@ -113,16 +113,15 @@ def training_summary(metrics: dict[str, Any], manifest: dict[str, Any], director
         ["coreset", f"{inputs['coreset']['rows']:,} records, {metrics['train/trained_tokens']:,} trained tokens"],
         ["training", f"{metrics['train/steps']:,} steps, {metrics['train/seconds']:.1f} s"],
     ]
+    taken = [name.removesuffix("_before") for name in metrics if name.startswith("eval/") and name.endswith("_before")]
     measured = [
         [
-            name,
-            f"{metrics[f'eval/{name}_before']:.4f}",
-            f"{metrics[f'eval/{name}']:.4f}",
-            f"{metrics[f'eval/{name}_low']:.4f} to {metrics[f'eval/{name}_high']:.4f}"
-            if f"eval/{name}_low" in metrics
-            else "",
+            name.removeprefix("eval/"),
+            f"{metrics[f'{name}_before']:.4f}",
+            f"{metrics[name]:.4f}",
+            f"{metrics[f'{name}_low']:.4f} to {metrics[f'{name}_high']:.4f}" if f"{name}_low" in metrics else "",
         ]
-        for name in measured_names(metrics)
+        for name in taken
     ]
     parts = [tabulate(rows, tablefmt="plain", disable_numparse=True)]
     if measured:
@@ -131,15 +130,6 @@ def training_summary(metrics: dict[str, Any], manifest: dict[str, Any], director
     where = os.path.relpath(directory)
     parts.append(f"files: {where if not where.startswith('..') else directory}")
     return "\n\n".join(parts)
-
-
-def measured_names(metrics: dict[str, Any]) -> list[str]:
-    """Names of the measures that were taken before and after."""
-    return [
-        name.removeprefix("eval/").removesuffix("_before")
-        for name in metrics
-        if name.startswith("eval/") and name.endswith("_before")
-    ]
 
 
 def describe_mix(pool: RecordFile, targets: TargetSet | None, chosen: NDArray[np.int64]) -> str:

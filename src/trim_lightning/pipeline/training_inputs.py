@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from trim_lightning.errors import UserError
@@ -39,17 +40,15 @@ def open_held_out(settings: TrainSettings, store: Store) -> RecordFile | None:
             per_family=evaluation.limit or 50,
             generator_seed=GENERATED_SEED + evaluation.seed,
         )
-        held_out = open_records(source, what="evaluation", seed=evaluation.seed, spool=store.spool)
     elif evaluation.path is not None:
         kind = "parquet" if evaluation.path.endswith(".parquet") else "jsonl"
         source = replace(SourceSettings(), source=kind, path=evaluation.path)
-        held_out = open_records(source, what="evaluation", seed=evaluation.seed, spool=store.spool)
-        if evaluation.limit is not None and evaluation.limit < len(held_out):
-            held_out = open_records(
-                source, what="evaluation", seed=evaluation.seed, spool=store.spool, sample=evaluation.limit
-            )
     else:
         return None
+    read = partial(open_records, source, what="evaluation", seed=evaluation.seed, spool=store.spool)
+    held_out = read()
+    if not evaluation.generated and evaluation.limit is not None and evaluation.limit < len(held_out):
+        held_out = read(sample=evaluation.limit)
     measures(held_out, evaluation)
     return held_out
 

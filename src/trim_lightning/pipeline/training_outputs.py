@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_lightning.errors import UserError
-from trim_lightning.files.atomic import copy_atomically
+from trim_lightning.files.atomic import copy_atomically, sha256_of
 from trim_lightning.pipeline.outputs import clear
 from trim_lightning.pipeline.select import Selection
 from trim_lightning.privacy.local import LOCAL
@@ -94,8 +94,6 @@ def copy_result(tuned: Entry, directory: Path) -> None:
 
 def adapter_digest(tuned: Entry) -> dict[str, Any]:
     """Name and sha256 of the trained weights."""
-    from trim_lightning.files.atomic import sha256_of
-
     files = sorted([*tuned.path.glob("adapter/*.safetensors"), *tuned.path.glob("model/*.safetensors")])
     return {file.name: sha256_of(file) for file in files}
 
