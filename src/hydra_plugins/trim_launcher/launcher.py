@@ -61,22 +61,17 @@ class SharingLauncher(Launcher):
         failed = [(place, result) for place, result in enumerate(results) if result.status == JobStatus.FAILED]
         if failed:
             log.error("%d of %d jobs failed:", len(failed), len(results))
-        results = [tell_quietly(result) if result.status == JobStatus.FAILED else result for result in results]
+        results = [QuietReturn(**vars(result)) if result.status == JobStatus.FAILED else result for result in results]
         for place, result in failed:
             overrides = " ".join(job_overrides[place])
             log.error("\t#%d %s: %s", initial_job_idx + place, overrides, reason_of(result))
-        self._report(jobs or self._compose(job_overrides[:1], initial_job_idx)[0])
-        return results
-
-    def _report(self, jobs: Mapping[int, SelectSettings]) -> None:
-        """Note that the tracker is to be told of the sweep as a whole, when its last job is done."""
+        jobs = jobs or self._compose(job_overrides[:1], initial_job_idx)[0]
         logger = next((job.logger for job in jobs.values() if job.logger.name == "wandb"), None)
-        if logger is None:
-            return
+        if logger is not None:  # the tracker is to be told of the sweep as a whole, when its last job is done
+            from trim_lightning.sweep.finished import finished_sweeps
 
-        from trim_lightning.sweep.finished import finished_sweeps
-
-        finished_sweeps[Path(self._config.hydra.sweep.dir)] = logger
+            finished_sweeps[Path(self._config.hydra.sweep.dir)] = logger
+        return results
 
     def _console_logging(self) -> DictConfig:
         """The jobs' logging without their log files: there is no job yet."""
@@ -142,14 +137,13 @@ class SharingLauncher(Launcher):
 
         folder = Path(self._config.hydra.sweep.dir)
         problems = dry_run(numbered(jobs), folder, numbered(mistakes), numbered(names)).problems
-        results = []
+        results: list[JobReturn] = []
         for place, overrides in enumerate(job_overrides):
-            result = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-            if initial_job_idx + place in problems:
-                result.status = JobStatus.FAILED
-                result.return_value = UserError(problems[initial_job_idx + place])
-                result = tell_quietly(result)
-            results.append(result)
+            if (problem := problems.get(initial_job_idx + place)) is None:
+                results.append(JobReturn(overrides=overrides, status=JobStatus.COMPLETED))
+            else:
+                failed = QuietReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=UserError(problem))
+                results.append(failed)
         return results
 
 
@@ -168,11 +162,6 @@ class QuietReturn(JobReturn):
     @return_value.setter
     def return_value(self, value: Any) -> None:
         self._return_value = value
-
-
-def tell_quietly(result: JobReturn) -> JobReturn:
-    """The same failed job as one that prints nothing."""
-    return QuietReturn(**vars(result))
 
 
 def reason_of(result: JobReturn) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trim_lightning.cli.exits import Parser, run_command
+from trim_lightning.cli.exits import Parser, command
 from trim_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,12 +21,8 @@ SAMPLES = 10_000
 CHUNK = 256  # records embedded between two steps of the progress bar
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare runs; returns the exit code."""
-    return run_command(run, arguments)
-
-
-def run(arguments: Sequence[str]) -> None:
+@command
+def main(arguments: Sequence[str]) -> None:
     """Parse, compare, print and write.
 
     Raises:

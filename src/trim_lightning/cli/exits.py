@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import os
 import re
 import sys
@@ -36,14 +37,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help explains")
 
 
-def run_command(task: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
-    """Run a plain (non-Hydra) command to its exit code; see `run_to_end`.
+def command(task: Callable[[Sequence[str]], None]) -> Callable[..., int]:
+    """Make the entry point of a plain (non-Hydra) command from what it does with its arguments.
 
-    Args:
-        task: The command; gets the arguments.
-        arguments: The arguments; None takes those of the process.
+    The entry point takes the arguments, by default those of the process, and returns the exit code of `run_to_end`.
     """
-    return run_to_end(lambda: task(sys.argv[1:] if arguments is None else arguments), plain_mistake, "interrupted")
+
+    @functools.wraps(task)
+    def main(arguments: Sequence[str] | None = None) -> int:
+        given = sys.argv[1:] if arguments is None else arguments
+        return run_to_end(lambda: task(given), plain_mistake, "interrupted")
+
+    return main
 
 
 def run_to_end(task: Callable[[], None], explain: Callable[[Exception], str | None], interrupted: str) -> int:

@@ -8,16 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trim_lightning.cli.exits import Parser, run_command
+from trim_lightning.cli.exits import Parser, command
 from trim_lightning.errors import UserError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Explain a record; returns the exit code."""
-    return run_command(run, arguments)
-
-
-def run(arguments: Sequence[str]) -> None:
+@command
+def main(arguments: Sequence[str]) -> None:
     """Parse, explain, print and write.
 
     Raises:

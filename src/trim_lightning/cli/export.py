@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trim_lightning.cli.exits import Parser, run_command
+from trim_lightning.cli.exits import Parser, command
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import read_json_object
 
@@ -18,12 +18,8 @@ RECEIPT = "export.json"
 NAMES = ("jsonl", "messages", "alpaca", "parquet")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Export a coreset; returns the exit code."""
-    return run_command(run, arguments)
-
-
-def run(arguments: Sequence[str]) -> None:
+@command
+def main(arguments: Sequence[str]) -> None:
     """Parse, export and say what was written.
 
     Raises:

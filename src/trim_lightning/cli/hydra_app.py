@@ -123,7 +123,9 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
         register_schemas()
         guard_hydra()
         try:
-            with job.unmuted():
+            # Hydra prints and logs the overrides of jobs: no keys onto the terminal
+            out, err = map(KeylessStream, (sys.stdout, sys.stderr))
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(job)()
         except SystemExit as error:  # of a library; before the job began, that is Hydra over the flags
             if error.code and not job.began:
@@ -171,16 +173,6 @@ class Job:
                 # Hydra prints all overrides before it raises: noise above our line
                 sys.stderr = io.StringIO()
             raise
-
-    @contextlib.contextmanager
-    def unmuted(self) -> Any:
-        """Keep keys off the terminal: Hydra prints and logs the overrides of jobs; give the streams back at the end."""
-        own = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = map(KeylessStream, own)
-        try:
-            yield
-        finally:
-            sys.stdout, sys.stderr = own
 
 
 def hydra_records() -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from trim_lightning.cli.exits import Parser, run_command
+from trim_lightning.cli.exits import Parser, command
 from trim_lightning.console.amounts import size_text
 from trim_lightning.console.visible import visible
 from trim_lightning.errors import UserError
@@ -26,12 +26,8 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 AGES = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Look after a store; returns the exit code."""
-    return run_command(run, arguments)
-
-
-def run(arguments: Sequence[str]) -> None:
+@command
+def main(arguments: Sequence[str]) -> None:
     """Parse and do it.
 
     Raises:

@@ -47,13 +47,6 @@ def clear(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def ranks_of(order: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """``[size]`` rank of each row, 1 = best, 0 where a row has none."""
-    ranks = np.zeros(size, dtype=np.int64)
-    ranks[order] = np.arange(1, len(order) + 1)
-    return ranks
-
-
 def write_scores(
     pool: RecordFile, scores: ScoreTable, order: NDArray[np.int64], chosen: NDArray[np.int64], path: Path
 ) -> None:
@@ -67,7 +60,8 @@ def write_scores(
         path: The file.
     """
     size = len(scores)
-    ranks = ranks_of(order, size)
+    ranks = np.zeros(size, dtype=np.int64)  # 0 where a row has none
+    ranks[order] = np.arange(1, len(order) + 1)
     selected = np.zeros(size, dtype=bool)
     selected[chosen] = True
     parts = {"score": scores.score, "mean": scores.mean, "max": scores.max, "coverage": scores.coverage}

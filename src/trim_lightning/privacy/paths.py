@@ -163,9 +163,8 @@ def different(texts: Sequence[str]) -> list[str]:
 
 def own_parts(path: str) -> tuple[str, ...]:
     """The parts of a path below anybody's home directory."""
-    parts = PurePosixPath(os.path.expanduser(path)).parts[1:]
+    path, home = os.path.expanduser(path), os.path.expanduser("~").rstrip(os.sep) + os.sep
+    parts = PurePosixPath(path).parts[1:]
     if len(parts) > 2 and parts[0] in ("home", "Users"):
         return parts[2:]
-    home = os.path.expanduser("~").rstrip(os.sep) + os.sep
-    inside = os.path.expanduser(path)
-    return PurePosixPath(inside.removeprefix(home)).parts if inside.startswith(home) else parts
+    return PurePosixPath(path.removeprefix(home)).parts if path.startswith(home) else parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
@@ -133,7 +133,6 @@ def chosen(
     stages: list[str] | None = None,
     unused_seconds: float | None = None,
     keep_bytes: int | None = None,
-    now: Callable[[], float] = time.time,
 ) -> list[Item]:
     """What a pruning takes, longest unused first.
 
@@ -142,13 +141,12 @@ def chosen(
         stages: Only these stages.
         unused_seconds: Only what no run has asked for since.
         keep_bytes: Take no more than is needed to bring the store down to this size.
-        now: Gives the time in seconds.
     """
     candidates = sorted(found, key=lambda item: (item.used, item.name))
     if stages:
         candidates = [item for item in candidates if item.stage in stages]
     if unused_seconds is not None:
-        candidates = [item for item in candidates if now() - item.used >= unused_seconds]
+        candidates = [item for item in candidates if time.time() - item.used >= unused_seconds]
     if keep_bytes is None:
         return candidates
     size, taken = sum(item.size for item in found), []

@@ -157,29 +157,26 @@ class WandbTracker(Tracker):
             self.run.log({name: table})
 
     def training_logger(self) -> Any:
-        """Curves in the same run."""
-        return curves(self)
+        """Curves in the same run, logged as harmlessly as all else."""
+        from lightning.pytorch.loggers import WandbLogger
+
+        tracker = self
+
+        class Curves(WandbLogger):
+            def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+                tracker.point(super().log_metrics, metrics, step)
+
+        return Curves(experiment=self.run)
+
+    @harmless
+    def point(self, log: Callable[..., None], metrics: Mapping[str, float], step: int | None) -> None:
+        """Log one point of the curves."""
+        log(metrics, step)
 
     @harmless
     def finish(self, succeeded: bool) -> None:
         """Close the run with its exit code."""
         self.run.finish(exit_code=0 if succeeded else 1)
-
-
-def curves(tracker: WandbTracker) -> Any:
-    """A Lightning logger that is as harmless as its tracker."""
-    from lightning.pytorch.loggers import WandbLogger
-
-    class Curves(WandbLogger):
-        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-            if tracker.lost:
-                return
-            try:
-                super().log_metrics(metrics, step)
-            except Exception as error:
-                tracker.give_up(error)
-
-    return Curves(experiment=tracker.run)
 
 
 @contextmanager
