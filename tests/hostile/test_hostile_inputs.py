@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from composing import compose_select
 from tiny_models import build_tiny_model, build_tiny_tokenizer
-from trim_lightning.cli import hydra_app as cli
+from trim_lightning.cli import exits
 from trim_lightning.cli.explain import main as explain_main
 from trim_lightning.cli.export import main as export_main
 from trim_lightning.compare.files import run_rows, write_rows
@@ -618,7 +618,7 @@ def test_a_template_reaches_nothing_of_python(template: str) -> None:
 
 
 def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.fail("pool.path=\x1b[2J\x1b]0;owned\x07 \x9b31m\u202e" + "a" * 100_000) == 2
+    assert exits.fail("pool.path=\x1b[2J\x1b]0;owned\x07 \x9b31m\u202e" + "a" * 100_000) == 2
     error = capsys.readouterr().err
     assert "error: pool.path=␛[2J␛]0;owned␇ ⟨U+009B⟩31m⟨U+202E⟩" in error
     assert len(error) < 3000
