@@ -32,7 +32,7 @@ def arguments(inputs: Inputs) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_fresh_stores_and_a_warm_one(dtype: str, arguments: list[str], tmp_path: Path) -> None:
     runs = [
         run_select(*arguments, f"model.dtype={dtype}", output_dir=tmp_path / f"run{number}", store_dir=tmp_path / store)

@@ -189,6 +189,7 @@ def test_disk_is_computed_from_what_the_stages_write(inputs: Inputs, tmp_path: P
         assert computed[stage] / 2 < sum(sizes) < 2 * computed[stage] + 10_000, stage
 
 
+@pytest.mark.slow
 def test_lora_that_finds_nothing_to_train_is_told_in_the_plan(inputs: Inputs, tmp_path: Path) -> None:
     told = dry(inputs, tmp_path, "warmup.lora_targets=[nothing]", code=2)
     assert "cannot run: #0: warmup.lora_targets=nothing: the model has none of these modules" in told.out
