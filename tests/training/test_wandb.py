@@ -171,12 +171,14 @@ def test_a_failed_run_says_so(desk: Desk, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_multirun_is_one_group_of_separate_runs(desk: Desk, command: Callable[..., Outcome], tmp_path: Path) -> None:
+    # W&B's process reads a relative path from where it was started, which may have been in another test
     outcome = command(
         "-m", *desk.train, desk.held_out("plain"), "train.epochs=1,2", "logger=wandb",
-        f"paths.store_dir={tmp_path / 'store'}", "hydra.sweep.dir=sweep/noon",
+        f"paths.store_dir={tmp_path / 'store'}", f"hydra.sweep.dir={tmp_path / 'sweep' / 'noon'}",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    records = runs_below(tmp_path / "sweep")
+    *records, whole = runs_below(tmp_path / "sweep")
+    assert (whole.run.job_type, whole.run.run_group) == ("sweep", "sweep/noon")
     assert [record.config["train"]["epochs"] for record in records] == [1, 2]
     assert [record.run.run_group for record in records] == ["sweep/noon"] * 2
     assert [record.run.display_name for record in records] == ["noon/0", "noon/1"]
