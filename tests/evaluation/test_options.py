@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from evaluation.conftest import Opened, Plain
 from trim_lightning.errors import UserError
-from trim_lightning.evaluation.evaluate import evaluate, measures
+from trim_lightning.evaluation.evaluate import evaluate, mean_options, measures
 from trim_lightning.evaluation.options import correct_option, likeliest, option_responses
 from trim_lightning.models.source import ModelSource
 from trim_lightning.settings.schema import EvaluationSettings
@@ -201,3 +201,10 @@ def test_results_are_json(judged: Any) -> None:
     results = judged(TEXTS[:2])
     assert json.loads(json.dumps(results)) == results
     assert set(results[0]) == {"id", "num_tokens", "nll", "choice", "choice_correct"}
+
+
+def test_a_later_record_with_unusable_choices_ends_nothing(judged: Any, opened: Callable[..., Opened]) -> None:
+    odd = {"prompt": "which?", "response": "It rains. The answer is (A).", "answer": "A", "choices": 3}
+    results = judged([*LETTERS, odd])
+    assert ["choice" in line for line in results] == [True] * 6 + [False]
+    assert mean_options(opened([*LETTERS, odd])[0]) == pytest.approx(6 * 4 / 7)

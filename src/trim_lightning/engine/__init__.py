@@ -1,1 +1,1 @@
-"""The forward passes: batches, Lightning predict modules, shards, ranking."""
+"""The forward passes: batches, Lightning predict modules, shards, devices."""

@@ -28,14 +28,23 @@ def response_losses(
     trainer: Mapping[str, Any],
     tokens_per_batch: int,
     title: str = "held-out",
+    within: Path | None = None,
 ) -> NDArray[np.float64]:
     """Summed loss (nats) of each record's response tokens, on one device.
+
+    Args:
+        model: The model.
+        records: The tokens.
+        trainer: Arguments of the Lightning Trainer.
+        tokens_per_batch: Padded tokens of a batch.
+        title: Name on the progress bar.
+        within: Folder for the pass's own files while it runs; None takes the system's temporary one.
 
     Returns:
         ``[records]`` float64, 0 for a record without a response.
     """
     resources = Resources(trainer, tokens_per_batch).alone()
-    with tempfile.TemporaryDirectory(prefix="trim-losses-") as folder:
+    with tempfile.TemporaryDirectory(prefix="trim-losses-", dir=within) as folder:
         run_record_pass(
             model, records, ResponseLoss(), Path(folder), scope="response", resources=resources, title=title
         )

@@ -1,4 +1,4 @@
-"""Run the target pass and keep its raw signals; turn them into banks."""
+"""Run the target pass and keep its raw signals."""
 
 from __future__ import annotations
 

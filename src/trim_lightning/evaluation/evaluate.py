@@ -59,7 +59,7 @@ def evaluate(
     def build(directory: Path) -> dict[str, Any]:
         model = trainee.model(tuned)
         started = time.perf_counter()
-        results = measure_losses(trainee, model, held_out, tokens, title)
+        results = measure_losses(trainee, model, held_out, tokens, directory, title)
         if plan["option_accuracy"]:
             measure_options(trainee, model, held_out, results, directory, title)
         if plan["exact_match"]:
@@ -69,17 +69,26 @@ def evaluate(
 
     more: dict[str, Any] = {}
     if plan["option_accuracy"]:
-        choices_of = (held_out.object(row).get("choices") for row in range(len(held_out)))
-        more["number"] = 1 + sum(len(found) for found in choices_of if isinstance(found, list)) / len(held_out)
+        more["how_many"] = lambda: 1 + mean_options(held_out)
     if plan["exact_match"]:
-        answers = sum(held_out.object(row).get("answer") is not None for row in range(len(held_out)))
-        more.update(answers=answers, answer_tokens=settings.max_new_tokens)
+        more.update(how_many_answers=lambda: len(answered(held_out)), answer_tokens=settings.max_new_tokens)
         more["assumed"] = f"answers of {settings.max_new_tokens} tokens"
     cost = trainee.cost(f"evaluate_{title}", "evaluation", tokens, loads=True, **more)
     entry = trainee.store.get(key, build, cost=cost)
     trainee.ledger.book(f"evaluate_{title}", entry)
     results: list[dict[str, Any]] = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))
     return results
+
+
+def answered(held_out: RecordFile) -> list[int]:
+    """Rows of the records that have an ``answer``."""
+    return [row for row in range(len(held_out)) if held_out.object(row).get("answer") is not None]
+
+
+def mean_options(held_out: RecordFile) -> float:
+    """Mean number of ``choices`` of the held-out records; a record without usable ones has none."""
+    choices = (held_out.object(row).get("choices") for row in range(len(held_out)))
+    return sum(len(found) for found in choices if isinstance(found, list)) / len(held_out)
 
 
 def measures(held_out: RecordFile, settings: EvaluationSettings) -> dict[str, bool]:
@@ -106,7 +115,9 @@ def measures(held_out: RecordFile, settings: EvaluationSettings) -> dict[str, bo
     }
 
 
-def measure_losses(trainee: Trainee, model: Any, held_out: RecordFile, tokens: Any, title: str) -> list[dict[str, Any]]:
+def measure_losses(
+    trainee: Trainee, model: Any, held_out: RecordFile, tokens: Any, directory: Path, title: str
+) -> list[dict[str, Any]]:
     """Summed response loss and response tokens of each record."""
     from trim_lightning.engine.response_loss import response_counts, response_losses
 
@@ -117,6 +128,7 @@ def measure_losses(trainee: Trainee, model: Any, held_out: RecordFile, tokens: A
         trainer=trainee.trainer,
         tokens_per_batch=trainee.tokens_per_batch,
         title=f"loss {title}",
+        within=directory,
     )
     return [
         {"id": held_out.id(row), "num_tokens": int(counts[row]), "nll": float(losses[row])}
@@ -148,6 +160,7 @@ def measure_options(
         trainer=trainee.trainer,
         tokens_per_batch=trainee.tokens_per_batch,
         title=f"options {title}",
+        within=directory,
     )
     whole = tokens.lengths < trainee.max_length  # a response that was cut cannot be compared
     for row, option in likeliest(lines, losses, np.where(whole, response_counts(tokens), 0)).items():
@@ -168,7 +181,7 @@ def measure_answers(
     from trim_lightning.evaluation.answers import is_correct
     from trim_lightning.evaluation.generation import answer_prompts, end_tokens, generate_answers
 
-    rows = [row for row in range(len(held_out)) if held_out.object(row).get("answer") is not None]
+    rows = answered(held_out)
     answers = generate_answers(
         trainee.placed(model),
         trainee.tokenizer,

@@ -1,4 +1,4 @@
-"""What several selectors share: stored passes, stored scores against target groups, the table of scores."""
+"""What several selectors share: stored scores against target groups, the table of scores."""
 
 from __future__ import annotations
 

@@ -146,11 +146,12 @@ class TrimSelector(Selector):
             )
 
         assert task.targets is not None
+        groups = task.targets.groups
         cost = task.scorer.cost(
             "score",
             "scoring pass",
             task.pool_tokens,
-            number=len(task.targets.groups),
+            how_many=lambda: len(groups),
             resources=work.resources,
             shared=digest_of([work.pass_identity, str(task.store.root)]),
         )

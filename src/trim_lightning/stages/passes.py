@@ -107,7 +107,7 @@ def record_values(
         statistic.stage,
         records,
         resources=resources,
-        number=statistic.settings.get("dimension", 1),
+        how_many=lambda: statistic.settings.get("dimension", 1),
         training=settings.warmup if statistic.needs_gradients else None,
     )
     entry = task.store.get(key, build, resumable=True, together=not alone, cost=cost)

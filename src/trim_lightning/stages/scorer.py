@@ -96,7 +96,7 @@ class Scorer(ModelHandle):
             return facts
 
         kept = 1 if stage == "warmup" else 3 * settings.epochs  # with Adam's two moments at every checkpoint
-        cost = self.cost("warmup", "lora training", pool, training=settings, rows=rows, number=kept)
+        cost = self.cost("warmup", "lora training", pool, training=settings, rows=rows, how_many=lambda: kept)
         entry = self.store.get(key, build, resumable=True, cost=cost)
         self.ledger.book("warmup", entry)
         return entry

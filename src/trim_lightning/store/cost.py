@@ -23,8 +23,8 @@ class Cost:
         records: What is fed to it (tokenised), to draw a sample from.
         tokens_per_batch: Padded tokens of a batch.
         training: Hyperparameters of the training, where the model's weights or a LoRA adapter get gradients.
-        number: How many of what the kind of work counts, see there.
-        answers: Answers that are generated besides.
+        how_many: Gives how many there are of what the kind of work counts, see there; called only for a plan.
+        how_many_answers: Gives the answers that are generated besides; called only for a plan.
         answer_tokens: Tokens of the longest of them.
         shared: Results with an equal value come from one pass when they are planned together; None for a pass of
             its own.
@@ -41,8 +41,8 @@ class Cost:
     records: Any = None
     tokens_per_batch: int = 0
     training: TuningSettings | None = None
-    number: float = 1
-    answers: int = 0
+    how_many: Callable[[], float] = lambda: 1
+    how_many_answers: Callable[[], int] = lambda: 0
     answer_tokens: int = 0
     shared: Hashable = None
     devices: int = 1
@@ -53,3 +53,13 @@ class Cost:
     def tokens(self) -> int:
         """Real tokens that will be fed to the model."""
         return self.count()
+
+    @cached_property
+    def number(self) -> float:
+        """How many there are of what the kind of work counts."""
+        return self.how_many()
+
+    @cached_property
+    def answers(self) -> int:
+        """Answers that are generated besides."""
+        return self.how_many_answers()

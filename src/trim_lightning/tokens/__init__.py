@@ -1,0 +1,1 @@
+"""Chat rendering, roles of tokens, tokenised records on disk."""

@@ -1,1 +1,1 @@
-"""LoRA training that warm-up and fine-tuning share."""
+"""The training that warm-up and fine-tuning share."""
