@@ -31,7 +31,12 @@ from trim_lightning.evaluation.harness.run import TaskResults, check_tasks, data
 from trim_lightning.evaluation.harness.tasks import LOCAL_TASKS, local_counterpart
 from trim_lightning.models.load import load_tokenizer
 from trim_lightning.models.source import ModelSource
+from trim_lightning.records.indexing import index
+from trim_lightning.records.record_file import LineSource, ReadOptions
 from trim_lightning.settings.schema import EvaluationSettings
+from trim_lightning.stages.trainee import Trainee
+from trim_lightning.store import StageKey, Store
+from trim_lightning.store.ledger import Ledger
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 
@@ -490,16 +495,52 @@ def test_a_plain_prompt_reads_as_in_training(
 
 
 @needs_lm_eval
+@pytest.mark.parametrize("clock", ["date_string", "strftime_now('%d %b %Y')"])
+@pytest.mark.parametrize("given", [False, True])
 def test_the_date_in_a_prompt_is_that_of_training(
-    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, says: Callable[..., None], tmp_path: Path
+    clock: str,
+    given: bool,
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    says: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
     from trim_lightning.tokens.rendering import DATE
 
     write(tmp_path, "svamp.test", NUMBERS[:1])
     says(lambda record: "")
-    tokenizer.chat_template = "{{ date_string }}|" + tokenizer.chat_template
-    found = run_tasks(llama, tokenizer, ["trim_svamp"], data_dir=str(tmp_path))
-    assert found.details["trim_svamp"]["first_prompt"].startswith(f"{DATE}|")
+    template = "{{ " + clock + " }}|" + tokenizer.chat_template
+    if not given:
+        tokenizer.chat_template = template
+    found = run_tasks(
+        llama, tokenizer, ["trim_svamp"], data_dir=str(tmp_path), chat_template=template if given else None
+    )
+    details = found.details["trim_svamp"]
+    assert details["first_prompt"].startswith(f"{DATE}|")
+    assert details["template"]["chat_template_sha256"] == hashlib.sha256(template.encode()).hexdigest()
+
+
+@needs_lm_eval
+def test_the_date_is_part_of_the_key_of_tasks_and_tokens(
+    store: Store, tiny_source: Callable[[str], ModelSource], pool_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):
+        """The key that the store was asked for."""
+
+    def ask(key: StageKey, *_: Any, **__: Any) -> None:
+        raise Asked(key.hex)
+
+    trainee = Trainee(tiny_source("llama"), "float32", store, Ledger(), trainer={}, seed=0, max_length=64)
+    records = index(LineSource(pool_file, label="pool", name="pool", what="pool"), ReadOptions())
+    monkeypatch.setattr(store, "get", ask)
+    keys = set()
+    for date in ("26 Jul 2024", "27 Jul 2024"):
+        monkeypatch.setattr("trim_lightning.tokens.rendering.DATE", date)
+        keys.add(trainee.tokens_key(records).hex)
+        with pytest.raises(Asked) as asked:
+            harness.task_scores(trainee, None, EvaluationSettings(tasks=["trim_svamp"]), seed=0)
+        keys.add(str(asked.value))
+    assert len(keys) == 4
 
 
 @needs_lm_eval

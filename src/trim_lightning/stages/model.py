@@ -153,13 +153,13 @@ class ModelHandle:
 
     def tokens_key(self, records: RecordFile) -> StageKey:
         """Key of the tokenised form of some records."""
-        from trim_lightning.tokens.rendering import RENDERING_VERSION
+        from trim_lightning.tokens.rendering import DATE, RENDERING_VERSION
 
-        template = self.source.chat_template
+        template = None if self.source.chat_template is None else digest_of(self.source.chat_template)
         return StageKey(
             "tokens",
             RENDERING_VERSION,
-            {"max_length": self.max_length, "chat_template": None if template is None else digest_of(template)},
+            {"max_length": self.max_length, "chat_template": template, "date": DATE},
             {"records": records.identity(), "model": self.source.digest},
         )
 

@@ -146,14 +146,12 @@ class ChatRenderer:
                 "use a model with a tokenizer.json"
             )
         self._tokenizer = tokenizer
-        self._template = chat_template or _own_template(tokenizer)
+        self._template = chat_template or own_template(tokenizer)
         self._scaffolds: dict[tuple[tuple[str, ...], tuple[Kind, ...]], Scaffold | str] = {}
         self._backend = _untrimmed_copy(tokenizer)
         self._is_special, self._is_space = _token_tables(tokenizer)
         self._eos = _eos_to_append(tokenizer, self._backend)
-        self._jinja = "" if self._template is None else self._template
-        if "strftime_now" in self._jinja:
-            self._jinja = _STOPPED_CLOCK + self._jinja
+        self._jinja = with_stopped_clock(self._template or "")
         if self._template is not None:
             self._check_syntax()
 
@@ -316,7 +314,17 @@ def _render_plain(turns: Sequence[Turn]) -> Rendered:
     return Rendered("\n".join(turn.content for turn in turns), tuple(spans))
 
 
-def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def with_stopped_clock(template: str) -> str:
+    """A chat template in which it is `DATE` for ever; to be rendered with ``date_string=DATE``."""
+    return _STOPPED_CLOCK + template if "strftime_now" in template else template
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The chat template of a tokenizer, None if it has none.
+
+    Raises:
+        UserError: if it has several and none of them is the default.
+    """
     if not tokenizer.chat_template:
         return None
     try:

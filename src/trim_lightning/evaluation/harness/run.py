@@ -74,15 +74,18 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
     Raises:
         UserError: for an unknown task, or data that cannot be had.
     """
+    from trim_lightning.tokens.rendering import DATE
+
     key = StageKey(
         "tasks",
-        1,
+        2,
         {
             "tasks": settings.tasks,
             "num_fewshot": settings.num_fewshot,
             "limit": settings.task_limit,
             "seed": seed,
             "chat_template": trainee.source.chat_template,
+            "date": DATE,
             "data": data_digest(settings),
         },
         {
@@ -121,7 +124,7 @@ def run_tasks(
 
     Args:
         model: A causal LM, on the device on which to run.
-        tokenizer: Its tokenizer. Its chat template renders the prompts, with the same fixed date as in training;
+        tokenizer: Its tokenizer. Its chat template renders the prompts, with the same stopped clock as in training;
             without one they are plain.
         settings: ``tasks`` (tasks, groups or tags: lm-eval's own, those in ``tasks_path``, or `LOCAL_TASKS`), and how;
             without ``data_dir`` the local tasks' files are in TRIM_DATA_DIR.
@@ -138,7 +141,9 @@ def run_tasks(
     from lightning.pytorch.utilities.seed import isolate_rng
     from lm_eval import simple_evaluate
 
-    template = chat_template or tokenizer.chat_template
+    from trim_lightning.tokens.rendering import own_template
+
+    template = chat_template or own_template(tokenizer)
     chat = template is not None
     with _quiet() as heard, isolate_rng(), contextlib.ExitStack() as afterwards:
         afterwards.callback(model.train, model.training)
@@ -166,7 +171,7 @@ def run_tasks(
             ) from error
     assert results is not None  # it is None on further processes only, and there is one
     notes += [f"lm-eval: {message}" for message in sorted(set(heard))]
-    template_hash = hashlib.sha256(str(template).encode()).hexdigest() if chat else None
+    template_hash = hashlib.sha256(template.encode()).hexdigest() if template is not None else None
     end = harness.tok_decode(harness.eot_token_id, skip_special_tokens=False)
     return _collect(results, loaded, template_hash, end, notes)
 
@@ -219,10 +224,10 @@ def data_digest(settings: EvaluationSettings) -> str:
 def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str | None) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    from trim_lightning.tokens.rendering import DATE
+    from trim_lightning.tokens.rendering import DATE, with_stopped_clock
 
     own = copy.deepcopy(tokenizer)  # it may be given a padding token
-    own.chat_template = template
+    own.chat_template = None if template is None else with_stopped_clock(template)
     return HFLM(
         pretrained=model,
         tokenizer=own,
