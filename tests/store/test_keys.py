@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from trim_lightning.store import StageKey
 from trim_lightning.store.keys import canonical, digest_of
+from trim_lightning.store.versions import key_versions
 
 scalars = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-5, 5, width=16) | st.text(max_size=3)
 values = st.recursive(
@@ -107,4 +108,5 @@ def test_the_description_says_it_all() -> None:
         "version": 1,
         "settings": {"x": [1, None]},
         "inputs": {"pool": "ff"},
+        "versions": key_versions("score"),
     }

@@ -103,7 +103,7 @@ def test_the_manifest_says_what_went_in_and_what_came_out(whole: Training, desk:
     assert manifest["adapter"] == {weights: sha256(whole.directory / "adapter" / weights)}
     for stage in ("evaluate_before", "finetune", "evaluate_after"):
         record = manifest["stages"][stage]
-        assert set(record) == {"key", "seconds", "tokens", "tokens_per_second", "cached"}
+        assert set(record) == {"key", "seconds", "tokens", "tokens_per_second", "cached", "versions"}
         assert record["tokens"] > 0
         assert not record["cached"]
     assert set(manifest["selection"]["stages"]) == {"tokenize", "fingerprint", "score", "select"}

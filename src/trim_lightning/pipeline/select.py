@@ -28,6 +28,7 @@ from trim_lightning.selection.ranking import ScoreTable, rank_by_score
 from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.store import Store
 from trim_lightning.store.ledger import StageRecord
+from trim_lightning.store.versions import versions
 from trim_lightning.tracking.open import tracked
 from trim_lightning.tracking.tracker import Tracker
 
@@ -127,7 +128,7 @@ def run_selection(
     write_scores(task.pool, scores, order, chosen, directory / "scores.parquet")
     write_coreset(task.pool, chosen, directory / "coreset.jsonl")
     selector.write_extras(task, directory)
-    task.ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, cached=False))
+    task.ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, False, versions()))
     unscored = first_ids(task.pool, np.flatnonzero(np.isnan(scores.score)))
     manifest = write_selection_manifest(task, scores, chosen, responses, unscored, directory)
     report = None

@@ -6,7 +6,6 @@ import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ from trim_lightning.privacy.local import read_local, with_local, write_local
 from trim_lightning.privacy.paths import shareable
 from trim_lightning.runs.names import MANIFEST
 from trim_lightning.store.ledger import Ledger
+from trim_lightning.store.versions import PACKAGES, versions
 
-PACKAGES = (
-    "trim-lightning", "torch", "lightning", "transformers", "tokenizers", "peft", "hydra-core", "omegaconf",
-    "numpy", "pyarrow", "safetensors", "datasets", "reasoning-gym", "wandb",
-)  # fmt: skip
+OTHER_PACKAGES = ("hydra-core", "omegaconf", "pyarrow", "safetensors", "datasets", "reasoning-gym", "wandb")
 
 
 class BrokenRun(Exception):
@@ -84,19 +81,6 @@ class Manifest:
         return cls(directory, content, config, content["inputs"], content["stages"], content["counts"])
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result can depend on."""
-    import platform
-
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def git_state() -> dict[str, Any] | None:
     """Commit and cleanliness of this package's checkout, or None if it is not one."""
     root = Path(__file__).resolve().parents[3]
@@ -134,10 +118,12 @@ def write_manifest(
         ledger: Stages and warnings.
         **more: Further entries.
     """
+    now = versions((*PACKAGES, *OTHER_PACKAGES))
+    ledger.warn_of_versions(now)
     content = shareable(
         {
             "config": config,
-            "versions": versions(),
+            "versions": now,
             "git": git_state(),
             "inputs": inputs,
             "stages": {name: record.as_dict() for name, record in ledger.stages.items()},

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from trim_lightning.store.versions import key_versions
+
 
 def canonical(value: Any) -> Any:
     """Bring JSON-able values to one form, so that equal settings give equal keys.
@@ -45,6 +47,8 @@ class StageKey:
         version: Schema version of the stage: raised whenever its code changes what it writes.
         settings: The config values that the stage reads.
         inputs: sha256 of inputs by role, and the hexes of the stages before.
+
+    The versions of the libraries that change what this stage computes are part of it too.
     """
 
     stage: str
@@ -54,7 +58,7 @@ class StageKey:
 
     @cached_property
     def hex(self) -> str:
-        """sha256 (hex) of everything above."""
+        """sha256 (hex) of all that."""
         return digest_of(self.description)
 
     def __hash__(self) -> int:
@@ -68,4 +72,5 @@ class StageKey:
             "version": self.version,
             "settings": canonical(self.settings),
             "inputs": canonical(self.inputs),
+            **({"versions": versions} if (versions := key_versions(self.stage)) else {}),
         }

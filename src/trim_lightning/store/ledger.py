@@ -21,12 +21,15 @@ class StageRecord:
         seconds: Wall time of the stage, loading and converting the model excluded; of the first time if cached.
         tokens: Real tokens fed to the model, scaffolding included, padding not.
         cached: True if the result was found in the store.
+        versions: Package to the version that it was computed with, to all of them where several results add up; None
+            if that is not known.
     """
 
     key: str | None
     seconds: float
     tokens: int
     cached: bool
+    versions: Mapping[str, str] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The form in ``manifest.json``."""
@@ -37,6 +40,7 @@ class StageRecord:
             "tokens": self.tokens,
             "tokens_per_second": round(rate, 2),
             "cached": self.cached,
+            "versions": None if self.versions is None else dict(self.versions),
         }
 
 
@@ -61,7 +65,8 @@ class Ledger:
         facts: Mapping[str, Any] = entry.facts
         if entry.cached and stage not in self.stages and not self.quiet:
             log.info("%s: from the store", stage)
-        record = StageRecord(entry.key.hex, float(facts.get("seconds", 0.0)), int(facts.get("tokens", 0)), entry.cached)
+        seconds, tokens = float(facts.get("seconds", 0.0)), int(facts.get("tokens", 0))
+        record = StageRecord(entry.key.hex, seconds, tokens, entry.cached, entry.versions)
         if record.tokens and not entry.cached:
             log.info("%s: %s tokens in %.1f s", stage, f"{record.tokens:,}", record.seconds)
         self.add(stage, record)
@@ -75,11 +80,37 @@ class Ledger:
                 before.seconds + record.seconds,
                 before.tokens + record.tokens,
                 before.cached and record.cached,
+                together(before.versions, record.versions),
             )
         self.stages[stage] = record
+
+    def warn_of_versions(self, now: Mapping[str, str]) -> None:
+        """Say in one line which results come from other versions than those of now."""
+        stages: dict[str, list[str]] = {}
+        for name, record in self.stages.items():
+            changes = [
+                f"{package} {then} (now {now.get(package, 'none')})"
+                for package, then in (record.versions or {}).items()
+                if then != now.get(package)
+            ]
+            if changes:
+                stages.setdefault(", ".join(changes), []).append(name)
+        if stages:
+            told = "; ".join(f"{', '.join(names)} with {changes}" for changes, names in stages.items())
+            self.warn(f"results in the store were computed with other versions: {told}")
 
     def warn(self, message: str) -> None:
         """Tell the user now and note it in the manifest."""
         if not self.quiet:
             log.warning(message)
         self.warnings.append(message)
+
+
+def together(one: Mapping[str, str] | None, other: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """The versions behind two results; None if those of either are not known."""
+    if one is None or other is None:
+        return None
+    return {
+        package: ", ".join(dict.fromkeys(found[package] for found in (one, other) if package in found))
+        for package in {**one, **other}
+    }

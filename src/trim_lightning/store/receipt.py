@@ -11,6 +11,7 @@ from typing import Any
 
 from trim_lightning.files.atomic import sha256_of, write_atomically
 from trim_lightning.store.keys import StageKey
+from trim_lightning.store.versions import versions
 
 RECEIPT = "entry.json"
 LONGEST_NAME = 1024  # characters of a file's path in an entry
@@ -21,13 +22,13 @@ class StoreError(Exception):
 
 
 def seal(workspace: Path, key: StageKey, facts: Mapping[str, Any]) -> None:
-    """Write the receipt of a finished workspace: the checksum of every file, and of the receipt itself."""
+    """Write the receipt of a finished workspace: the checksum of every file and of the receipt itself, versions."""
     files = {
         str(path.relative_to(workspace)): {"sha256": sha256_of(path), "size": path.stat().st_size}
         for path in sorted(workspace.rglob("*"))
         if path.is_file() and path != workspace / RECEIPT
     }
-    content = {"key": key.description, "files": files, "facts": facts, "created": time.time()}
+    content = {"key": key.description, "files": files, "facts": facts, "created": time.time(), "versions": versions()}
     receipt = json.loads(json.dumps(content))  # as it will be read: JSON turns some keys and values into others
     write_atomically(workspace / RECEIPT, json.dumps({**receipt, "seal": seal_of(receipt)}, indent=1))
 
@@ -52,6 +53,14 @@ def listed_files(receipt: Mapping[str, Any]) -> list[tuple[str, int, str]]:
             raise StoreError("the receipt names a file outside the entry")
         listed.append((name, size, digest))
     return listed
+
+
+def versions_in(receipt: Mapping[str, Any]) -> dict[str, str] | None:
+    """Package to the version that a result was computed with; None if the receipt does not say, as older ones."""
+    found = receipt.get("versions")
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        return None
+    return found
 
 
 def has_link(file: Path, entry: Path) -> bool:

@@ -23,7 +23,8 @@ from trim_lightning.files.json_files import read_json_object
 from trim_lightning.store.cost import Cost
 from trim_lightning.store.keys import StageKey, digest_of
 from trim_lightning.store.processes import ALONE, PartDone, Team
-from trim_lightning.store.receipt import RECEIPT, StoreError, has_link, listed_files, seal, seal_of
+from trim_lightning.store.receipt import RECEIPT, StoreError, has_link, listed_files, seal, seal_of, versions_in
+from trim_lightning.store.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,14 @@ class Entry:
         path: Its directory; read only.
         facts: What the builder said of it (``seconds``, ``tokens`` …).
         cached: True if this call found it rather than built it.
+        versions: Package to the version that it was computed with; None if its receipt does not say.
     """
 
     key: StageKey
     path: Path
     facts: Mapping[str, Any]
     cached: bool
+    versions: Mapping[str, str] | None = None
 
 
 class Store:
@@ -101,7 +104,7 @@ class Store:
             return None
         with suppress(OSError):
             os.utime(path / RECEIPT)  # when it was last used, for pruning
-        return Entry(key, path, receipt["facts"], cached=True)
+        return Entry(key, path, receipt["facts"], cached=True, versions=versions_in(receipt))
 
     def get(
         self,
@@ -214,7 +217,8 @@ class Store:
         path = self.path_of(key)
         for _ in range(SIGHT_ATTEMPTS):
             try:
-                return Entry(key, path, self.verify(path)["facts"], cached=True)
+                receipt = self.verify(path)
+                return Entry(key, path, receipt["facts"], cached=True, versions=versions_in(receipt))
             except (StoreError, FileNotFoundError):
                 time.sleep(SIGHT_SECONDS)  # network file systems show new files late
         raise UserError(
@@ -277,7 +281,7 @@ class Store:
             shutil.rmtree(workspace, ignore_errors=True)
             return other
         self._verified.add(key.hex)
-        return Entry(key, final, facts, cached=False)
+        return Entry(key, final, facts, cached=False, versions=versions())
 
     def verify(self, path: Path) -> dict[str, Any]:
         """Read the receipt of an entry and compare every file with it, once per process.

@@ -20,7 +20,7 @@ class UnbuiltEntry(Entry):
 
     def __init__(self, key: StageKey) -> None:
         facts: Mapping[str, Any] = defaultdict(float)
-        for name, value in {"key": key, "facts": facts, "cached": False}.items():
+        for name, value in {"key": key, "facts": facts, "cached": False, "versions": None}.items():
             object.__setattr__(self, name, value)
 
     @property
