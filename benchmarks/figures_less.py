@@ -47,9 +47,9 @@ def less_pass(model: Any, records: TokenizedRecords, moments: Path | None) -> li
     from trim_lightning.engine.gradients import GradientFeatures
     from trim_lightning.engine.record_pass import run_record_pass
     from trim_lightning.engine.shards import read_values
-    from trim_lightning.tuning.run import MICRO_BATCH_TOKENS
+    from trim_lightning.tuning.memory import MOST_TOKENS
 
-    budget = MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+    budget = MOST_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
     directory = Path(tempfile.mkdtemp(dir=WORK))
     try:
         features = GradientFeatures(8192, 0, moments)

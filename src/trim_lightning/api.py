@@ -228,7 +228,7 @@ def load(
 
     Args:
         path: A model directory, a Hub id, or ``bundled:smollm2_135m``.
-        adapter: A PEFT adapter folder (for example a warm-up's) to merge into it.
+        adapter: A PEFT adapter folder (for example a warm-up's) to put onto it.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: A torch device; by default the first GPU, else the CPU.
         store_dir: Where the converted bundled model and file checksums are kept; by default ``TRIM_STORE_DIR``, else
@@ -241,7 +241,7 @@ def load(
     source = find_model(ModelSettings(path=path), Store(store_dir or os.environ.get("TRIM_STORE_DIR", ".trim_store")))
     model = load_model(source, resolve_dtype(dtype))
     if adapter is not None:
-        model = apply_adapter(model, Path(adapter), merge=True)
+        model = apply_adapter(model, Path(adapter), gradients=False)
     if source.max_positions is not None:
         options["max_length"] = min(options.get("max_length", source.max_positions), source.max_positions)
     target: Any = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -24,7 +24,6 @@ from trim_lightning.models.source import find_model
 from trim_lightning.pipeline.train import Training
 from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
-from trim_lightning.tuning import run as tuning
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -98,7 +97,7 @@ def test_plain_peft_gives_the_loss_that_was_reported(run: Training, desk: Desk) 
 
 
 def test_merging_changes_nothing_but_rounding(run: Training, desk: Desk, base: Callable[[], PreTrainedModel]) -> None:
-    merged = apply_adapter(base(), run.directory / "adapter", merge=True)
+    merged = apply_adapter(base(), run.directory / "adapter", gradients=False)
     assert not [name for name, _ in merged.named_modules() if "lora" in name]
     input_ids = torch.arange(20)[None]
     with torch.no_grad():
@@ -106,15 +105,50 @@ def test_merging_changes_nothing_but_rounding(run: Training, desk: Desk, base: C
         torch.testing.assert_close(merged(input_ids=input_ids).logits, expected, rtol=0, atol=1e-4)
 
 
-def test_a_merged_scorer_keeps_its_rotary_frequencies(run: Training, desk: Desk) -> None:
-    """Rounded to bfloat16 they would bend every position; transformers loads them in float32."""
+@pytest.fixture
+def low_precision(desk: Desk) -> Callable[[], PreTrainedModel]:
+    """Loads the model in bfloat16."""
     source = find_model(ModelSettings(path=str(desk.root / "model")), Store(desk.store))
-    model = load_model(source, torch.bfloat16)
-    expected = model.model.rotary_emb.inv_freq.clone()
-    merged = tuning.merge(PeftModel.from_pretrained(model, str(run.directory / "adapter")), torch.bfloat16)
-    assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
-    assert merged.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert torch.equal(merged.model.rotary_emb.inv_freq, expected)
+    return lambda: load_model(source, torch.bfloat16)
+
+
+def test_a_warmed_up_scorer_keeps_its_rotary_frequencies(
+    run: Training, low_precision: Callable[[], PreTrainedModel]
+) -> None:
+    """Rounded to bfloat16 they would bend every position; transformers loads them in float32."""
+    expected = low_precision().model.rotary_emb.inv_freq
+    scorer = apply_adapter(low_precision(), run.directory / "adapter", gradients=False)
+    assert {parameter.dtype for parameter in scorer.parameters()} == {torch.bfloat16}
+    assert scorer.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(scorer.model.rotary_emb.inv_freq, expected)
+
+
+def test_bfloat16_weights_round_no_small_update_away(
+    run: Training, base: Callable[[], PreTrainedModel], low_precision: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    """An update smaller than half a step of the weights, as a low learning rate gives it."""
+    small = tmp_path / "small"
+    shutil.copytree(run.directory / "adapter", small)
+    matrices = load_file(small / WEIGHTS)
+    save_file({name: value / 2000 if "lora_B" in name else value for name, value in matrices.items()}, small / WEIGHTS)
+
+    def update(scorer: PreTrainedModel, untouched: PreTrainedModel, rounded: bool) -> torch.Tensor:
+        """What the adapter adds to the first layer's query, for inputs that only its weights can change."""
+        torch.manual_seed(0)
+        states = torch.randn(64, untouched.config.hidden_size)
+        before, after = (model.model.layers[0].self_attn.q_proj for model in (untouched, scorer))
+        if not rounded:
+            return after(states) - before(states)
+        own = after.lora_B["default"](after.lora_A["default"](states.to(torch.bfloat16)))
+        return own.float() * after.scaling["default"]
+
+    exact = update(apply_adapter(base(), small, gradients=False), base(), rounded=False)
+    merged = PeftModel.from_pretrained(low_precision(), str(small)).merge_and_unload()
+    weights = [model.model.layers[0].self_attn.q_proj.weight for model in (merged, low_precision())]
+    assert (weights[0] == weights[1]).float().mean() > 0.9  # why it is not merged
+    kept = update(apply_adapter(low_precision(), small, gradients=False), low_precision(), rounded=True)
+    share = float((kept * exact).sum() / (exact * exact).sum())
+    assert share == pytest.approx(1, abs=0.02)
 
 
 def test_saving_asks_no_network_and_warns_of_nothing(

@@ -81,7 +81,7 @@ def killed(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     trainings = {str(folder): [*desk.train, *CASES[case], *extra] for case, folder in folders.items()}
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, json.dumps(trainings)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 from tqdm import tqdm
 
 LINE_SECONDS = 10.0  # between two lines in a log file
+
+# no process shares a bar with another; tqdm's own lock would leave a semaphore behind in every process that is killed,
+# of which Python then tells after the command's last line
+tqdm.set_lock(threading.RLock())
 
 
 class ProgressLines(tqdm):

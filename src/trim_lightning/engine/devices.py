@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.store.processes import ALONE, Team
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,16 @@ def first_device(trainer: Mapping[str, Any]) -> int | None:
     if isinstance(devices, str) and "," in devices:
         devices = [int(name) for name in devices.split(",") if name.strip()]
     return int(devices[0]) if isinstance(devices, list | tuple) and devices else None
+
+
+def device_of(trainer: Mapping[str, Any]) -> torch.device:
+    """The single device of these Trainer arguments: of the accelerator that they name or that ``auto`` finds."""
+    import torch
+
+    wanted = trainer.get("accelerator") or "auto"
+    if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        named = first_device(trainer)
+        return torch.device("cuda") if named is None else torch.device("cuda", named)
+    if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

@@ -14,7 +14,7 @@ from trim_lightning.engine.batches import Shard, ShardBatches
 from trim_lightning.engine.devices import Resources, is_spread
 from trim_lightning.engine.modules import in_step
 from trim_lightning.engine.shards import ShardForm, WorkClock
-from trim_lightning.engine.trainer import interruptible, make_trainer
+from trim_lightning.engine.trainer import ProcessAborted, interruptible, make_trainer
 from trim_lightning.engine.writer import ShardWriter, TokenProgress
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -55,7 +55,13 @@ def run_sharded_pass(
     done = team.agree(title, lambda: form.finished(plan))
     missing = [shard for shard in plan if shard.index not in done]
 
+    def left() -> list[Shard]:
+        there = form.finished(plan)
+        return [shard for shard in plan if shard.index not in there]
+
     def compute(shards: Sequence[Shard], num_workers: int | None) -> None:
+        if not shards:
+            return
         data = ShardData(records, shards, scope, num_workers)
         tokens = sum(shard.tokens for shard in shards)
         runner = make_trainer(resources.trainer, [ShardWriter(form, clock), TokenProgress(title, tokens)])
@@ -63,9 +69,12 @@ def run_sharded_pass(
             runner.predict(module, datamodule=data, return_predictions=False)
 
     if missing:
+        death = None
         try:
             compute(missing, resources.num_workers)
-            death = None
+        except ProcessAborted as error:
+            log.warning("%s; once more, from the last shard", error)
+            compute(left(), resources.num_workers)
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):  # torch has no class for a dead loader process
                 raise
@@ -77,9 +86,7 @@ def run_sharded_pass(
                     "scoring.num_workers=0 does without such processes"
                 )
             log.warning("a process that made batches died (%s); this one makes them from here on", death)
-            done = form.finished(plan)
-            if len(done) < len(plan):
-                compute([shard for shard in plan if shard.index not in done], 0)
+            compute(left(), 0)
         team.meet()  # all have written their last shard, and nobody's temporary files are about
         if team.leads and not all(form.is_there(shard.index) for shard in missing):
             raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole

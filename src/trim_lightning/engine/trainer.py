@@ -122,6 +122,10 @@ def with_strategy(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return dict(arguments)
 
 
+class ProcessAborted(UserError):
+    """A native library ended one of the processes of a pass, as gloo does at times when it closes a connection."""
+
+
 @contextmanager
 def interruptible(trainer: Trainer) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM reach the entry point as `KeyboardInterrupt`: Lightning turns them into ``exit(1)``.
@@ -139,7 +143,8 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
         if isinstance(error, SystemExit):
             raise KeyboardInterrupt from None
         if isinstance(error, ProcessExitedException):
-            raise UserError(
+            kind = ProcessAborted if error.exit_code == -signal.SIGABRT else UserError
+            raise kind(
                 f"trainer.devices: one of the pass's processes was ended from outside (exit code {error.exit_code}), "
                 "perhaps for lack of memory: each holds a model of its own; use fewer devices or trainer=fsdp"
             ) from None

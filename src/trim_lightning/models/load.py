@@ -87,14 +87,14 @@ class ModelRecipe:
     Attributes:
         source: The model's files.
         dtype: Its number format.
-        adapter: Folder of an adapter, to be merged into its weights
-        merge: or, if False, to be left beside them.
+        adapter: Folder of an adapter.
+        gradients: Whether gradients are taken; see `trim_lightning.models.adapter.apply_adapter`.
     """
 
     source: ModelSource
     dtype: torch.dtype
     adapter: Path | None = None
-    merge: bool = True
+    gradients: bool = False
 
     def load(self) -> PreTrainedModel:
         """Load it.
@@ -106,5 +106,5 @@ class ModelRecipe:
         if self.adapter is not None:
             from trim_lightning.models.adapter import apply_adapter
 
-            model = apply_adapter(model, self.adapter, merge=self.merge)
+            model = apply_adapter(model, self.adapter, gradients=self.gradients)
         return model

@@ -76,10 +76,14 @@ class TuningSettings:
     schedule: str = key("linear", "learning-rate schedule", choices=("linear", "cosine", "constant"))
     warmup_ratio: float = key(0.03, "share of the steps with a rising learning rate", low=0, high=1)
     batch_size: int = key(8, "records per optimiser step", low=1)
-    tokens_per_micro_batch: int | None = key(None, "padded tokens per forward pass; null fits the device", low=1)
+    tokens_per_micro_batch: int | None = key(
+        None, "padded tokens per forward and backward pass; null takes what fits into the device's memory", low=1
+    )
     weight_decay: float = key(0.0, "AdamW weight decay", low=0)
     gradient_clip: float = key(1.0, "largest gradient norm; 0 switches clipping off", low=0)
-    gradient_checkpointing: bool = key(False, "recompute activations to save memory")
+    gradient_checkpointing: bool | None = key(
+        None, "recompute activations to save memory; null does so where they would not fit"
+    )
     lora_rank: int = key(16, "rank of the LoRA matrices", low=1)
     lora_alpha: int = key(32, "LoRA scale numerator", low=1)
     lora_dropout: float = key(0.05, "dropout before the LoRA matrices", low=0, high=0.99)

@@ -34,13 +34,13 @@ class Checkpoint:
         scorer: Gives base model and number format.
         entry: The stored warm-up.
         number: The epoch, from 1.
-        merged: True adds the adapter into the weights; False leaves it beside them, for its gradients.
+        gradients: Whether gradients are taken of it.
     """
 
     scorer: Scorer
     entry: Entry
     number: int
-    merged: bool
+    gradients: bool
     _model: PreTrainedModel | None = field(default=None, repr=False)
 
     @property
@@ -54,7 +54,7 @@ class Checkpoint:
         from trim_lightning.tuning.callbacks import checkpoint_path
 
         adapter = checkpoint_path(self.entry.path, self.number)
-        return ModelRecipe(self.scorer.source, self.scorer.dtype, adapter, merge=self.merged)
+        return ModelRecipe(self.scorer.source, self.scorer.dtype, adapter, gradients=self.gradients)
 
     def model(self) -> PreTrainedModel:
         """See above; kept until `release`."""
@@ -98,9 +98,9 @@ class Checkpoints:
 
         return checkpoint_path(self.task.store.path_of(self.entry.key), number) / FILE
 
-    def at(self, number: int, merged: bool) -> Checkpoint:
+    def at(self, number: int, *, gradients: bool) -> Checkpoint:
         """The scorer after epoch ``number``, from 1."""
-        return Checkpoint(self.task.scorer, self.entry, number, merged)
+        return Checkpoint(self.task.scorer, self.entry, number, gradients)
 
 
 def train_checkpoints(task: SelectionTask, name: str, number: int) -> Checkpoints:
@@ -140,7 +140,7 @@ def gradient_features(
     seed = task.settings.seed
     pool_entries, target_entries = [], []
     for number in range(1, len(checkpoints) + 1):
-        weights = checkpoints.at(number, merged=False)
+        weights = checkpoints.at(number, gradients=True)
         if targets is not None:
             tokens, entry = targets
             plain = GradientFeatures(dimension, seed)
@@ -178,7 +178,7 @@ def loss_passes(
 
     entries = []
     models: list[Checkpoint | Scorer] = [task.scorer] if from_start else []
-    models += [checkpoints.at(number, merged=True) for number in range(1, len(checkpoints) + 1)]
+    models += [checkpoints.at(number, gradients=False) for number in range(1, len(checkpoints) + 1)]
     for place, weights in enumerate(models, start=1):
         title = f"{booked} {place}/{len(models)}"
         entries.append(record_values(task, ResponseLoss("given"), records, inputs, booked, weights, title))

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trim_lightning.engine.devices import first_device
 from trim_lightning.models.source import ModelSource
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import TuningSettings
@@ -70,15 +69,9 @@ class ModelHandle:
     @cached_property
     def device(self) -> torch.device:
         """Where one model runs outside a Lightning loop: the accelerator that ``trainer`` names or finds."""
-        import torch
+        from trim_lightning.engine.devices import device_of
 
-        wanted = self.trainer.get("accelerator") or "auto"
-        if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-            named = first_device(self.trainer)
-            return torch.device("cuda") if named is None else torch.device("cuda", named)
-        if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-            return torch.device("mps")
-        return torch.device("cpu")
+        return device_of(self.trainer)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -72,11 +72,11 @@ def record_values(
     weights = weights or task.scorer
     tokens_per_batch = settings.scoring.tokens_per_batch
     if statistic.needs_gradients:
-        from trim_lightning.tuning.run import micro_batch_tokens
+        from trim_lightning.tuning.memory import most_tokens
 
         if settings.trainer.get("strategy") == "fsdp":
             raise UserError("trainer=fsdp: gradients of single records need whole weights; use trainer=ddp")
-        tokens_per_batch = tokens_per_batch or micro_batch_tokens(settings.warmup)
+        tokens_per_batch = tokens_per_batch or most_tokens(settings.warmup, task.scorer.device)
     resources = task.scorer.resources(tokens_per_batch, settings.scoring.num_workers)
     alone = booked == "fingerprint"  # a handful of records: other devices would only wait
     if alone:

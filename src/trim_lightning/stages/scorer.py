@@ -48,11 +48,12 @@ class Scorer(ModelHandle):
         """Train the warm-up adapter on a part of the pool, or find it in the store."""
 
         def train(model: PreTrainedModel, rows: list[int], directory: Path) -> dict[str, Any]:
-            from trim_lightning.tuning.run import TrainingSite, merge, train_model
+            from trim_lightning.models.adapter import without_gradients
+            from trim_lightning.tuning.run import TrainingSite, train_model
 
             around = TrainingSite(directory, self.trainer, "warm-up")
             wrapped, facts = train_model(model, pool, rows, settings, around, seed=self.seed)
-            self._model = merge(wrapped, self.dtype)
+            self._model = without_gradients(wrapped)
             return facts
 
         self._adapter = self._trained("warmup", settings, pool, pool_key, train)
@@ -80,7 +81,7 @@ class Scorer(ModelHandle):
         matters = {name: value for name, value in asdict(settings).items() if name != "checkpoint_seconds"}
         key = StageKey(
             stage,
-            1,
+            2,
             {"warmup": matters, "seed": self.seed},
             {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
         )
@@ -102,7 +103,7 @@ class Scorer(ModelHandle):
         return entry
 
     def model(self) -> PreTrainedModel:
-        """The scorer's model, its warm-up adapter merged."""
+        """The scorer's model with its warm-up adapter."""
         if self._model is None:
             self.before_load()
             self._model = self.recipe().load()

@@ -11,11 +11,14 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.store import Cost
 from trim_lightning.sweep.plan import Plan
+
+if TYPE_CHECKING:
+    from trim_lightning.sweep.work import TrainingNeed
 
 JOB_SECONDS = 0.3  # what a job takes besides its stages, once imports are done: reading, pooling, writing
 JOB_SECONDS_PER_RECORD = 2e-5  # and for each record of its pool
@@ -28,7 +31,7 @@ class Estimate:
     Attributes:
         times: Seconds of each piece of work on this machine.
         sizes: Bytes that its result will take in the store.
-        training: Bytes that a backward pass needs beside the forward pass's, at most.
+        trainings: What the backward passes need.
         failed: Why a piece of work could not be measured.
         importing: Seconds of imports.
         loading: Seconds of loading each model, by `Cost.model`.
@@ -39,7 +42,7 @@ class Estimate:
 
     times: dict[Cost, float] = field(default_factory=dict)
     sizes: dict[Cost, float] = field(default_factory=dict)
-    training: float = 0.0
+    trainings: dict[Cost, TrainingNeed] = field(default_factory=dict)
     failed: dict[Cost, str] = field(default_factory=dict)
     importing: float = 0.0
     loading: dict[Hashable, float] = field(default_factory=dict)
@@ -103,10 +106,11 @@ def estimate(plan: Plan) -> Estimate:
             found.measuring += time.perf_counter() - loaded
         model = None  # before the next is loaded
     found.memory, found.accelerator = peak_memory(), peak_accelerator_memory()
+    training = int(max((need.bytes for need in found.trainings.values()), default=0))
     if found.accelerator is None:
-        found.memory += int(found.training)
+        found.memory += training
     else:
-        found.accelerator += int(found.training)
+        found.accelerator += training
     return found
 
 
@@ -132,7 +136,7 @@ def measure(found: Estimate, costs: Sequence[Cost], model: Any) -> None:
     """
     from trim_lightning.engine.speed import forward_seconds
     from trim_lightning.evaluation.generation import BATCH, decoding_seconds
-    from trim_lightning.sweep.work import factor_of, kind_of, training_bytes
+    from trim_lightning.sweep.work import factor_of, kind_of, training_need
 
     largest = max(costs, key=lambda cost: cost.tokens)
     forward = forward_seconds(model, largest.records, largest.tokens_per_batch)
@@ -141,13 +145,16 @@ def measure(found: Estimate, costs: Sequence[Cost], model: Any) -> None:
         with noting(found, [cost]):
             if cost.work in ("lora training", "full training") and not cost.tokens:
                 raise UserError(f"{cost.stage}: none of the records has a response to learn from")
-            seconds = cost.tokens * forward * factor_of(cost) / cost.devices
+            need = training_need(cost, model)
+            if need is not None:
+                found.trainings[cost] = need
+            factor = factor_of(cost, need is not None and need.micro.recomputes)
+            seconds = cost.tokens * forward * factor / cost.devices
             if cost.answers and cost.tokens:
                 decoding = decoding or decoding_seconds(model, cost.records)
                 batches = math.ceil(cost.answers / BATCH)
                 seconds += batches * (decoding[0] + decoding[1] * (cost.answer_tokens - 1))
             found.sizes[cost], found.times[cost] = kind_of(cost).written(cost, model), seconds
-            found.training = max(found.training, training_bytes(cost, model))
 
 
 def peak_memory() -> int:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from trim_lightning.console.amounts import size_text, time_text
+from trim_lightning.store import Cost
 from trim_lightning.sweep.estimate import Estimate
 from trim_lightning.sweep.plan import Plan
+
+if TYPE_CHECKING:
+    from trim_lightning.sweep.work import TrainingNeed
 
 ORDER = ("warmup", "fingerprint", "score", "finetune", "evaluate_before", "evaluate_after")
 SHOWN = 3  # jobs named with one reason
@@ -52,6 +56,7 @@ def plan_text(plan: Plan, estimated: Estimate, opening: float, names: Mapping[in
         parts.append(line)
     assumed = unique(cost.assumed for cost in plan.missing if cost.assumed)
     unknown = unique(cost.stage for cost in plan.missing if cost.load is None)
+    parts += unique(training_line(cost, need) for cost, need in estimated.trainings.items())
     if assumed:
         parts.append(f"assumed: {'; '.join(assumed)}")
     if unknown:
@@ -74,8 +79,30 @@ def plan_dict(plan: Plan, estimated: Estimate, opening: float) -> dict[str, Any]
         "loading_seconds": estimated.load_seconds(plan),
         "memory_bytes": estimated.memory,
         "accelerator_bytes": estimated.accelerator,
+        "training": [
+            {
+                "stage": cost.stage,
+                "bytes": need.bytes,
+                "room_bytes": need.room,
+                "tokens_per_micro_batch": need.micro.tokens,
+                "gradient_checkpointing": need.micro.recomputes,
+            }
+            for cost, need in estimated.trainings.items()
+        ],
         "disk_bytes": sum(estimated.written(cost) for cost in plan.missing),
     }
+
+
+def training_line(cost: Cost, need: TrainingNeed) -> str:
+    """What one training needs beside the model's weights, and whether there is room for it."""
+    recomputed = ", activations recomputed" if need.micro.recomputes else ""
+    line = (
+        f"{cost.stage}: its backward passes need {size_text(need.bytes)} beside the weights (micro-batches of up to "
+        f"{need.micro.tokens:,} tokens{recomputed})"
+    )
+    if need.bytes <= need.room:
+        return line
+    return f"{line}, more than the {size_text(max(0, need.room))} that this device has for them: lower max_length"
 
 
 def stages_of(plan: Plan) -> list[str]:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trim_lightning.models.lora import add_lora
 from trim_lightning.models.loss import hidden_width
 from trim_lightning.store import Cost
+from trim_lightning.tuning.memory import (
+    MicroBatches,
+    TrainingMemory,
+    most_tokens,
+    predicted_share,
+    room_for_training,
+    weight_bytes,
+)
 
 
 def trained_numbers(cost: Cost, model: Any) -> int:
@@ -34,7 +42,7 @@ def signal_bytes(cost: Cost, model: Any) -> float:
     return cost.tokens * (model.dtype.itemsize * hidden_width(model) + 8 * layers + 5)
 
 
-def weight_bytes(cost: Cost, model: Any) -> float:
+def trained_bytes(cost: Cost, model: Any) -> float:
     """Of what is trained (float32)."""
     return 4 * cost.number * trained_numbers(cost, model)
 
@@ -64,8 +72,8 @@ KINDS = {
     # number: of a projected gradient (float16)
     "gradients": Kind(2.9, lambda cost, model: len(cost.records) * (8 + 2 * cost.number)),
     # number: copies of the adapter's size that are kept
-    "lora training": Kind(3.3, weight_bytes),
-    "full training": Kind(3.5, weight_bytes),  # not measured: products of three forward passes, and the optimiser
+    "lora training": Kind(3.3, trained_bytes),
+    "full training": Kind(3.5, trained_bytes),  # not measured: products of three forward passes, and the optimiser
     # number: passes for the loss, one and one for each option
     "evaluation": Kind(1.1, each=1.1),
 }
@@ -81,45 +89,54 @@ def kind_of(cost: Cost) -> Kind:
     return KINDS.get(cost.work, KINDS["losses"])
 
 
-def factor_of(cost: Cost) -> float:
-    """Seconds per token of a piece of work over those of its model's plain forward pass."""
-    kind = kind_of(cost)
-    recomputes = cost.training is not None and cost.training.gradient_checkpointing and cost.work != "gradients"
-    return (kind.factor + kind.each * (cost.number - 1)) * (RECOMPUTING if recomputes else 1)
-
-
-def training_bytes(cost: Cost, model: Any) -> float:
-    """Memory that a backward pass needs beside what the plain forward pass had.
-
-    Of each trained number a gradient and Adam's two moments (float32), and the number itself where it is LoRA's. Of
-    each token of a micro-batch, in every layer, what a gated transformer layer with fused attention keeps for its
-    backward pass: of the hidden size two float32 vectors for each of two norms, and twelve in the model's format; with
-    LoRA three float32 ones for each of four inputs (copy, dropout, its mask); of the intermediate size four. That
-    counts as arXiv 2205.05198 does for a plain layer (our choice). With gradient checkpointing it is each layer's
-    input, and all of one layer. Of each predicted token the logits: in the model's format, and twice in float32.
+def factor_of(cost: Cost, recomputes: bool = False) -> float:
+    """Seconds per token of a piece of work over those of its model's plain forward pass.
 
     Args:
         cost: The work.
-        model: That runs it.
+        recomputes: With gradient checkpointing.
+    """
+    kind = kind_of(cost)
+    return (kind.factor + kind.each * (cost.number - 1)) * (RECOMPUTING if recomputes else 1)
+
+
+@dataclass(frozen=True)
+class TrainingNeed:
+    """What a backward pass needs beside weights and forward pass.
+
+    Attributes:
+        bytes: Of memory.
+        room: Bytes that this device has for it.
+        micro: The micro-batches that it is planned with.
+    """
+
+    bytes: float
+    room: float
+    micro: MicroBatches
+
+
+def training_need(cost: Cost, model: Any) -> TrainingNeed | None:
+    """That of a piece of work; None of one without a backward pass.
+
+    Args:
+        cost: The work.
+        model: That runs it, on its device.
 
     Raises:
         UserError: if LoRA finds nothing to train.
     """
     if cost.training is None:
-        return 0.0
-    from trim_lightning.tuning.run import micro_batch_tokens
-
-    config = model.config.get_text_config()
-    size, hidden, layers = model.dtype.itemsize, config.hidden_size, config.num_hidden_layers
-    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+        return None
     full = cost.work == "full training"
-    state = (12 if full else 16) * trained_numbers(cost, model)
-    layer = hidden * (16 + 12 * size + (0 if full else 48)) + 4 * size * intermediate
-    kept = layers * size * hidden + layer if cost.training.gradient_checkpointing else layers * layer
-    predicted = cost.records.content_lengths("response").sum() / max(1, cost.records.total_tokens)
-    logits = predicted * config.vocab_size * (size + 8)
-    longest = int(cost.records.lengths.max(initial=0))
-    tokens = max(micro_batch_tokens(cost.training), longest)
-    if cost.work != "gradients":
-        tokens = min(tokens, longest * cost.training.batch_size)
-    return float(state + tokens * (kept + logits))
+    trained = model.requires_grad_(True) if full else add_lora(model, cost.training, seed=0)
+    memory = TrainingMemory.of(trained, predicted_share(cost.records))
+    _ = model.requires_grad_(False) if full else trained.unload()
+    longest = int(cost.records.lengths.max(initial=1))
+    most = most_tokens(cost.training, model.device)
+    room = room_for_training(model.device, 0 if model.device.type == "cuda" else weight_bytes(model))
+    if cost.work == "gradients":  # as many as are set, in halves where that is too much
+        micro = MicroBatches(most, recomputes=False)
+    else:
+        micro = memory.fitting(cost.training, most, longest, room)
+    used = max(longest, min(micro.tokens, longest * cost.training.batch_size))
+    return TrainingNeed(memory.needed(replace(micro, tokens=used)), room, micro)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,9 +16,12 @@ from peft import PeftModel
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel, get_scheduler
 
+from trim_lightning.engine.memory import is_out_of_memory
 from trim_lightning.errors import UserError
 from trim_lightning.models.loss import summed_loss
 from trim_lightning.settings.schema import TuningSettings
+
+log = logging.getLogger(__name__)
 
 
 def schedule(optimizer: Optimizer, settings: TuningSettings, total_steps: int) -> Any:
@@ -31,6 +36,18 @@ def learning_rates(settings: TuningSettings, total_steps: int) -> list[float]:
     nothing = AdamW([torch.nn.Parameter(torch.zeros(1))], lr=settings.learning_rate)
     (factor,) = schedule(nothing, settings, total_steps).lr_lambdas
     return [settings.learning_rate * float(factor(step)) for step in range(total_steps)]
+
+
+def generators() -> list[torch.Tensor]:
+    """States of torch's generators: the CPU's, then each GPU's."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def set_generators(states: Sequence[torch.Tensor]) -> None:
+    """Go back to such states; of another number of GPUs only the CPU's is taken."""
+    torch.set_rng_state(states[0])
+    if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(list(states[1:]))
 
 
 @dataclass
@@ -74,6 +91,10 @@ class TuningModule(LightningModule):
         self.done = Progress()
         self._started = time.perf_counter()
         self._step_loss = 0.0
+        self._step: list[Mapping[str, Any]] = []  # micro-batches of the present step
+        self._generators: list[torch.Tensor] = []  # as the step found them
+        self.recomputes = False
+        self._parts = 1  # into which a micro-batch is cut, once memory has run out
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -87,9 +108,11 @@ class TuningModule(LightningModule):
         self.model.train()
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        loss = summed_loss(self.causal_lm, batch["input_ids"], batch["labels"]) / batch["step_labels"]
-        self.manual_backward(loss)
-        self._step_loss += float(loss.detach())
+        if not self._step:
+            self._generators = generators()
+        self._step.append(batch)
+        if not self.fits(batch):
+            self.repeat_step()
         self.done.tokens += batch["tokens"]
         if not batch["closes_step"]:
             return
@@ -111,8 +134,70 @@ class TuningModule(LightningModule):
         self.done.trained_tokens += batch["step_labels"]
         self.done.loss = self._step_loss
         self._step_loss = 0.0
+        self._step = []
         rate = float(schedule.get_last_lr()[0])  # type: ignore[union-attr]
         self.report({"train/loss": self.done.loss, "train/learning_rate": rate})
+
+    def learn_from(self, batch: Mapping[str, Any]) -> None:
+        """Add a micro-batch's gradients and loss to those of the step, in as many parts as memory asks for."""
+        size = len(batch["input_ids"])
+        each = -(-size // self._parts)
+        for start in range(0, size, each):
+            input_ids, labels = (batch[name][start : start + each] for name in ("input_ids", "labels"))
+            loss = summed_loss(self.causal_lm, input_ids, labels) / batch["step_labels"]
+            self.manual_backward(loss)
+            self._step_loss += float(loss.detach())
+
+    def repeat_step(self) -> None:
+        """Do the present step again from its first micro-batch, in smaller parts; memory has run out within it.
+
+        From its first, since a backward pass that ran out of memory has left part of its gradients.
+
+        Raises:
+            UserError: if memory does not suffice for a single record.
+        """
+        while True:
+            gc.collect()  # the failed pass's tensors
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            size = max(len(batch["input_ids"]) for batch in self._step)
+            if self._parts < size:
+                self._parts *= 2
+                log.warning("memory ran out: micro-batches are cut into %d parts from here on", self._parts)
+            elif self.settings.gradient_checkpointing is None and not self.recomputes:
+                log.warning("memory ran out: activations are recomputed from here on (gradient_checkpointing)")
+                self.recompute_activations()
+            else:
+                longest = max(batch["input_ids"].shape[1] for batch in self._step)
+                raise UserError(
+                    f"memory does not suffice to train on a single record of {longest} tokens: lower max_length, set "
+                    "gradient_checkpointing=true, choose a smaller model, or spread it (model.device_map=auto); "
+                    "finished work is kept"
+                )
+            for parameter in self.model.parameters():
+                parameter.grad = None
+            self._step_loss = 0.0
+            set_generators(self._generators)
+            if all(self.fits(batch) for batch in self._step):
+                return
+
+    def fits(self, batch: Mapping[str, Any]) -> bool:
+        """Learn from a micro-batch; False if memory ran out, told without the exception, which holds the tensors."""
+        try:
+            self.learn_from(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def recompute_activations(self) -> None:
+        """Turn gradient checkpointing on, which transformers is renaming."""
+        model: Any = self.causal_lm
+        self.recomputes = True
+        (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+        if isinstance(self.model, PeftModel):
+            model.enable_input_require_grads()
 
     def report(self, values: Mapping[str, float]) -> None:
         """Add points to the curves at the present step.
@@ -139,13 +224,9 @@ class TuningModule(LightningModule):
         """Keep the generators (dropout) and what was done, so that a resumed run repeats an unbroken one."""
         spent = self.done.seconds + time.perf_counter() - self._started
         checkpoint["trim_done"] = asdict(replace(self.done, seconds=spent))
-        checkpoint["trim_rng"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            checkpoint["trim_cuda_rng"] = torch.cuda.get_rng_state_all()
+        checkpoint["trim_generators"] = generators()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         self.done = Progress(**checkpoint["trim_done"])
-        torch.set_rng_state(checkpoint["trim_rng"])
-        if torch.cuda.is_available() and "trim_cuda_rng" in checkpoint:
-            torch.cuda.set_rng_state_all(checkpoint["trim_cuda_rng"])
+        set_generators(checkpoint["trim_generators"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,11 @@ from lightning.pytorch.callbacks import Callback
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.devices import one_device
+from trim_lightning.engine.devices import device_of, one_device
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.errors import UserError
+from trim_lightning.files.atomic import write_text
+from trim_lightning.files.json_files import read_json_object
 from trim_lightning.models.lora import add_lora, save_adapter
 from trim_lightning.models.loss import response_logits
 from trim_lightning.settings.schema import TuningSettings
@@ -30,13 +33,21 @@ from trim_lightning.tuning.callbacks import (
     half_written,
 )
 from trim_lightning.tuning.lora_module import TuningModule, learning_rates
+from trim_lightning.tuning.memory import (
+    MicroBatches,
+    TrainingMemory,
+    most_tokens,
+    predicted_share,
+    room_for_training,
+    weight_bytes,
+)
 from trim_lightning.tuning.micro_batches import MicroBatch, MicroBatchLoader, plan_micro_batches
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "resume.ckpt"
 ADAPTER = "adapter"
 MODEL = "model"
-MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+MICRO_BATCHES = "micro_batches.json"
 
 
 @dataclass(frozen=True)
@@ -87,18 +98,17 @@ def train_model(
     Returns:
         The trained PEFT model (``full``: the model) and facts: ``records`` learned from, ``tokens`` fed to the model,
         ``trained_tokens`` labelled, ``steps``, ``loss`` of the last step, ``seconds`` of earlier attempts that a kill
-        ended.
+        ended, ``tokens_per_micro_batch`` and ``gradient_checkpointing`` as they were chosen.
 
     Raises:
         UserError: if no record has a response token, the training diverged, or the adapter changed nothing.
     """
-    plan = make_plan(records, rows, settings, around.title, seed, length_grouped)
     wrapped = add_lora(model, settings, seed) if mode == "lora" else model.requires_grad_(True)
+    micro = choose_micro_batches(wrapped, records, rows, settings, around)
+    plan = make_plan(records, rows, settings, micro.tokens, around.title, seed, length_grouped)
     module = TuningModule(wrapped, settings, total_steps=count_steps(plan))
-    if settings.gradient_checkpointing:
-        recompute_activations(module.causal_lm)
-        if isinstance(wrapped, PeftModel):
-            wrapped.enable_input_require_grads()
+    if micro.recomputes:
+        module.recompute_activations()
     facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
     wrapped.eval()
     if isinstance(wrapped, PeftModel):
@@ -109,9 +119,10 @@ def train_model(
         if not all(bool(torch.isfinite(parameter).all()) for parameter in wrapped.parameters()):
             raise UserError(f"{around.title}: training diverged (weights are not finite); lower the learning rate")
         wrapped.save_pretrained(str(around.directory / MODEL), safe_serialization=True)
-    for path in (around.directory / CHECKPOINT, half_written(around.directory / CHECKPOINT)):  # a kill can leave both
+    checkpoint = around.directory / CHECKPOINT
+    for path in (checkpoint, half_written(checkpoint), around.directory / MICRO_BATCHES):  # a kill can leave the second
         path.unlink(missing_ok=True)
-    return wrapped, facts
+    return wrapped, {**facts, "tokens_per_micro_batch": micro.tokens, "gradient_checkpointing": module.recomputes}
 
 
 def train_checkpoints(
@@ -149,16 +160,36 @@ def train_checkpoints(
     return facts
 
 
-def recompute_activations(model: PreTrainedModel) -> None:
-    """Turn gradient checkpointing on, which transformers is renaming."""
-    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable()
+def choose_micro_batches(
+    model: PreTrainedModel | PeftModel,
+    records: TokenizedRecords,
+    rows: Sequence[int],
+    settings: TuningSettings,
+    around: TrainingSite,
+) -> MicroBatches:
+    """Micro-batches for which the device has room; a training that goes on keeps those that it began with."""
+    file = around.directory / MICRO_BATCHES
+    if file.exists():
+        return MicroBatches(**read_json_object(file))
+    device = device_of(around.trainer)
+    most = most_tokens(settings, device)
+    micro = MicroBatches(most, bool(settings.gradient_checkpointing))
+    if settings.tokens_per_micro_batch is None or settings.gradient_checkpointing is None:
+        memory = TrainingMemory.of(model, predicted_share(records))
+        room = room_for_training(device, weight_bytes(model))
+        micro = memory.fitting(settings, most, int(records.lengths[list(rows)].max(initial=1)), room)
+    if micro != MicroBatches(most, False):
+        recomputed = ", activations recomputed" if micro.recomputes else ""
+        log.info("%s: micro-batches of up to %s tokens%s", around.title, f"{micro.tokens:,}", recomputed)
+    write_text(json.dumps(asdict(micro)), file)
+    return micro
 
 
 def make_plan(
     records: TokenizedRecords,
     rows: Sequence[int],
     settings: TuningSettings,
+    tokens_per_micro_batch: int,
     title: str,
     seed: int,
     length_grouped: bool,
@@ -173,7 +204,7 @@ def make_plan(
         rows,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
-        tokens_per_micro_batch=micro_batch_tokens(settings),
+        tokens_per_micro_batch=tokens_per_micro_batch,
         seed=seed,
         length_grouped=length_grouped,
     )
@@ -233,19 +264,3 @@ def require_effect(wrapped: PeftModel, records: TokenizedRecords, row: int, titl
         raise UserError(f"{title}: training diverged (logits are not finite); lower the learning rate")
     if torch.equal(trained, before):
         raise UserError(f"{title}: the adapter changed nothing; raise the learning rate, epochs or records")
-
-
-def merge(wrapped: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Merge the adapter into the base weights and return the plain model, its weights in ``dtype``, ready to score."""
-    merged = wrapped.merge_and_unload()
-    for parameter in merged.parameters():  # not buffers: rotary frequencies stay in float32, as they are loaded
-        parameter.data = parameter.data.to(dtype)
-    merged.eval()
-    merged.requires_grad_(False)
-    assert isinstance(merged, PreTrainedModel)
-    return merged
-
-
-def micro_batch_tokens(settings: TuningSettings) -> int:
-    """Padded tokens of a forward and backward pass: as set, else what suits the device."""
-    return settings.tokens_per_micro_batch or MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
