@@ -50,14 +50,7 @@ CHUNK = 1024  # records of an iterable that are held at once
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of an iterable of records, NaN where a record has no scoped token.
-
-    Attributes:
-        score: ``[records]`` float32; likewise mean, max and coverage.
-        mean: See score.
-        max: See score.
-        coverage: See score.
-    """
+    """Scores of an iterable of records, each ``[records]`` float32; NaN where a record has no scoped token."""
 
     score: NDArray[np.float32]
     mean: NDArray[np.float32]

@@ -31,11 +31,6 @@ def progress_bar(title: str, total: int, unit: str = "tokens") -> tqdm[Any]:
     """A bar with rate and time left.
 
     A terminal gets a bar with ten updates a second that goes away when done, a log file one line every ten seconds.
-
-    Args:
-        title: The stage.
-        total: Units until it is done.
-        unit: What is counted.
     """
     shared: dict[str, Any] = {
         "total": total,

@@ -41,12 +41,9 @@ def collate(records: TokenizedRecords, rows: Sequence[int], pad_token_id: int = 
 
 
 def trained_labels(input_ids: Tensor, roles: Tensor, lengths: Tensor) -> Tensor:
-    """Labels ``[batch, seq]`` of a padded batch as `trim_lightning.engine.labels.labels_of` gives them for a record.
+    """Labels ``[batch, seq]`` of a padded batch as `labels_of` gives them for a record.
 
-    Args:
-        input_ids: ``[batch, seq]``.
-        roles: ``[batch, seq]``, 0 at padding.
-        lengths: ``[batch]``.
+    ``input_ids`` and ``roles`` are ``[batch, seq]``, the latter 0 at padding, and ``lengths`` is ``[batch]``.
     """
     response = roles == RESPONSE
     real = torch.arange(roles.shape[1], device=roles.device) < lengths[:, None]

@@ -39,14 +39,9 @@ def profile_scoring(
     """Run the scoring pass over some batches once more under the profiler; its results are thrown away.
 
     The batches are spread evenly over the plan, from the longest records to the shortest. One runs before the trace
-    begins, so that what happens only once is not in it.
-
-    Args:
-        model: The scorer.
-        records: The tokenised pool.
-        request: Banks, ``fallback.nearest``, scope.
-        directory: Gets ``trace.json.gz`` (Chrome's trace format), ``memory.csv`` and ``operators.txt``.
-        resources: Batch size; a pass of one device and this process is profiled, whatever it names.
+    begins, so that what happens only once is not in it. A pass of one device and this process is profiled, whatever
+    ``resources`` name. The directory gets ``trace.json.gz`` (Chrome's trace format), ``memory.csv`` and
+    ``operators.txt``.
 
     Returns:
         Number of batches in the trace.

@@ -43,14 +43,7 @@ def run_record_pass(
 ) -> dict[str, Any]:
     """One forward over some records, batched as the scoring pass is; read the result with `read_values`.
 
-    Args:
-        model: The scorer; a recipe where several processes run it.
-        records: The tokens; a record without tokens gets no values.
-        statistic: What is computed.
-        directory: Where the shards go; those of an earlier attempt are kept.
-        scope: Content tokens that count, for statistics that look at the scope.
-        resources: Devices, batch size, workers.
-        title: Name on the progress bar.
+    A record without tokens gets no values; shards of an earlier attempt are kept.
 
     Returns:
         ``seconds`` over all attempts, ``tokens`` fed to the model, ``shards``, and the ``padding`` share.

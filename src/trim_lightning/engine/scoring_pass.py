@@ -45,12 +45,8 @@ def run_scoring_pass(
 ) -> dict[str, Any]:
     """One forward over the pool; every token meets its fingerprint in every bank of every request.
 
-    Args:
-        model: The scorer; a recipe where several processes run it.
-        records: The tokenised pool.
-        requests: By the directory where their shards go; those of an earlier attempt are kept. Each directory
-            gets the same bytes, whoever shares the pass.
-        resources: Devices, batch size, workers.
+    Requests stand by the directory where their shards go; those of an earlier attempt are kept. Each directory gets
+    the same bytes, whoever shares the pass.
 
     Returns:
         ``seconds`` over all attempts, ``tokens`` of the whole pool, ``shards``, the ``padding`` share, and how many

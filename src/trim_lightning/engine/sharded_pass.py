@@ -35,17 +35,8 @@ def run_sharded_pass(
 ) -> float:
     """Compute those of the plan's shards that are not there yet.
 
-    Each process of a spread pass takes every n-th missing shard; the data alone decide what a shard holds.
-
-    Args:
-        module: Its ``predict_step`` is run on every batch.
-        records: The tokens.
-        plan: All shards.
-        form: Where they go and what they look like; those of an earlier attempt are kept.
-        directory: Where the time spent is noted.
-        scope: Content tokens that are in the batches' ``scope``.
-        resources: Devices, batch size, workers.
-        title: Name on the progress bar.
+    Each process of a spread pass takes every n-th missing shard; the data alone decide what a shard holds. Those of an
+    earlier attempt are kept; the time spent is noted in the directory.
 
     Returns:
         Seconds over all attempts, from the first batch to the last shard's file.
@@ -94,14 +85,7 @@ def run_sharded_pass(
 
 
 class ShardData(LightningDataModule):
-    """Gives each process its part of the missing shards.
-
-    Args:
-        records: The tokens.
-        shards: Shards to compute.
-        scope: Content tokens that count.
-        num_workers: See `Resources`.
-    """
+    """Gives each process its part of the missing shards."""
 
     def __init__(self, records: TokenizedRecords, shards: Sequence[Shard], scope: str, num_workers: int | None) -> None:
         super().__init__()
@@ -131,12 +115,7 @@ class ShardData(LightningDataModule):
 
 
 def model_for(resources: Resources, model: Callable[[], Any], recipe: Callable[[], Any]) -> Any:
-    """The loaded model for a pass on one device; for a spread one what each process loads it by.
-
-    Args:
-        resources: What the pass runs on.
-        model: Gives the model of this process.
-        recipe: Gives a `trim_lightning.models.load.ModelRecipe`.
+    """The loaded model for a pass on one device; for a spread one the recipe by which each process loads it.
 
     Raises:
         UserError: for a model that is itself spread over devices.

@@ -126,13 +126,9 @@ def values_path(directory: Path, index: int) -> Path:
 
 
 def write_values(directory: Path, index: int, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-    """Write one shard under a temporary name and rename it, with a checksum of its numbers in the metadata.
+    """Write one shard (``rows [n]``, ``values [n, width]``) under a temporary name and rename it.
 
-    Args:
-        directory: Where shards go.
-        index: The shard's place in the plan.
-        rows: ``[n]``.
-        values: ``[n, width]`` floating-point numbers.
+    A checksum of its numbers stands in the metadata.
     """
     tensors = {"rows": np.ascontiguousarray(rows), "values": np.ascontiguousarray(values)}
     write_atomically(values_path(directory, index), save(tensors, {"sha256": checksum(tensors)}))

@@ -34,11 +34,6 @@ def forward_seconds(model: PreTrainedModel, records: TokenizedRecords, tokens_pe
     The first batch, the longest records, comes before the clock starts: it pays for what happens once, and memory
     peaks in it. The others are drawn at equal distances, so that short and long records have their share.
 
-    Args:
-        model: On the device that is to run it.
-        records: The tokens.
-        tokens_per_batch: Padded tokens of a batch.
-
     Raises:
         UserError: if memory does not suffice for a single record.
     """

@@ -58,13 +58,7 @@ def run_target_pass(
 ) -> dict[str, int]:
     """One forward over the targets with attention read in every layer, written to ``signals.parquet``.
 
-    Args:
-        model: The scorer.
-        records: The tokenised targets.
-        num_layers: Layers of the model.
-        directory: Where the file goes.
-        trainer: Arguments of the Lightning Trainer; the pass always runs on one device.
-        tokens_per_batch: Padded tokens of a batch.
+    The pass runs on one device, whatever the Trainer's arguments name.
 
     Returns:
         ``tokens`` fed to the model.

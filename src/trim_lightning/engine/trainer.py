@@ -44,10 +44,7 @@ REPLACED = {
 def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **extra: Any) -> Trainer:
     """A Trainer with our callbacks and no surprises: no checkpoints, no sampler of its own, no model summary.
 
-    Args:
-        settings: Arguments of `lightning.Trainer` from the config.
-        callbacks: Progress bars and writers.
-        **extra: Arguments that the stage sets itself (``max_epochs`` and the like).
+    ``extra`` are arguments that the stage sets itself (``max_epochs`` and the like).
 
     Raises:
         UserError: for an argument that Trainer does not have or that would change results behind the store's

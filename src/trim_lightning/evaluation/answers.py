@@ -25,12 +25,7 @@ UNJUDGED = ("game_of_life_halting",)  # its own judge takes every text for right
 
 
 def is_correct(generated: str, record: Mapping[str, Any]) -> bool:
-    """Judge a generated answer against the record's ``answer``.
-
-    Args:
-        generated: The model's text.
-        record: The held-out record; with ``family`` and ``entry`` it is one of reasoning-gym's.
-    """
+    """Judge a generated answer against the record's; one with ``family`` and ``entry`` is reasoning-gym's."""
     if isinstance(record.get("entry"), Mapping) and record.get("family") not in UNJUDGED:
         score = reasoning_gym_score(generated, record)
         if score is not None:

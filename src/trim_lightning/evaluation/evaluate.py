@@ -24,14 +24,7 @@ RESULTS = "held_out.json"
 def evaluate(
     trainee: Trainee, tuned: Entry | None, held_out: RecordFile, settings: EvaluationSettings, *, title: str
 ) -> list[dict[str, Any]]:
-    """What the model does on each held-out record.
-
-    Args:
-        trainee: The model.
-        tuned: Its fine-tuning, or None for the model before.
-        held_out: Held-out records.
-        settings: What to measure.
-        title: ``before`` or ``after``, for progress bars and the ledger.
+    """What the model does on each held-out record, before its fine-tuning where ``tuned`` is None.
 
     Returns:
         One dict per record: ``id``, ``num_tokens``, ``nll`` and, where they apply, ``prediction``, ``correct``,

@@ -34,13 +34,6 @@ def answer_prompts(
     They are those before its last response. A record without one (empty, or not given) is rendered with a
     placeholder in its place.
 
-    Args:
-        held_out: The records.
-        tokens: Their tokens.
-        rows: Which of them.
-        renderer: Chat rendering.
-        max_length: Tokens kept of a record.
-
     Returns:
         Row to ``[prompt]`` int32; rows that cannot be rendered are left out.
     """
@@ -106,17 +99,10 @@ def generate_answers(
     stop: Sequence[str] = (),
     title: str = "generate",
 ) -> dict[int, str]:
-    """Greedy continuation of each prompt.
+    """Greedy continuation of each prompt ``[prompt]``, on the model's device.
 
-    Args:
-        model: A causal LM, on the device that is to run it.
-        tokenizer: Its tokenizer.
-        prompts: Row to ``[prompt]`` token ids.
-        ends: Tokens that end an answer.
-        max_new_tokens: Longest answer.
-        max_positions: Tokens of prompt and answer together that the model takes; None if it does not say.
-        stop: Texts at which an answer is cut.
-        title: Name on the progress bar.
+    An answer ends at one of the tokens ``ends`` and is cut at one of the texts ``stop``. Prompt and answer together
+    take at most ``max_positions`` tokens, if the model says how many.
 
     Returns:
         Row to answer text; empty where the prompt leaves the model no room.

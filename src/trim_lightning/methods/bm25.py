@@ -94,10 +94,7 @@ class Documents:
 def make_index(pool: WordFile, k1: float, b: float) -> Callable[[list[str]], NDArray[np.float64]]:
     """Index the pool: 8 bytes a document and different word in it, about three times that while it is built.
 
-    Args:
-        pool: The pool's words; every record is a document, also one without words.
-        k1: See `Bm25Selector`.
-        b: See `Bm25Selector`.
+    Every record is a document, also one without words.
 
     Returns:
         A function from a query's words to ``[records]`` scores.

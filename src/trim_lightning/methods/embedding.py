@@ -77,12 +77,7 @@ def is_blank(records: RecordFile, row: int, scope: str) -> bool:
 
 
 class Encoder:
-    """A sentence-transformers model, loaded when first needed.
-
-    Args:
-        path: A directory or a Hub id.
-        batch_size: Texts per forward pass.
-        store: Remembers checksums of files.
+    """A sentence-transformers model, a directory or a Hub id, loaded when first needed.
 
     Attributes:
         digest: sha256 over the contents of the model's files.
@@ -161,13 +156,6 @@ def find_encoder(path: str) -> Path:
 
 def embed_records(records: RecordFile, scope: str, encoder: Encoder, directory: Path, title: str) -> float:
     """Embed every record's scoped text; shards that an earlier attempt left in ``directory`` are kept.
-
-    Args:
-        records: The records, read one shard at a time.
-        scope: Turns that count.
-        encoder: The model.
-        directory: Where the shards go.
-        title: Name on the progress bar.
 
     Returns:
         Seconds over all attempts.

@@ -27,11 +27,8 @@ def score_table(
 
     Records without scoped tokens get NaN. Scores of several target groups are combined by ``target.aggregate``:
     ``mean``, or for ``max`` and ``round_robin`` the best group's; with ``round_robin`` the groups take turns.
-
-    Args:
-        task: For token counts and settings.
-        groups: Group name to ``[records]`` scores; ``{"": scores}`` without groups.
-        order: Scored rows best first, where the method ranks otherwise than by score.
+    ``groups`` has ``[records]`` scores by name, ``{"": scores}`` without groups; ``order`` the scored rows best first,
+    where the method ranks otherwise than by score.
     """
     scoped = task.pool_tokens.content_lengths(task.settings.scope)
     aggregate = task.settings.target.aggregate
@@ -57,12 +54,8 @@ def group_scores(
 ) -> dict[str, NDArray[np.float32]]:
     """The stored scores of the pool against every target group.
 
-    Args:
-        task: For store and ledger.
-        stage_key: Their key.
-        groups: Group names.
-        blocks: Yields places in the ``[groups, records]`` table and the scores that belong there; called only if
-            nothing is stored.
+    ``blocks`` yields places in the ``[groups, records]`` table and the scores that belong there; it is called only if
+    nothing is stored.
 
     Returns:
         Group name to ``[records]`` float32; NaN at places that were not yielded.
@@ -98,12 +91,7 @@ def cosine_groups(
 ) -> dict[str, NDArray[np.float32]]:
     """The stored cosines of every pool record's vector with each group's targets; one shard in memory at a time.
 
-    Args:
-        task: For store and ledger.
-        pool: Vectors of the pool, as `trim_lightning.engine.shards` keeps them.
-        targets: Vectors of the targets, likewise.
-        groups: Group name to rows of the targets.
-        aggregate: ``max`` or ``mean`` over a group's targets.
+    Both results hold vectors as `trim_lightning.engine.shards` keeps them; ``max`` or ``mean`` is over the targets.
 
     Returns:
         Group name to ``[records]`` float32; NaN for a record without a vector.
@@ -129,13 +117,7 @@ def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def fold_targets(scores: Iterable[NDArray[Any]], number: int, how: str) -> NDArray[Any]:
-    """One score a record from its scores against several targets, without holding them all.
-
-    Args:
-        scores: ``[records]`` scores against each target.
-        number: Of targets.
-        how: ``max`` or ``mean``.
-    """
+    """One score a record from its ``[records]`` scores against several targets, without holding them all."""
     folded: NDArray[Any] = reduce(np.maximum if how == "max" else np.add, scores)
     return folded / number if how == "mean" else folded
 
@@ -143,13 +125,9 @@ def fold_targets(scores: Iterable[NDArray[Any]], number: int, how: str) -> NDArr
 def usable_groups(
     task: SelectionTask, usable: Callable[[int], bool], lacks: str, *, whatever_scope: bool = False
 ) -> dict[str, list[int]]:
-    """The target groups without the targets that a method cannot use.
+    """The target groups without the targets that a method cannot use, which lack what ``lacks`` says.
 
-    Args:
-        task: For the target set.
-        usable: Says of a target's row whether it can be used.
-        lacks: What the others lack, for the message.
-        whatever_scope: True if another scope would not help.
+    ``whatever_scope`` is True if another scope would not help.
 
     Raises:
         UserError: if a group has no target left.

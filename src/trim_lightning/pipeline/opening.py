@@ -29,11 +29,7 @@ Settings = TypeVar("Settings", bound=SelectSettings)
 def open_task(settings: SelectSettings, selector: Selector, store: Store, announce: bool = True) -> SelectionTask:
     """Read pool and targets, find the model, tokenise the pool: all that a selector starts from.
 
-    Args:
-        settings: All keys.
-        selector: Says what it needs.
-        store: Stage results.
-        announce: Log what was found; False for a look ahead.
+    ``announce=False``, for a look ahead, logs nothing of it.
 
     Raises:
         UserError: for anything that the user can mend.

@@ -50,15 +50,7 @@ def clear(directory: Path) -> None:
 def write_scores(
     pool: RecordFile, scores: ScoreTable, order: NDArray[np.int64], chosen: NDArray[np.int64], path: Path
 ) -> None:
-    """Write ``scores.parquet``: one line per pool record, pool order.
-
-    Args:
-        pool: The pool, for the ids.
-        scores: The scores.
-        order: Scored rows, best first.
-        chosen: Selected rows.
-        path: The file.
-    """
+    """Write ``scores.parquet``: one line per pool record, pool order."""
     size = len(scores)
     ranks = np.zeros(size, dtype=np.int64)  # 0 where a row has none
     ranks[order] = np.arange(1, len(order) + 1)
@@ -114,18 +106,10 @@ def write_selection_manifest(
     unscored: str,
     directory: Path,
 ) -> dict[str, Any]:
-    """Write ``manifest.json``, after a warning of what could not be scored or rendered.
+    """Write ``manifest.json``, after a warning of what could not be scored or rendered, and return its content.
 
-    Args:
-        task: What was selected from.
-        scores: The scores.
-        chosen: Selected rows.
-        responses: ``[records]`` content tokens of the responses.
-        unscored: Ids of the first records without a score.
-        directory: Where the manifest goes.
-
-    Returns:
-        Its content.
+    ``responses`` are the content tokens ``[records]`` of the responses, ``unscored`` the ids of the first records
+    without a score.
     """
     pool, ledger, scorer = task.pool, task.ledger, task.scorer
     number = int(np.isnan(scores.score).sum())

@@ -74,9 +74,7 @@ class Selection:
 def select(settings: SelectSettings, command: str | None = None) -> Selection:
     """Select a coreset and write the files of the contract into ``paths.output_dir``.
 
-    Args:
-        settings: All keys.
-        command: The command line that repeats this run, for the report.
+    The report shows ``command`` as the one that repeats the run.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -98,12 +96,7 @@ def run_selection(
 ) -> Selection:
     """Select and write the files, reporting to no tracker.
 
-    Args:
-        settings: All keys.
-        directory: Where the files go.
-        store: Stage results.
-        announce: Say what is found and done.
-        command: The command line that repeats this run, for the report.
+    ``announce=False`` says nothing of what is found and done, and makes no report.
 
     Raises:
         UserError: for anything that the user can mend.

@@ -34,17 +34,7 @@ def selection_summary(
     directory: Path,
     unscored: str = "",
 ) -> str:
-    """The closing tables: what went in, what came out, what it cost, where it is.
-
-    Args:
-        manifest: Content of ``manifest.json``.
-        pool: The pool.
-        targets: The target set, if the method has one.
-        order: Scored rows, best first.
-        chosen: Selected rows, best first.
-        directory: Where the files are.
-        unscored: Ids of records without a score, as far as they are named.
-    """
+    """The closing tables: what went in, what came out, what it cost, where it is."""
     counts, config = manifest["counts"], manifest["config"]
     method = config["method"]["name"]
     rows = [

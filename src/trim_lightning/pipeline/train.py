@@ -70,9 +70,7 @@ class Training:
 def train(settings: TrainSettings, command: str | None = None) -> Training:
     """Select (or read) a coreset, fine-tune on it, evaluate before and after, and write the contract's files.
 
-    Args:
-        settings: All keys.
-        command: The command line that repeats this run, for the selection's report.
+    The selection's report shows ``command`` as the one that repeats the run.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -94,13 +92,6 @@ def run_training(
     settings: TrainSettings, directory: Path, store: Store, training_logger: Callable[[], Any], command: str | None
 ) -> Training:
     """Select, evaluate, fine-tune, evaluate, write, reporting to no tracker but the curves of the training.
-
-    Args:
-        settings: All keys.
-        directory: Where the files go.
-        store: Stage results.
-        training_logger: Gives a Lightning logger, or False.
-        command: The command line that repeats this run, for the selection's report.
 
     Raises:
         UserError: for anything that the user can mend.

@@ -62,9 +62,7 @@ def selection_costs(selection: Selection | None) -> dict[str, Any]:
 def clear_training(directory: Path, given: str | None) -> None:
     """Remove an earlier training's files, so that no mixture of two runs is left if this one is killed.
 
-    Args:
-        directory: The output directory.
-        given: ``coreset.path``: with it an earlier selection goes too, unless that is where the file is.
+    With a coreset that was given an earlier selection goes too, unless that is where the file is.
     """
     for name in (*RESULTS, LOCAL):
         (directory / name).unlink(missing_ok=True)
@@ -108,20 +106,9 @@ def write_training_manifest(
     tasks: Mapping[str, Any],
     directory: Path,
 ) -> dict[str, Any]:
-    """Write ``manifest.json``, the selection's manifest within it.
+    """Write ``manifest.json``, the selection's manifest within it, and return its content.
 
-    Args:
-        settings: All keys.
-        inputs: Inputs of the training itself.
-        counts: Its counts.
-        ledger: Its stages and warnings.
-        selection: The selection; None for a coreset that was given.
-        tuned: The fine-tuning.
-        tasks: What the scores of lm-eval tasks depend on.
-        directory: Where the manifest goes.
-
-    Returns:
-        Its content.
+    ``tasks`` is what the scores of lm-eval tasks depend on.
     """
     own = None if selection is None else selection.manifest
     return write_manifest(

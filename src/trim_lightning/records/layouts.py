@@ -100,13 +100,7 @@ def field_names(record: Mapping[str, Any], prefix: str = "", depth: int = 4) -> 
 
 
 def scalar_field(record: Mapping[str, Any], field: str, place: str, needed: str) -> Any:
-    """The text, number or truth value in a field.
-
-    Args:
-        record: The record.
-        field: Its name, dotted.
-        place: Which key asks for it, and where the record is; for the error.
-        needed: What may stand there; for the error.
+    """The text, number or truth value in a field; ``place`` (which key asks, where) and ``needed`` stand in the error.
 
     Raises:
         UserError: if there is no such field, or a list, an object or null in it.
@@ -300,14 +294,7 @@ def choose_layout(
     what: str,
     where: str,
 ) -> Layout:
-    """Find the layout of a file from its first record.
-
-    Args:
-        record: The first record.
-        prompt_field: The field of the prompt, if the user names it; may be dotted.
-        response_field: The field of the response, likewise.
-        what: ``pool`` or ``target``, for the config keys in messages.
-        where: The place of the record, for messages.
+    """Find the layout of a file from its first record, whose place ``where`` says in messages; fields may be dotted.
 
     Raises:
         UserError: if only one field is named, a named field is not in the record, or no layout fits.

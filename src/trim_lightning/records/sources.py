@@ -53,15 +53,7 @@ def open_records(
     limit: int | None = None,
     sample: int | None = None,
 ) -> RecordFile:
-    """Open the records of a source.
-
-    Args:
-        source: The keys of ``pool`` or ``target``.
-        what: ``pool`` or ``target``, for messages.
-        seed: The seed of the sample.
-        spool: Keeps converted inputs.
-        limit: Only the first so many records after the filters.
-        sample: So many of those, drawn by seed.
+    """Open the records of a source: the first ``limit`` after its filters, and ``sample`` of those, drawn by ``seed``.
 
     Raises:
         UserError: if the input cannot be read as records; see `index`.

@@ -20,9 +20,7 @@ WORD = re.compile(r"\w+|[^\w\s]+")
 def scoped_text(record: Record, scope: str) -> str:
     """A record's turns that ``scope`` lets count, joined by line breaks; not cut at ``max_length``.
 
-    Args:
-        record: The record.
-        scope: ``prompt`` (system, user and tool turns), ``response`` (assistant turns) or ``all``.
+    The prompt is the system, user and tool turns, the response the assistant's.
     """
     wanted = {"all": (True, False), "response": (True,), "prompt": (False,)}[scope]
     return "\n".join(turn.content for turn in record.turns if (turn.role == "assistant") in wanted)
@@ -36,11 +34,8 @@ def words_of(text: str) -> list[str]:
 def write_words(records: RecordFile, scope: str, directory: Path, title: str) -> dict[str, Any]:
     """Write the words of every record's scoped text as ids, numbered by first appearance.
 
-    Args:
-        records: The records, read one at a time; only the vocabulary is held in memory.
-        scope: Turns that count.
-        directory: Where ``ids.int32``, ``offsets.int64`` and ``vocabulary.json`` go.
-        title: Name on the progress bar.
+    Records are read one at a time; only the vocabulary is held in memory. The files are ``ids.int32``,
+    ``offsets.int64`` and ``vocabulary.json``.
 
     Returns:
         ``words``: how many there are.

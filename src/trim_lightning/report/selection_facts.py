@@ -53,10 +53,7 @@ class Outcome:
 def gather(outcome: Outcome, examples: int, command: str | None = None) -> SelectionFacts:
     """All that the report shows.
 
-    Args:
-        outcome: The selection.
-        examples: Candidates shown token by token, each at the top, around the cut, and at the bottom.
-        command: The command that repeats the run, if it is known.
+    So many ``examples`` are shown token by token at the top, around the cut, and at the bottom.
     """
     scores, chosen = outcome.scores, outcome.chosen
     picked = np.zeros(len(scores), dtype=bool)

@@ -16,11 +16,7 @@ MOST_TOKENS_OF_A_CHARACTER = 12
 
 
 class TokenTexts:
-    """Writes token ids as text, token by token.
-
-    Args:
-        tokenizer: The engine of a fast tokenizer.
-    """
+    """Writes token ids as text, token by token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -68,12 +64,7 @@ class TokenTexts:
 
 
 def texts_of(model: Path, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> TokenTexts:
-    """The texts of a model's tokens: those of its own file if it has one, for transformers takes long to import.
-
-    Args:
-        model: The model's directory.
-        tokenizer: Loads its tokenizer, if there is no such file.
-    """
+    """The texts of a model's tokens: those of its own file if it has one, for transformers takes long to import."""
     file = model / "tokenizer.json"
     return read_token_texts(file) if file.is_file() else TokenTexts(tokenizer().backend_tokenizer)
 

@@ -108,16 +108,7 @@ def write_manifest(
     ledger: Ledger,
     **more: Any,
 ) -> dict[str, Any]:
-    """Write ``manifest.json`` and return its content; the paths that it leaves out go to ``local.json``.
-
-    Args:
-        path: The file.
-        config: The resolved config.
-        inputs: Role to name, sha256 and rows of each input.
-        counts: What was counted.
-        ledger: Stages and warnings.
-        **more: Further entries.
-    """
+    """Write ``manifest.json`` and return its content; the paths that it leaves out go to ``local.json``."""
     now = versions((*PACKAGES, *OTHER_PACKAGES))
     ledger.warn_of_versions(now)
     content = shareable(

@@ -134,12 +134,7 @@ def read_scores(directory: Path, **options: Any) -> pa.Table:
 
 
 def read_records(file: Path, label: str, config: Mapping[str, Any]) -> RecordFile:
-    """The records of a coreset, best first.
-
-    Args:
-        file: Its lines.
-        label: What messages call it.
-        config: Config of the selection, which names the fields of prompt and response; empty if unknown.
+    """The records of a coreset, best first; the selection's config names the fields of prompt and response.
 
     Raises:
         UserError: if a line is no record, or the config is not one that a run writes.

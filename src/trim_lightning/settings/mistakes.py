@@ -31,9 +31,7 @@ EXTRAS = {"hydra/sweeper/optuna": "optuna"}  # what an extra of this package ins
 def explain(error: BaseException, schema: type) -> str:
     """One line on what is wrong with the overrides or the config, with the likely remedy.
 
-    Args:
-        error: What Hydra or OmegaConf raised.
-        schema: The command's settings class, whose keys may be suggested.
+    Keys of the command's settings class ``schema`` may be suggested.
     """
     causes = [error]
     while causes[-1].__cause__ is not None:

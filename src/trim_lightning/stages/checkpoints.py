@@ -106,11 +106,6 @@ class Checkpoints:
 def train_checkpoints(task: SelectionTask, name: str, number: int) -> Checkpoints:
     """Warm the scorer up for ``number`` epochs, or find that in the store.
 
-    Args:
-        task: For scorer and settings.
-        name: The method's, for the message.
-        number: Epochs.
-
     Raises:
         UserError: if the warm-up is switched off.
     """
@@ -125,12 +120,6 @@ def gradient_features(
     task: SelectionTask, checkpoints: Checkpoints, dimension: int, targets: tuple[TokenizedRecords, Entry] | None
 ) -> tuple[list[Entry], list[Entry]]:
     """The stored gradients of the pool (Adam's steps) and of the targets (plain) at every checkpoint.
-
-    Args:
-        task: For store and settings.
-        checkpoints: The warm-up.
-        dimension: Numbers of a projected gradient.
-        targets: The targets' tokens and the stage that made them; None for methods without.
 
     Returns:
         One entry a checkpoint for the pool, and one for the targets if there are any.
@@ -166,13 +155,7 @@ def loss_passes(
 ) -> list[Entry]:
     """The stored response losses of some records along the warm-up, a forward pass for each point.
 
-    Args:
-        task: For store and settings.
-        checkpoints: The warm-up.
-        records: Their tokens.
-        inputs: Keys of the stages that made them.
-        booked: As in `record_values`.
-        from_start: Begin with the model before its warm-up.
+    ``from_start`` begins with the model before its warm-up; ``inputs`` and ``booked`` are as in `record_values`.
     """
     from trim_lightning.engine.record_statistics import ResponseLoss
 

@@ -20,10 +20,7 @@ from trim_lightning.trim.saliency import token_saliency
 def save_banks(banks: Mapping[str, FingerprintBank], path: Path, settings: Mapping[str, object]) -> None:
     """Write banks to one safetensors file; the group name prefixes the tensors unless it is empty.
 
-    Args:
-        banks: Group name to bank; ``{"": bank}`` without groups.
-        path: The file.
-        settings: JSON-able settings, kept as text in the file's metadata.
+    The JSON-able settings are kept as text in the file's metadata.
     """
     from safetensors.torch import save_file
 
@@ -98,15 +95,7 @@ def weigh(signals: Iterable[TargetSignals], saliency: SaliencySettings, scope: s
 
 
 def banks_of(targets: Sequence[SalientTarget], groups: Mapping[str, Sequence[int]]) -> dict[str, FingerprintBank]:
-    """One bank per target group.
-
-    Args:
-        targets: All targets.
-        groups: Group name to the rows in it; ``{"": all rows}`` without groups.
-
-    Returns:
-        Group name to bank, in the order of ``groups``.
-    """
+    """One bank per target group, in the order of ``groups``: name to rows, ``{"": all rows}`` without groups."""
     return {group: build_bank(tokens_of(targets, rows)) for group, rows in groups.items()}
 
 

@@ -139,13 +139,7 @@ def mean_losses(entry: Entry, size: int) -> NDArray[np.float64]:
 
 
 def record_words(task: SelectionTask, records: RecordFile, booked: str) -> tuple[WordFile, Entry]:
-    """The stored words of some records' scoped text.
-
-    Args:
-        task: For scope, store and ledger.
-        records: Pool or targets.
-        booked: As in `record_values`.
-    """
+    """The stored words of some records' scoped text."""
     key = StageKey("words", 1, {"scope": task.settings.scope}, {"records": records.identity()})
 
     def build(directory: Path) -> dict[str, Any]:

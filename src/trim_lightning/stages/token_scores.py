@@ -59,12 +59,8 @@ def pool_tokens(
 ) -> Pooled:
     """Penalise and pool one shard.
 
-    Args:
-        tokens: Scoped tokens.
-        fallback: Mode and penalty.
-        pooler: Formula and weights.
-        idf: ``[vocabulary]`` idf of each fingerprint class, scaled to a largest value of 1; a token weighs as
-            much as the class that it was matched with (our choice).
+    ``idf`` is ``[vocabulary]``, that of each fingerprint class, scaled to a largest value of 1; a token weighs as much
+    as the class that it was matched with (our choice).
     """
     return pool(
         penalise(tokens.similarity, tokens.direct, fallback.mode, fallback.penalty),
@@ -91,9 +87,7 @@ def scoped_classes(table: pa.Table) -> list[int]:
 def bank_coverage(seen: set[int], idf: list[NDArray[np.float64]]) -> float | None:
     """Share of the pool's token classes that have a fingerprint, the mean over the banks; None of no class.
 
-    Args:
-        seen: Classes in the pool's scope.
-        idf: For each bank the idf by token id, 0 where there is no fingerprint.
+    Each bank has its idf by token id, 0 where there is no fingerprint.
     """
     if not seen:
         return None
@@ -135,13 +129,7 @@ def best_group(scores: Mapping[str, NDArray[Any]], row: int) -> str:
 
 
 def read_matched(path: Path, groups: Mapping[int, str], fallback: FallbackSettings) -> dict[int, MatchedTokens]:
-    """Token similarities of some records of one shard.
-
-    Args:
-        path: The shard file.
-        groups: Row of each wanted record to the target group whose match is wanted.
-        fallback: Mode and penalty.
-    """
+    """Token similarities of some records of one shard, each (by its row) as a target group saw it."""
     wanted = sorted(set(groups.values()))
     columns = [f"{kind}/{group}" if group else kind for group in wanted for kind in ("similarity", "match")]
     table = pq.read_table(path, columns=["row", "token_ids", "scope", *columns])

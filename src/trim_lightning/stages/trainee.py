@@ -43,14 +43,9 @@ class Trainee(ModelHandle):
         held_out: tuple[TokenizedRecords, StageKey] | None,
         make_logger: Callable[[], Any] = lambda: False,
     ) -> Entry:
-        """Fine-tune on the coreset, or find the result in the store.
+        """Fine-tune on the coreset, or find the result in the store; the held-out records serve early stopping.
 
-        Args:
-            settings: Hyperparameters.
-            coreset: The tokenised coreset.
-            coreset_key: Its key.
-            held_out: Tokenised held-out records and their key, for early stopping.
-            make_logger: Gives a Lightning logger, or False, if there is anything to train.
+        ``make_logger`` gives a Lightning logger, or False, if there is anything to train.
 
         Returns:
             The entry with ``adapter/`` (LoRA) or ``model/`` (full).

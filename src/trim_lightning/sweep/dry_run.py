@@ -28,11 +28,7 @@ def dry_run(
 ) -> Plan:
     """Plan the jobs, measure a sample of their work, print what they will take and write it to ``plan.json``.
 
-    Args:
-        jobs: Number and settings of each.
-        directory: Where the file goes.
-        mistakes: Number and error line of jobs that have no settings.
-        names: What each job is called.
+    All go by the jobs' numbers; ``mistakes`` has the error line of those without settings.
 
     Returns:
         The plan; jobs whose work could not be measured are among its problems.

@@ -68,9 +68,7 @@ class Estimate:
     def total(self, plan: Plan, opening: float) -> float:
         """Seconds of the whole run on this machine, one job after another.
 
-        Args:
-            plan: The plan.
-            opening: Seconds that going through the jobs took, which the run repeats.
+        Going through the jobs took ``opening`` seconds, which the run repeats.
         """
         stages = sum(self.seconds(cost) or 0.0 for cost in plan.passes)
         jobs = plan.jobs - len(plan.problems)
@@ -128,11 +126,6 @@ def measure(found: Estimate, costs: Sequence[Cost], model: Any) -> None:
     """Note the amounts of works that run the model on batches of one size.
 
     The records of the largest of them give the sample; answers are timed where the first that needs them has its.
-
-    Args:
-        found: Where they are noted.
-        costs: The works.
-        model: On its device.
     """
     from trim_lightning.engine.speed import forward_seconds
     from trim_lightning.evaluation.generation import BATCH, decoding_seconds

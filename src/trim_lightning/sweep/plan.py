@@ -64,11 +64,8 @@ class Plan:
 def plan_jobs(jobs: Mapping[int, SelectSettings], mistakes: Mapping[int, str] | None = None) -> Plan:
     """Go through every job as far as it goes without running a model.
 
-    Records are read and tokenised on the way, and kept in the store, so that the run need not do it again.
-
-    Args:
-        jobs: Number and settings of each.
-        mistakes: Number and error line of those that have no settings.
+    Records are read and tokenised on the way, and kept in the store, so that the run need not do it again. Jobs that
+    have no settings come with their error line.
 
     Raises:
         UserError: if a store cannot be written.

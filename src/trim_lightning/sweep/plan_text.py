@@ -21,14 +21,7 @@ HEADERS = ["stage", "results", "in the store", "to build", "passes", "tokens", "
 
 
 def plan_text(plan: Plan, estimated: Estimate, opening: float, names: Mapping[int, str] | None = None) -> str:
-    """The plan as a table, and what it will take in all.
-
-    Args:
-        plan: The plan.
-        estimated: Its estimate.
-        opening: Seconds that going through the jobs took.
-        names: What each job of a sweep is called, by its number.
-    """
+    """The plan as a table, and what it will take in all, ``opening`` seconds of going through the jobs included."""
 
     def named(number: int) -> str:
         return f" ({names[number]})" if names and number in names else ""

@@ -41,9 +41,6 @@ def share_passes(jobs: Sequence[SelectSettings]) -> int:
     Warm-up and target passes that jobs share are run once on the way. A job that cannot be prepared is left out: it
     will say itself what is wrong with it. Passes of a single job are left to it.
 
-    Args:
-        jobs: Settings of all jobs of the sweep.
-
     Returns:
         Number of passes that were run.
     """
@@ -87,12 +84,7 @@ class Holder:
 
 
 def prepare(settings: SelectSettings, holder: Holder) -> Cell | None:
-    """A job up to its pass over the pool; None if it has none to share, or fails: it will say itself why.
-
-    Args:
-        settings: Of the job.
-        holder: Sees to it that models do not pile up.
-    """
+    """A job up to its pass over the pool; None if it has none to share, or fails: it will say itself why."""
     try:
         check_settings(settings)
         selector = load_selector(settings.method)

@@ -16,12 +16,7 @@ SAMPLES = 1000  # bootstrap resamples of the paired tests
 
 
 def log_summary(sweep: Path, logger: LoggerSettings, group: str) -> None:
-    """Report a finished sweep as a run of its own in the jobs' group.
-
-    Args:
-        sweep: The multirun folder.
-        logger: The jobs' logger, which is W&B: without it the files have all of this.
-        group: The jobs' group.
+    """Report a finished sweep as a run of its own in the jobs' group; their logger is W&B.
 
     Raises:
         UserError: if the folder has no finished run.

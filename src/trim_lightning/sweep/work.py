@@ -90,12 +90,7 @@ def kind_of(cost: Cost) -> Kind:
 
 
 def factor_of(cost: Cost, recomputes: bool = False) -> float:
-    """Seconds per token of a piece of work over those of its model's plain forward pass.
-
-    Args:
-        cost: The work.
-        recomputes: With gradient checkpointing.
-    """
+    """Seconds per token of a work over the plain forward pass's; ``recomputes`` is with gradient checkpointing."""
     kind = kind_of(cost)
     return (kind.factor + kind.each * (cost.number - 1)) * (RECOMPUTING if recomputes else 1)
 
@@ -117,10 +112,6 @@ class TrainingNeed:
 
 def training_need(cost: Cost, model: Any) -> TrainingNeed | None:
     """That of a piece of work; None of one without a backward pass.
-
-    Args:
-        cost: The work.
-        model: That runs it, on its device.
 
     Raises:
         UserError: if LoRA finds nothing to train.

@@ -182,11 +182,7 @@ class ChatRenderer:
         return rendered
 
     def encode(self, conversations: Sequence[Sequence[Turn]], max_length: int) -> list[Encoded | RenderError]:
-        """Render and tokenise conversations, with one tokenizer call for all of them.
-
-        Args:
-            conversations: The turns of each record.
-            max_length: Tokens of a record that are kept; the rest is cut off at the end.
+        """Render and tokenise conversations, with one tokenizer call for all of them; each is cut at ``max_length``.
 
         Returns:
             One item per conversation, in order: its tokens, or why it could not be rendered.

@@ -99,14 +99,10 @@ def scope_mask(roles: NDArray[np.uint8], scope: str) -> NDArray[np.bool_]:
 def tokenize_records(
     records: RecordFile, renderer: ChatRenderer, max_length: int, directory: Path, title: str = "tokenize"
 ) -> dict[str, int]:
-    """Render and tokenise every record into flat files in ``directory``.
+    """Render and tokenise every record, one batch at a time, into flat files in ``directory``.
 
-    Args:
-        records: The records, read one batch at a time.
-        renderer: Chat rendering with content spans.
-        max_length: Tokens kept of a record; the rest is cut at the end and counted.
-        directory: Where ``token_ids.int32``, ``roles.uint8``, ``offsets.int64`` and ``summary.json`` go.
-        title: Name on the progress bar.
+    The files are ``token_ids.int32``, ``roles.uint8``, ``offsets.int64`` and ``summary.json``. What is beyond
+    ``max_length`` is cut at the end of a record and counted.
 
     Returns:
         ``tokens``: all tokens written.
@@ -131,13 +127,7 @@ def tokenize_records(
 
 
 def write_without_prompts(records: TokenizedRecords, directory: Path, boundary: int) -> None:
-    """Write every record `without_prompt` in the form that `TokenizedRecords` opens.
-
-    Args:
-        records: The tokenised records.
-        directory: Where the files go.
-        boundary: See `without_prompt`.
-    """
+    """Write every record `without_prompt` in the form that `TokenizedRecords` opens."""
     summary = {name: getattr(records, name) for name in ("truncated", "unrendered", "problems")}
     sequences = (without_prompt(records[row], boundary) for row in range(len(records)))
     write_sequences(sequences, len(records), directory, "prepare", summary)
@@ -147,11 +137,7 @@ def without_prompt(sequence: TokenSequence, boundary: int) -> TokenSequence:
     """Take the prompt's content out of a record; scaffolding and response stay (our choice).
 
     The same response tokens are predicted as in the whole record: where nothing would stand before the first
-    one any more, ``boundary`` is put there.
-
-    Args:
-        sequence: The record.
-        boundary: Id of a token that begins a text.
+    one any more, ``boundary``, the id of a token that begins a text, is put there.
 
     Returns:
         The rest; no tokens if there is no response.

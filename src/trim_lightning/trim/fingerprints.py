@@ -109,10 +109,6 @@ def within_over_between(targets: Iterable[TargetTokens], bank: FingerprintBank) 
     least twice. Between: the mean distance of two fingerprints. Near 0 the states of a class have collapsed to one
     point, and similarity says little more than which class a token has; near 1 classes are no clusters.
 
-    Args:
-        targets: The targets that the bank was built from.
-        bank: The bank.
-
     Returns:
         The ratio; None with fewer than two classes or without a class that occurs twice.
     """
