@@ -33,7 +33,7 @@ from trim_lightning.compare.measures import lower_is_better
 from trim_lightning.compare.report import Report, compare
 from trim_lightning.report.page import token_text
 from trim_lightning.report.token_texts import read_token_texts
-from trim_lightning.report.tokens import heaviest, read_banks
+from trim_lightning.report.token_views import heaviest, read_banks
 from trim_lightning.runs.names import BANKS
 from trim_lightning.runs.run import Run, text_of
 

@@ -21,7 +21,7 @@ LAYERS, POOLERS = (3, 6, 12), ("mean_max_coverage", "mean", "max", "quantile")
 CHECKED = ((3, "mean"), (6, "quantile"), (12, "max"))  # cells that are also run by themselves
 
 
-class Desk:
+class SweepFolder:
     """A folder with a pool and a target file, and cold stores; the model is a converted copy."""
 
     def __init__(self) -> None:
@@ -64,22 +64,22 @@ def axes(*more: str) -> list[str]:
 
 def sweep() -> dict[str, Any]:
     """(h) A cold sweep of 4 poolers x 3 layer counts over one cold run of 500 records, warm-up included."""
-    desk = Desk()
+    folder = SweepFolder()
     try:
-        one = desk.run("store-one", "one")
-        cold = desk.run("store-sweep", "cold", *axes(), multirun=True)
-        again = desk.run("store-sweep", "again", *axes(), multirun=True)
-        more = desk.run("store-sweep", "more", *axes("fallback.penalty=0.5", "selection.count=10"), multirun=True)
+        one = folder.run("store-one", "one")
+        cold = folder.run("store-sweep", "cold", *axes(), multirun=True)
+        again = folder.run("store-sweep", "again", *axes(), multirun=True)
+        more = folder.run("store-sweep", "more", *axes("fallback.penalty=0.5", "selection.count=10"), multirun=True)
         jobs = [(layers, pooler) for layers in LAYERS for pooler in POOLERS]
-        equal = [desk.scores(f"cold/{job}") == desk.scores(f"again/{job}") for job in range(len(jobs))]
+        equal = [folder.scores(f"cold/{job}") == folder.scores(f"again/{job}") for job in range(len(jobs))]
         for layers, pooler in CHECKED:
             name = f"alone-{layers}"
-            desk.run(name, name, f"saliency.num_layers={layers}", f"pooler={pooler}")
-            equal.append(desk.scores(name) == desk.scores(f"cold/{jobs.index((layers, pooler))}"))
-        manifests = [json.loads((desk.root / f"more/{job}/manifest.json").read_text()) for job in range(len(jobs))]
+            folder.run(name, name, f"saliency.num_layers={layers}", f"pooler={pooler}")
+            equal.append(folder.scores(name) == folder.scores(f"cold/{jobs.index((layers, pooler))}"))
+        manifests = [json.loads((folder.root / f"more/{job}/manifest.json").read_text()) for job in range(len(jobs))]
         passes = sum(not manifest["stages"]["score"]["cached"] for manifest in manifests)
     finally:
-        shutil.rmtree(desk.root)
+        shutil.rmtree(folder.root)
     return {
         "ratio": cold / one, "wanted": "<= 1.3", "one_run": one, "cold_sweep": cold, "warm_sweep": again,
         "warm_over_cold": again / cold, "wanted_warm": "< 0.25", "new_penalty_and_budget": more,
@@ -89,17 +89,17 @@ def sweep() -> dict[str, Any]:
 
 def estimate() -> dict[str, Any]:
     """(i) Estimated seconds of `dry_run` over the true wall time, a run and a sweep of 500 records each."""
-    desk = Desk()
+    folder = SweepFolder()
     try:
-        measured = desk.run("store-one", "plan", "dry_run=true")
-        one = desk.run("store-one", "one")
-        desk.run("store-sweep", "plan-sweep", *axes("dry_run=true"), multirun=True)
-        several = desk.run("store-sweep", "sweep", *axes(), multirun=True)
-        plans = desk.planned("plan"), desk.planned("plan-sweep")
-        detail = json.loads((desk.root / "plan/plan/plan.json").read_text())["stages"]
-        stages = json.loads((desk.root / "one/manifest.json").read_text())["stages"]
+        measured = folder.run("store-one", "plan", "dry_run=true")
+        one = folder.run("store-one", "one")
+        folder.run("store-sweep", "plan-sweep", *axes("dry_run=true"), multirun=True)
+        several = folder.run("store-sweep", "sweep", *axes(), multirun=True)
+        plans = folder.planned("plan"), folder.planned("plan-sweep")
+        detail = json.loads((folder.root / "plan/plan/plan.json").read_text())["stages"]
+        stages = json.loads((folder.root / "one/manifest.json").read_text())["stages"]
     finally:
-        shutil.rmtree(desk.root)
+        shutil.rmtree(folder.root)
     return {
         "ratio": plans[0] / one, "wanted": "0.75 to 1.25", "estimated": plans[0], "took": one,
         "sweep_ratio": plans[1] / several, "sweep_estimated": plans[1], "sweep_took": several,

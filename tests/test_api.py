@@ -16,7 +16,7 @@ from trim_lightning.settings.schema import FallbackSettings, PoolerSettings, Sal
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], list[dict], Path]:
+def model_and_records(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], list[dict], Path]:
     """A tiny model, a pool, targets, and the folder that holds them."""
     folder = tmp_path_factory.mktemp("api")
     build_tiny_model("llama", folder / "model")
@@ -26,8 +26,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]
 
 
 @pytest.mark.parametrize("token_weight", ["none", "idf"])
-def test_five_lines_agree_with_the_command_line(workshop, token_weight: str) -> None:
-    model, pool, targets, folder = workshop
+def test_five_lines_agree_with_the_command_line(model_and_records, token_weight: str) -> None:
+    model, pool, targets, folder = model_and_records
     scorer = trim_lightning.load(str(model), dtype="float32", store_dir=folder / "store", max_length=96)
     bank = scorer.fingerprint(targets, SaliencySettings(num_layers=3))
     scores = scorer.score(iter(pool), bank, PoolerSettings(token_weight=token_weight))
@@ -48,8 +48,8 @@ def test_five_lines_agree_with_the_command_line(workshop, token_weight: str) -> 
     assert [json.loads(line) for line in lines] == coreset
 
 
-def test_a_mistake_is_a_user_error(workshop) -> None:
-    model, pool, targets, folder = workshop
+def test_a_mistake_is_a_user_error(model_and_records) -> None:
+    model, pool, targets, folder = model_and_records
     scorer = trim_lightning.load(str(model), dtype="float32", store_dir=folder / "store")
     with pytest.raises(trim_lightning.UserError, match="only 4 layers"):
         scorer.fingerprint(targets, SaliencySettings(num_layers=5))

@@ -27,7 +27,7 @@ from tiny_models import build_tiny_model, write_records
 from trim_lightning.cli.reference import COMMAND, reference_page
 from trim_lightning.methods.base import load_selector
 from trim_lightning.pipeline.checks import check_settings
-from trim_lightning.records.generated import FAMILIES
+from trim_lightning.records.generated_pool import FAMILIES
 from trim_lightning.records.sources import open_records
 from trim_lightning.settings.compose import SCHEMAS, config_directory
 from trim_lightning.settings.key import known_keys
@@ -203,9 +203,9 @@ def test_keys_and_options_that_pages_name_exist(page: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def documented_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the pages assume it: a model, a pool, targets, and the finished selection ``run``."""
-    folder = tmp_path_factory.mktemp("desk")
+    folder = tmp_path_factory.mktemp("documented_folder")
     build_tiny_model("llama", folder / "model")
     write_records(folder / "pool.jsonl", 40, seed=1)
     write_records(folder / "targets.jsonl", 4, seed=2, edge_cases=False)
@@ -230,14 +230,14 @@ def snippets() -> list[Any]:
 
 
 @pytest.mark.parametrize("block", snippets())
-def test_snippets_run(block: Block, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets_run(block: Block, documented_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(path: str = "bundled:", **options: Any) -> trim_lightning.TrimScorer:
         """A model that a page names by its Hub id needs a network: the tiny one stands in."""
         return trim_lightning.api.load("model" if re.search("[/:]", path) else path, **options)
 
-    monkeypatch.chdir(desk)
+    monkeypatch.chdir(documented_folder)
     monkeypatch.setattr(trim_lightning, "load", load, raising=False)
-    namespace: dict[str, Any] = {name: read_lines(desk / f"{name}.jsonl") for name in ("pool", "targets")}
+    namespace: dict[str, Any] = {name: read_lines(documented_folder / f"{name}.jsonl") for name in ("pool", "targets")}
     exec(compile(block.text, "snippet", "exec"), namespace)
     results = [
         namespace[name] for name in ("scores", "coreset", "target", "records", "bank", "manifest") if name in namespace
@@ -255,22 +255,22 @@ def schema_of(file: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", ["scores.parquet", "target_tokens.parquet", "token_scores.parquet"])
-def test_columns_are_as_documented(name: str, desk: Path) -> None:
+def test_columns_are_as_documented(name: str, documented_folder: Path) -> None:
     documented = [line[:2] for line in table_under("outputs.md", name)]
-    assert documented == schema_of(desk / "run" / name)
+    assert documented == schema_of(documented_folder / "run" / name)
 
 
-def test_tensors_are_as_documented(desk: Path) -> None:
-    bank = load_file(desk / "run" / "fingerprints.safetensors")
+def test_tensors_are_as_documented(documented_folder: Path) -> None:
+    bank = load_file(documented_folder / "run" / "fingerprints.safetensors")
     shapes = {1: "[C]", 2: "[C, hidden]"}
     found = {f"`{name}`": f"{tensor.dtype} `{shapes[tensor.ndim]}`" for name, tensor in bank.items()}
     assert {line[0]: line[1] for line in table_under("outputs.md", "fingerprints.safetensors")} == found
 
 
-def test_names_with_groups_are_as_documented(desk: Path) -> None:
+def test_names_with_groups_are_as_documented(documented_folder: Path) -> None:
     directory = select_at(
-        desk, "groups", f"target.path={desk}/grouped.jsonl", "target.group_field=subtask", "warmup=none",
-        "scoring.save_token_scores=true",
+        documented_folder, "groups", f"target.path={documented_folder}/grouped.jsonl", "target.group_field=subtask",
+        "warmup=none", "scoring.save_token_scores=true",
     )  # fmt: skip
     assert pq.read_schema(directory / "scores.parquet").names[-2:] == ["score/sums", "score/trips"]
     columns = pq.read_schema(directory / "token_scores.parquet").names
@@ -281,8 +281,8 @@ def test_names_with_groups_are_as_documented(desk: Path) -> None:
     assert {"sums/vectors", "trips/vectors"} <= set(bank)
 
 
-def test_the_manifest_is_as_documented(desk: Path) -> None:
-    manifest = json.loads((desk / "run" / "manifest.json").read_text())
+def test_the_manifest_is_as_documented(documented_folder: Path) -> None:
+    manifest = json.loads((documented_folder / "run" / "manifest.json").read_text())
     text = (ROOT / "docs" / "outputs.md").read_text()
     assert [line[0].strip("`") for line in table_under("outputs.md", "manifest.json")] == list(manifest)
     counts = re.findall(r"^\| `(\w+)` \|", text.partition("| count |")[2], flags=re.MULTILINE)
@@ -295,21 +295,21 @@ def test_the_manifest_is_as_documented(desk: Path) -> None:
         assert all(f"`{name}`" in described for name in record)
 
 
-def test_every_file_is_documented(desk: Path) -> None:
+def test_every_file_is_documented(documented_folder: Path) -> None:
     text = (ROOT / "docs" / "outputs.md").read_text()
-    files = [path.name for path in (desk / "run").iterdir()]
+    files = [path.name for path in (documented_folder / "run").iterdir()]
     assert len(files) >= 7
     assert [name for name in files if name not in text] == []
 
 
 @pytest.mark.parametrize("line", table_under("store.md", "What a change makes run again"), ids=lambda line: line[0])
-def test_a_change_computes_again_what_the_store_page_says(line: list[str], desk: Path) -> None:
+def test_a_change_computes_again_what_the_store_page_says(line: list[str], documented_folder: Path) -> None:
     change, stages = line
     expected = set(re.findall(r"`(\w+)`", stages))
     assert expected or stages == "nothing"
-    before = entries(desk / "store")
-    select_at(desk, "changed", change.strip("`"))
-    assert {stage for stage, _ in entries(desk / "store") - before} == expected
+    before = entries(documented_folder / "store")
+    select_at(documented_folder, "changed", change.strip("`"))
+    assert {stage for stage, _ in entries(documented_folder / "store") - before} == expected
 
 
 def entries(store: Path) -> set[tuple[str, str]]:
@@ -341,7 +341,9 @@ def test_data_page_shows_all_layouts_and_counts_the_families() -> None:
     assert f"{len(FAMILIES)} task families with {PoolSettings().per_family} records each" in page
 
 
-def test_the_method_of_the_architecture_page_works(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_method_of_the_architecture_page_works(
+    documented_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {block.info: block.text for block in blocks_of(ROOT / "docs" / "architecture.md") if block.info}
     module = files["file=src/trim_lightning/methods/shortest.py"]
     option = files["file=conf/method/shortest.yaml"]
@@ -349,7 +351,7 @@ def test_the_method_of_the_architecture_page_works(desk: Path, tmp_path: Path, m
     monkeypatch.setattr(trim_lightning.methods, "__path__", [*trim_lightning.methods.__path__, str(tmp_path)])
     keys = yaml.safe_load(option)
     overrides = [f"method.{name}={value}" for name, value in keys.items()]
-    table = pq.read_table(select_at(desk, "shortest", *overrides) / "scores.parquet").to_pylist()
+    table = pq.read_table(select_at(documented_folder, "shortest", *overrides) / "scores.parquet").to_pylist()
     scored = [record["num_scored"] for record in table if record["score"] is not None]
     assert min(scored) >= keys["least"]
     assert [record["num_scored"] for record in table if record["rank"] == 1] == [min(scored)]

@@ -28,9 +28,9 @@ ONE_SEED = {"method_table", "in_domain"}  # all of them in the slow tests
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with as many layers as the recipes ask for, a second trainee, data, and one store for all."""
-    folder = tmp_path_factory.mktemp("desk")
+    folder = tmp_path_factory.mktemp("recipe_files")
     build_tiny_model("llama", folder / "model", layers=12)
     build_tiny_model("opt", folder / "other", seed=1)
     write_records(folder / "pool.jsonl", 24, seed=1)
@@ -40,22 +40,24 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def inputs_of(desk: Path, pool: str = "pool") -> list[str]:
+def inputs_of(recipe_files: Path, pool: str = "pool") -> list[str]:
     """Overrides that a small run needs, whatever it is."""
     return [
-        "debug=fast", "model=hf", f"model.path={desk}/model", "model.dtype=float32", "logger=none",
-        f"paths.store_dir={desk}/store", "pool=jsonl", f"pool.path={desk}/{pool}.jsonl",
-        "target=jsonl", f"target.path={desk}/targets.jsonl",
+        "debug=fast", "model=hf", f"model.path={recipe_files}/model", "model.dtype=float32", "logger=none",
+        f"paths.store_dir={recipe_files}/store", "pool=jsonl", f"pool.path={recipe_files}/{pool}.jsonl",
+        "target=jsonl", f"target.path={recipe_files}/targets.jsonl",
     ]  # fmt: skip
 
 
-def cells_of(run: Run, desk: Path, tmp_path: Path, name: str, *overrides: str, train: bool = False) -> list[Path]:
+def cells_of(
+    run: Run, recipe_files: Path, tmp_path: Path, name: str, *overrides: str, train: bool = False
+) -> list[Path]:
     """Run an experiment with one command; the folders of its cells, in order."""
-    files = inputs_of(desk, "responses" if train else "pool")
+    files = inputs_of(recipe_files, "responses" if train else "pool")
     if name == "in_domain":
         files = [word for word in files if not word.startswith("target")]
     if train:
-        files += [f"evaluation.path={desk}/held_out.jsonl", "evaluation.exact_match=never", "train.epochs=1"]
+        files += [f"evaluation.path={recipe_files}/held_out.jsonl", "evaluation.exact_match=never", "train.epochs=1"]
     folder = f"hydra.sweep.dir={tmp_path}/sweep"
     outcome = run(f"experiment={name}", folder, *files, *overrides, main=train_main if train else select_main)
     assert outcome.code == 0, outcome.err
@@ -95,11 +97,11 @@ def often(chosen: set[str], names: Iterable[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", often(OFTEN_SELECTED, SWEEPS.keys() - TRAINING_ONLY))
-def test_as_a_selection(name: str, run: Run, desk: Path, tmp_path: Path) -> None:
+def test_as_a_selection(name: str, run: Run, recipe_files: Path, tmp_path: Path) -> None:
     axes, overrides = dict(SWEEPS[name]), []
     if name in ONE_SEED:
         axes["seed"], overrides = ["0"], ["seed=0"]
-    cells = cells_of(run, desk, tmp_path, name, *overrides)
+    cells = cells_of(run, recipe_files, tmp_path, name, *overrides)
     assert_the_grid(cells, axes)
     for cell in cells:
         assert (cell / "coreset.jsonl").stat().st_size > 0
@@ -110,17 +112,17 @@ def test_as_a_selection(name: str, run: Run, desk: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ONE_SEED))
-def test_as_a_selection_with_all_seeds(name: str, run: Run, desk: Path, tmp_path: Path) -> None:
-    assert_the_grid(cells_of(run, desk, tmp_path, name), SWEEPS[name])
+def test_as_a_selection_with_all_seeds(name: str, run: Run, recipe_files: Path, tmp_path: Path) -> None:
+    assert_the_grid(cells_of(run, recipe_files, tmp_path, name), SWEEPS[name])
 
 
 @pytest.mark.parametrize("name", often(OFTEN_TRAINED, SWEEPS))
-def test_as_a_training(name: str, run: Run, desk: Path, tmp_path: Path) -> None:
+def test_as_a_training(name: str, run: Run, recipe_files: Path, tmp_path: Path) -> None:
     axes, overrides = dict(SWEEPS[name]), []
     if name == "transfer":  # its own models are on the Hub: a folder takes the place of each key
         axes["train.model"] = [".../model", ".../other"]  # as a manifest writes them
-        overrides = [f"train.model={desk}/model,{desk}/other"]
-    cells = cells_of(run, desk, tmp_path, name, *overrides, train=True)
+        overrides = [f"train.model={recipe_files}/model,{recipe_files}/other"]
+    cells = cells_of(run, recipe_files, tmp_path, name, *overrides, train=True)
     assert_the_grid(cells, axes)
     for cell in cells:
         metrics = json.loads((cell / "metrics.json").read_text())
@@ -188,22 +190,24 @@ CHECKS: dict[str, Callable[[list[dict[str, Any]]], None]] = {
 # the command line beside a recipe
 
 
-def test_a_swept_key_on_the_command_line_takes_the_place_of_its_axis(run: Run, desk: Path, tmp_path: Path) -> None:
-    cells = cells_of(run, desk, tmp_path, "pooling_ablation", "pooler=max")
+def test_a_swept_key_on_the_command_line_takes_the_place_of_its_axis(
+    run: Run, recipe_files: Path, tmp_path: Path
+) -> None:
+    cells = cells_of(run, recipe_files, tmp_path, "pooling_ablation", "pooler=max")
     assert [manifest_of(cell)["config"]["pooler"]["name"] for cell in cells] == ["max"]
 
 
-def test_a_list_takes_the_place_of_an_axis_or_adds_one(run: Run, desk: Path, tmp_path: Path) -> None:
-    cells = cells_of(run, desk, tmp_path, "scope_ablation", "scope=all,response", "pooler=mean,max")
+def test_a_list_takes_the_place_of_an_axis_or_adds_one(run: Run, recipe_files: Path, tmp_path: Path) -> None:
+    cells = cells_of(run, recipe_files, tmp_path, "scope_ablation", "scope=all,response", "pooler=mean,max")
     configs = [manifest_of(cell)["config"] for cell in cells]
     assert sorted((config["scope"], config["pooler"]["name"]) for config in configs) == [
         ("all", "max"), ("all", "mean"), ("response", "max"), ("response", "mean"),
     ]  # fmt: skip
 
 
-def test_one_cell_of_a_recipe_can_run_alone(run: Run, desk: Path, tmp_path: Path) -> None:
+def test_one_cell_of_a_recipe_can_run_alone(run: Run, recipe_files: Path, tmp_path: Path) -> None:
     alone = ["hydra.mode=RUN", "scope=prompt", f"paths.output_dir={tmp_path}/alone", f"hydra.run.dir={tmp_path}/run"]
-    outcome = run("experiment=scope_ablation", *inputs_of(desk), *alone)
+    outcome = run("experiment=scope_ablation", *inputs_of(recipe_files), *alone)
     assert outcome.code == 0, outcome.err
     assert manifest_of(tmp_path / "alone")["config"]["scope"] == "prompt"
 
@@ -217,12 +221,12 @@ def test_a_recipe_of_training_is_refused_by_selection(run: Run) -> None:
 # hparams_search
 
 
-def test_optuna_searches_and_shares_passes(run: Run, desk: Path, tmp_path: Path) -> None:
+def test_optuna_searches_and_shares_passes(run: Run, recipe_files: Path, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     outcome = run(
-        "hparams_search=optuna", "hydra.sweeper.n_trials=4", *inputs_of(desk, "responses"), "warmup=none",
+        "hparams_search=optuna", "hydra.sweeper.n_trials=4", *inputs_of(recipe_files, "responses"), "warmup=none",
         f"paths.store_dir={tmp_path}/store", f"hydra.sweep.dir={tmp_path}/sweep", "train.epochs=1",
-        f"evaluation.path={desk}/held_out.jsonl", "evaluation.exact_match=never", main=train_main,
+        f"evaluation.path={recipe_files}/held_out.jsonl", "evaluation.exact_match=never", main=train_main,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
@@ -234,8 +238,8 @@ def test_optuna_searches_and_shares_passes(run: Run, desk: Path, tmp_path: Path)
     assert (outcome.out + outcome.err).count("one pass over the pool for 4 jobs") == 1
 
 
-def test_a_search_needs_something_to_evaluate(run: Run, desk: Path) -> None:
-    outcome = run("evaluation.objective=eval/exact_match", f"paths.store_dir={desk}/store", main=train_main)
+def test_a_search_needs_something_to_evaluate(run: Run, recipe_files: Path) -> None:
+    outcome = run("evaluation.objective=eval/exact_match", f"paths.store_dir={recipe_files}/store", main=train_main)
     assert outcome.code == 2
     assert outcome.last.startswith("error: evaluation.objective=eval/exact_match needs something to evaluate")
 
@@ -243,9 +247,12 @@ def test_a_search_needs_something_to_evaluate(run: Run, desk: Path) -> None:
 # debug=profile
 
 
-def test_a_profile_traces_the_pass_and_the_memory(run: Run, desk: Path, tmp_path: Path) -> None:
+def test_a_profile_traces_the_pass_and_the_memory(run: Run, recipe_files: Path, tmp_path: Path) -> None:
     plain, profiled = f"paths.output_dir={tmp_path}/plain", f"paths.output_dir={tmp_path}/out"
-    words = [word for word in inputs_of(desk) if word != "debug=fast"] + ["warmup=none", f"hydra.run.dir={tmp_path}/r"]
+    words = [word for word in inputs_of(recipe_files) if word != "debug=fast"] + [
+        "warmup=none",
+        f"hydra.run.dir={tmp_path}/r",
+    ]
     words += ["scoring.tokens_per_batch=256"]
     assert run(*words, plain).code == 0
     outcome = run("debug=profile", *words, profiled)
@@ -271,8 +278,8 @@ def test_a_profile_traces_the_pass_and_the_memory(run: Run, desk: Path, tmp_path
     assert "aten::" in (folder / "operators.txt").read_text()
 
 
-def test_a_profile_of_a_method_without_the_pass_says_so(run: Run, desk: Path, tmp_path: Path) -> None:
-    words = [*inputs_of(desk), f"paths.output_dir={tmp_path}/out", f"hydra.run.dir={tmp_path}/r"]
+def test_a_profile_of_a_method_without_the_pass_says_so(run: Run, recipe_files: Path, tmp_path: Path) -> None:
+    words = [*inputs_of(recipe_files), f"paths.output_dir={tmp_path}/out", f"hydra.run.dir={tmp_path}/r"]
     outcome = run("method=longest", "scoring.profile=true", *words)
     assert outcome.code == 0, outcome.err
     assert any("scoring.profile" in warning for warning in manifest_of(tmp_path / "out")["warnings"])

@@ -7,32 +7,32 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workshop import Change, Workshop, edit
+from made_runs import Change, MadeRuns, edit
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """The workshop of this test session."""
-    return Workshop(tmp_path_factory.mktemp("compare"))
+def made_runs(tmp_path_factory: pytest.TempPathFactory) -> MadeRuns:
+    """The runs of this test session."""
+    return MadeRuns(tmp_path_factory.mktemp("compare"))
 
 
 @pytest.fixture(scope="session")
-def selections(workshop: Workshop) -> dict[str, Path]:
+def selections(made_runs: MadeRuns) -> dict[str, Path]:
     """Selections: TRIM, and random with three seeds."""
-    runs = {"trim": workshop.select(workshop.root / "select" / "trim", "selection.count=6")}
+    runs = {"trim": made_runs.select(made_runs.root / "select" / "trim", "selection.count=6")}
     for seed in range(3):
-        folder = workshop.root / "select" / f"random_{seed}"
-        runs[f"random_{seed}"] = workshop.select(folder, "method=random", "selection.count=6", f"seed={seed}")
+        folder = made_runs.root / "select" / f"random_{seed}"
+        runs[f"random_{seed}"] = made_runs.select(folder, "method=random", "selection.count=6", f"seed={seed}")
     return runs
 
 
 @pytest.fixture(scope="session")
-def trained(workshop: Workshop) -> dict[str, Path]:
+def trained(made_runs: MadeRuns) -> dict[str, Path]:
     """Fine-tuning runs: random with three seeds, and the longest records."""
     runs = {}
     for name, method, seed in [*((f"random_{seed}", "random", seed) for seed in range(3)), ("longest", "longest", 0)]:
-        runs[name] = workshop.train(
-            workshop.root / "train" / name, f"method={method}", "selection.count=4", f"seed={seed}"
+        runs[name] = made_runs.train(
+            made_runs.root / "train" / name, f"method={method}", "selection.count=4", f"seed={seed}"
         )
     return runs
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from workshop import edit
+from made_runs import edit
 
 from trim_lightning.compare.differences import Comparison, compare_groups, equal_budgets, pairs_to_test
 from trim_lightning.compare.groups import Group, group_runs
@@ -218,10 +218,10 @@ def test_equal_budgets(records: int, tokens: int | None, responses: int | None, 
     assert equal_budgets(unknown, Fake(records, tokens, responses)) == ("records" if records == 4 else "neither")
 
 
-def test_the_baseline_is_the_random_of_equal_budget(workshop, trained: dict[str, Path], tmp_path: Path) -> None:
+def test_the_baseline_is_the_random_of_equal_budget(made_runs, trained: dict[str, Path], tmp_path: Path) -> None:
     tokens = json.loads((trained["longest"] / "metrics.json").read_text())["selection/tokens"]
-    equal_tokens = workshop.train(tmp_path / "tokens", "method=random", f"selection.tokens={tokens + 40}")
-    larger = workshop.train(tmp_path / "larger", "method=random", "selection.count=9")
+    equal_tokens = made_runs.train(tmp_path / "tokens", "method=random", f"selection.tokens={tokens + 40}")
+    larger = made_runs.train(tmp_path / "larger", "method=random", "selection.count=9")
     groups = groups_of(trained["longest"], trained["random_0"], equal_tokens, larger)
     against = [second.first.budget for _, second in pairs_to_test(groups, all_pairs=False)]
     kept = [equal_budgets(groups[0], group) for group in groups[1:]]
@@ -243,9 +243,9 @@ def test_the_baseline_shares_the_training(trained: dict[str, Path], variant) -> 
     assert pairs == [("A", "B"), ("C", "D")]
 
 
-def test_the_same_trainee_comes_before_an_equal_budget(workshop, trained, variant, tmp_path: Path) -> None:
+def test_the_same_trainee_comes_before_an_equal_budget(made_runs, trained, variant, tmp_path: Path) -> None:
     other_model = variant(trained["random_0"], "other", lambda m: m["config"]["train"].update(model="models/other"))
-    larger = workshop.train(tmp_path / "larger", "method=random", "selection.count=9")
+    larger = made_runs.train(tmp_path / "larger", "method=random", "selection.count=9")
     groups = groups_of(trained["longest"], other_model, larger)
     assert [second.name for _, second in pairs_to_test(groups, all_pairs=False)] == ["C"]
 

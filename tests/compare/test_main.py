@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from workshop import edit
+from made_runs import edit
 
 from trim_lightning.cli.compare import main
 
@@ -97,8 +97,8 @@ def test_a_metric_that_only_some_have_is_a_dash(sweep: Path, capsys: pytest.Capt
     assert rows_of(sweep / "compare.csv")[3]["eval/trim_gsm8k/exact_match_before"] == "0.125"
 
 
-def test_unequal_budgets_and_settings_are_in_plain_sight(sweep: Path, workshop, capsys) -> None:
-    workshop.train(sweep / "4", "method=longest", "selection.count=7", "train.epochs=2")
+def test_unequal_budgets_and_settings_are_in_plain_sight(sweep: Path, made_runs, capsys) -> None:
+    made_runs.train(sweep / "4", "method=longest", "selection.count=7", "train.epochs=2")
     text = compared(capsys, sweep)
     line = next(line for line in text.splitlines() if line.startswith("longest (C)") and " nll " in line)
     assert "neither" in line

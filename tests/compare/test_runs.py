@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from workshop import edit
+from made_runs import edit
 
 from trim_lightning.compare.groups import Axis, axes, group_runs, letters, marginal_means
 from trim_lightning.compare.measures import best, lower_is_better
@@ -118,7 +118,7 @@ def test_broken_runs_say_why(selections: dict[str, Path], trained: dict[str, Pat
     assert "manifest.json is missing" in reason(untrained)  # and not the selection inside it
 
 
-def test_overlap_by_row_and_by_line(selections: dict[str, Path], workshop, tmp_path: Path) -> None:
+def test_overlap_by_row_and_by_line(selections: dict[str, Path], made_runs, tmp_path: Path) -> None:
     random = read(*(selections[f"random_{seed}"] for seed in range(3)))
     lines = [(run.directory / "coreset.jsonl").read_text().splitlines() for run in random]
     for one in range(3):
@@ -128,21 +128,21 @@ def test_overlap_by_row_and_by_line(selections: dict[str, Path], workshop, tmp_p
             assert found == pytest.approx(shared / (12 - shared))
 
     # the same records under other row numbers: rows no longer mean the same, so the lines decide
-    shifted = workshop.root / "shifted.jsonl"
-    pool = (workshop.root / "pool.jsonl").read_text().splitlines(keepends=True)
+    shifted = made_runs.root / "shifted.jsonl"
+    pool = (made_runs.root / "pool.jsonl").read_text().splitlines(keepends=True)
     shifted.write_text("".join(pool[20:] + pool[:20]))
-    (moved,) = read(workshop.select(tmp_path / "moved", "method=longest", f"pool.path={shifted}", "selection.count=6"))
-    (plain,) = read(workshop.select(tmp_path / "plain", "method=longest", "selection.count=6"))
+    (moved,) = read(made_runs.select(tmp_path / "moved", "method=longest", f"pool.path={shifted}", "selection.count=6"))
+    (plain,) = read(made_runs.select(tmp_path / "plain", "method=longest", "selection.count=6"))
     assert moved.coreset.rows.tolist() != plain.coreset.rows.tolist()
     kept = [set((tmp_path / name / "coreset.jsonl").read_text().splitlines()) for name in ("moved", "plain")]
     assert overlap(moved.coreset, plain.coreset) == len(kept[0] & kept[1]) / len(kept[0] | kept[1]) > 0.5
     assert correlation(moved.coreset, plain.coreset) is None
 
 
-def test_rows_of_another_part_of_the_pool_are_other_rows(workshop, tmp_path: Path) -> None:
+def test_rows_of_another_part_of_the_pool_are_other_rows(made_runs, tmp_path: Path) -> None:
     common = ("method=longest", "selection.count=5")
-    first = workshop.select(tmp_path / "first", *common, "pool.limit=30")
-    second = workshop.select(tmp_path / "second", *common, "pool.sample=30", "seed=3")
+    first = made_runs.select(tmp_path / "first", *common, "pool.limit=30")
+    second = made_runs.select(tmp_path / "second", *common, "pool.sample=30", "seed=3")
     one, two = (run.coreset for run in read(first, second))
     assert json.loads((first / "manifest.json").read_text())["inputs"]["pool"]["sha256"] in one.pool
     assert one.pool != two.pool
@@ -180,8 +180,8 @@ def test_a_selection_and_a_training_are_never_one_group(selections, trained) -> 
     assert len(group_runs(read(selections["random_0"], trained["random_0"]))) == 2
 
 
-def test_a_given_coreset_brings_its_own_selection(selections, workshop, variant, tmp_path: Path) -> None:
-    given = workshop.train(tmp_path / "given", f"coreset.path={selections['random_2']}/coreset.jsonl", "seed=7")
+def test_a_given_coreset_brings_its_own_selection(selections, made_runs, variant, tmp_path: Path) -> None:
+    given = made_runs.train(tmp_path / "given", f"coreset.path={selections['random_2']}/coreset.jsonl", "seed=7")
     (run,) = read(given)
     assert (run.method, run.seed, run.train_seed, run.seed_text) == ("random", 2, 7, "2/7")
     assert run.coreset.records == 6
@@ -191,7 +191,7 @@ def test_a_given_coreset_brings_its_own_selection(selections, workshop, variant,
     # a copy elsewhere is a file of unknown origin, whose lines are known
     foreign = tmp_path / "mine.jsonl"
     shutil.copy(selections["random_2"] / "coreset.jsonl", foreign)
-    (unknown,) = read(workshop.train(tmp_path / "foreign", f"coreset.path={foreign}"))
+    (unknown,) = read(made_runs.train(tmp_path / "foreign", f"coreset.path={foreign}"))
     assert (unknown.method, unknown.seed, unknown.budget) == ("file mine.jsonl", None, "6 records")
     assert overlap(unknown.coreset, run.coreset) == 1
     elsewhere = variant(tmp_path / "foreign", "x", lambda manifest: manifest["inputs"]["coreset"].update(sha256="0"))

@@ -27,7 +27,7 @@ from trim_lightning.engine.trainer import with_strategy
 from trim_lightning.errors import UserError
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store import store as store_module
-from trim_lightning.store.processes import LeaderFailed, PartDone, Team
+from trim_lightning.store.processes import LeaderFailed, PartDone, Processes
 
 CHECKOUT = Path(__file__).parents[2]
 # one thread each, and no launcher of the machine that runs the tests
@@ -246,8 +246,8 @@ def test_what_needs_a_launcher(arguments: dict[str, Any]) -> None:
         with_strategy(arguments)
 
 
-class Scripted(Team):
-    """A team whose other side is a list: what the leader said, or is to say."""
+class Scripted(Processes):
+    """Processes whose other side is a list: what the leader said, or is to say."""
 
     size = 2
 
@@ -282,7 +282,7 @@ def test_helpers_follow_the_leader(tmp_path: Path, together: bool) -> None:
 
         return work
 
-    leader, helper = Store(tmp_path, team=Scripted(0, said)), Store(tmp_path, team=Scripted(1, said))
+    leader, helper = Store(tmp_path, processes=Scripted(0, said)), Store(tmp_path, processes=Scripted(1, said))
     entry = leader.get(KEY, build("leader"), resumable=True, together=together)
     if together:
         # in life both build at once; here the helper comes late, into a directory that is no longer there
@@ -307,9 +307,9 @@ def test_helpers_learn_that_the_leader_failed(tmp_path: Path) -> None:
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        Store(tmp_path, team=Scripted(0, said)).get(KEY, fail)
+        Store(tmp_path, processes=Scripted(0, said)).get(KEY, fail)
     with pytest.raises(LeaderFailed):
-        Store(tmp_path, team=Scripted(1, said)).get(KEY, fail)
+        Store(tmp_path, processes=Scripted(1, said)).get(KEY, fail)
 
 
 def test_a_leader_that_fails_amid_a_pass_ends_its_process(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_leader_that_fails_amid_a_pass_ends_its_process(tmp_path: Path) -> Non
         raise UserError("out of memory")
 
     with pytest.raises(SystemExit):
-        Store(tmp_path, team=Scripted(0, said)).get(KEY, fail, resumable=True, together=True)
+        Store(tmp_path, processes=Scripted(0, said)).get(KEY, fail, resumable=True, together=True)
     assert LeaderFailed not in said, "helpers inside a pass would not hear it"
 
 
@@ -330,12 +330,12 @@ def test_a_helper_that_is_out_of_step_builds_nothing(tmp_path: Path) -> None:
         raise AssertionError("built into another stage's directory")
 
     with pytest.raises(LeaderFailed):
-        Store(tmp_path, team=Scripted(1, said)).get(KEY, build, together=True)
+        Store(tmp_path, processes=Scripted(1, said)).get(KEY, build, together=True)
 
 
 def test_helpers_need_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "SIGHT_SECONDS", 0)
     said: list[Any] = []
-    Store(tmp_path / "here", team=Scripted(0, said)).get(KEY, lambda directory: None)
+    Store(tmp_path / "here", processes=Scripted(0, said)).get(KEY, lambda directory: None)
     with pytest.raises(UserError, match="shared directory"):
-        Store(tmp_path / "elsewhere", team=Scripted(1, said)).get(KEY, lambda directory: None)
+        Store(tmp_path / "elsewhere", processes=Scripted(1, said)).get(KEY, lambda directory: None)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trim_lightning.evaluation.answers import as_number, canonical, extract, is_correct, reasoning_gym_score
-from trim_lightning.records.generated import FAMILIES, generate
+from trim_lightning.records.generated_pool import FAMILIES, generate
 
 
 @pytest.mark.parametrize(

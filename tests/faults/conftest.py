@@ -1,4 +1,4 @@
-"""The workshop of the faults, and the table of them."""
+"""The undisturbed of the faults, and the table of them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from disturbed import Workshop
+from disturbed import Undisturbed
 from tabulate import tabulate
 
 injected: Counter[tuple[str, str]] = Counter()
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
     """Built once."""
-    made = Workshop(tmp_path_factory.mktemp("faults"))
+    made = Undisturbed(tmp_path_factory.mktemp("faults"))
     yield made
     made.nursery.close()
 

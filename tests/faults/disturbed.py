@@ -95,7 +95,7 @@ class Nursery:
         self.process.wait(30)
 
 
-class Workshop:
+class Undisturbed:
     """One command that goes through every stage, and its undisturbed results."""
 
     def __init__(self, root: Path) -> None:

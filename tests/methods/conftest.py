@@ -20,7 +20,7 @@ GROUPS = ("first", "second")
 
 
 @dataclass
-class Desk:
+class MethodRuns:
     """Files, the plain reference for tokens and hidden states, and a way to run a selection."""
 
     root: Path
@@ -48,7 +48,7 @@ class Desk:
         return np.array([sum(kind in kinds for kind in tokens.kinds) for tokens in self.tokens(self.pool)])
 
     def run(self, *overrides: str, template: str | None = CHATML, store: Path | None = None) -> Selection:
-        """Run a selection on the desk's files; later overrides win."""
+        """Run a selection on the method_runs's files; later overrides win."""
         self.reference(template)
         self._runs += 1
         return selection(
@@ -60,13 +60,13 @@ class Desk:
 
 
 @pytest.fixture(scope="session")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    root = tmp_path_factory.mktemp("desk")
+def method_runs(tmp_path_factory: pytest.TempPathFactory) -> MethodRuns:
+    root = tmp_path_factory.mktemp("method_runs")
     pool = write_records(root / "pool.jsonl", 43, seed=1)
     targets = write_records(
         root / "targets.jsonl", 4, seed=2, topics=("arithmetic", "cooking"), edge_cases=False, groups=GROUPS
     )
-    return Desk(root, pool, targets)
+    return MethodRuns(root, pool, targets)
 
 
 @pytest.fixture

@@ -17,17 +17,17 @@ METHOD = (
 
 
 @pytest.fixture(scope="module")
-def run(desk):
-    return desk.run(*METHOD)
+def run(method_runs):
+    return method_runs.run(*METHOD)
 
 
 @pytest.fixture(scope="module")
-def expected(desk, run) -> np.ndarray:
+def expected(method_runs, run) -> np.ndarray:
     """``[choices of targets, records]``: all targets, then the two groups."""
-    warmup = warmup_of(desk.root / "store", EPOCHS, lora_rank=3)
+    warmup = warmup_of(method_runs.root / "store", EPOCHS, lora_rank=3)
     pool, targets = (
-        losses_along(desk.model(), warmup, EPOCHS, desk.tokens(records), from_start=True)
-        for records in (desk.pool, desk.targets)
+        losses_along(method_runs.model(), warmup, EPOCHS, method_runs.tokens(records), from_start=True)
+        for records in (method_runs.pool, method_runs.targets)
     )
     result = np.full((3, len(pool)), np.nan)
     for place, rows in enumerate(([0, 1, 2, 3], [0, 2], [1, 3])):
@@ -46,18 +46,20 @@ def test_scores(run, expected: np.ndarray, best_first) -> None:
     assert np.isnan(run.scores.score).sum() >= 3
 
 
-def test_groups_are_the_classes(desk, expected: np.ndarray) -> None:
-    result = desk.run(*METHOD, "target.group_field=subtask")
+def test_groups_are_the_classes(method_runs, expected: np.ndarray) -> None:
+    result = method_runs.run(*METHOD, "target.group_field=subtask")
     for place, group in enumerate(("first", "second")):
         np.testing.assert_allclose(result.scores.groups[group], expected[1 + place], atol=1e-3)
     np.testing.assert_allclose(result.scores.score, expected[1:].max(0), atol=1e-3)
-    turns = desk.run(*METHOD, "target.group_field=subtask", "target.aggregate=round_robin").order
+    turns = method_runs.run(*METHOD, "target.group_field=subtask", "target.aggregate=round_robin").order
     assert turns[0] == np.nanargmax(result.scores.groups["first"])
 
 
-def test_costs(desk, run) -> None:
+def test_costs(method_runs, run) -> None:
     stages = run.manifest["stages"]
-    pool, targets = (sum(len(tokens.ids) for tokens in desk.tokens(part)) for part in (desk.pool, desk.targets))
+    pool, targets = (
+        sum(len(tokens.ids) for tokens in method_runs.tokens(part)) for part in (method_runs.pool, method_runs.targets)
+    )
     assert stages["score"]["tokens"] == (EPOCHS + 1) * pool
     assert stages["fingerprint"]["tokens"] == (EPOCHS + 1) * targets
 
@@ -68,11 +70,11 @@ def test_losses_that_do_not_vary_correlate_with_nothing() -> None:
     np.testing.assert_allclose(correlations(changes[:1], np.ones(3)), [0])
 
 
-def test_one_difference_is_refused(desk) -> None:
+def test_one_difference_is_refused(method_runs) -> None:
     with pytest.raises(UserError, match=r"method\.num_checkpoints=1: must be at least 2"):
-        desk.run(*METHOD, "method.num_checkpoints=1")
+        method_runs.run(*METHOD, "method.num_checkpoints=1")
 
 
-def test_without_a_warm_up_it_is_a_user_error(desk) -> None:
+def test_without_a_warm_up_it_is_a_user_error(method_runs) -> None:
     with pytest.raises(UserError, match="method=cld: needs the checkpoints of a warm-up"):
-        desk.run("method=cld", "warmup=none")
+        method_runs.run("method=cld", "warmup=none")

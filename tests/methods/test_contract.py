@@ -35,16 +35,16 @@ def test_helpers_are_no_methods() -> None:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_files_follow_the_contract_and_repeat(desk, name: str, tmp_path: Path) -> None:
+def test_files_follow_the_contract_and_repeat(method_runs, name: str, tmp_path: Path) -> None:
     along = ["method.num_checkpoints=2", "warmup.fraction=0.2"]
     overrides = along if name in ALONG_WARM_UP else ["warmup=none"]
-    first, second = (desk.run(f"method={name}", *overrides, store=tmp_path / place) for place in "ab")
+    first, second = (method_runs.run(f"method={name}", *overrides, store=tmp_path / place) for place in "ab")
     table = pq.read_table(first.directory / "scores.parquet")
-    assert table.num_rows == len(desk.pool)
+    assert table.num_rows == len(method_runs.pool)
     for part in ("mean", "max", "coverage"):
-        assert table[part].null_count == len(desk.pool)
-    assert table["num_tokens"].to_pylist() == desk.scoped().tolist()
-    assert table["num_scored"].to_pylist() == desk.scoped().tolist()
+        assert table[part].null_count == len(method_runs.pool)
+    assert table["num_tokens"].to_pylist() == method_runs.scoped().tolist()
+    assert table["num_scored"].to_pylist() == method_runs.scoped().tolist()
     assert table["score"][2].as_py() is None, "row 2 has no text"
     assert table["rank"].null_count == table["score"].null_count
     for file in ("scores.parquet", "coreset.jsonl"):
@@ -64,8 +64,8 @@ def test_files_follow_the_contract_and_repeat(desk, name: str, tmp_path: Path) -
 
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("name", MODEL_FREE)
-def test_methods_without_a_model_load_none(desk, name: str, tmp_path: Path) -> None:
-    result = desk.run(f"method={name}", store=tmp_path)
+def test_methods_without_a_model_load_none(method_runs, name: str, tmp_path: Path) -> None:
+    result = method_runs.run(f"method={name}", store=tmp_path)
     assert np.isnan(result.scores.score).sum() == 1
 
 
@@ -77,6 +77,6 @@ def test_methods_without_a_model_load_none(desk, name: str, tmp_path: Path) -> N
         ("method.k2=1", r"method\.k2: method=bm25 has no such key; it has aggregate, b, k1"),
     ],
 )
-def test_wrong_keys_are_user_errors(desk, override: str, message: str) -> None:
+def test_wrong_keys_are_user_errors(method_runs, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        desk.run("method=bm25", override)
+        method_runs.run("method=bm25", override)

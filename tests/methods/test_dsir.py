@@ -60,32 +60,34 @@ def weights(
 
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(("buckets", "smoothing"), [(BUCKETS, 3000.0), (10_000, 5.0)])
-def test_scores(desk, best_first, buckets: int, smoothing: float) -> None:
-    result = desk.run("method=dsir", f"method.buckets={buckets}", f"method.smoothing={smoothing}", "selection.count=6")
-    expected, sizes = weights(desk.pool, desk.targets, buckets, smoothing)
-    expected = np.where(desk.scoped() > 0, expected, np.nan)
+def test_scores(method_runs, best_first, buckets: int, smoothing: float) -> None:
+    result = method_runs.run(
+        "method=dsir", f"method.buckets={buckets}", f"method.smoothing={smoothing}", "selection.count=6"
+    )
+    expected, sizes = weights(method_runs.pool, method_runs.targets, buckets, smoothing)
+    expected = np.where(method_runs.scoped() > 0, expected, np.nan)
     np.testing.assert_allclose(result.scores.score, expected, rtol=1e-5, atol=1e-5)
     assert result.chosen.tolist() == best_first(result.scores.score)[:6]
-    per_ngram = desk.run(
+    per_ngram = method_runs.run(
         "method=dsir", f"method.buckets={buckets}", f"method.smoothing={smoothing}", "method.per_ngram=true"
     )
     np.testing.assert_allclose(per_ngram.scores.score, expected / np.maximum(sizes, 1), rtol=1e-5, atol=1e-5)
 
 
-def test_groups_have_target_models_of_their_own(desk) -> None:
-    result = desk.run("method=dsir", "target.group_field=subtask", f"method.buckets={BUCKETS}")
+def test_groups_have_target_models_of_their_own(method_runs) -> None:
+    result = method_runs.run("method=dsir", "target.group_field=subtask", f"method.buckets={BUCKETS}")
     for place, group in enumerate(("first", "second")):
-        expected, _ = weights(desk.pool, desk.targets[place::2], BUCKETS, 3000.0)
-        expected = np.where(desk.scoped() > 0, expected, np.nan)
+        expected, _ = weights(method_runs.pool, method_runs.targets[place::2], BUCKETS, 3000.0)
+        expected = np.where(method_runs.scoped() > 0, expected, np.nan)
         np.testing.assert_allclose(result.scores.groups[group], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(result.scores.score, np.max(list(result.scores.groups.values()), axis=0))
 
 
-def test_noise_is_a_seeded_draw_by_importance(desk) -> None:
-    top = desk.run("method=dsir").scores.score
-    first = desk.run("method=dsir", "method.noise=true").scores.score
-    again = desk.run("method=dsir", "method.noise=true").scores.score
-    other = desk.run("method=dsir", "method.noise=true", "seed=1").scores.score
+def test_noise_is_a_seeded_draw_by_importance(method_runs) -> None:
+    top = method_runs.run("method=dsir").scores.score
+    first = method_runs.run("method=dsir", "method.noise=true").scores.score
+    again = method_runs.run("method=dsir", "method.noise=true").scores.score
+    other = method_runs.run("method=dsir", "method.noise=true", "seed=1").scores.score
     np.testing.assert_array_equal(first, again)
     assert (first != other)[~np.isnan(first)].all()
     noise = first - top
@@ -93,7 +95,7 @@ def test_noise_is_a_seeded_draw_by_importance(desk) -> None:
     assert 0 < np.nanmean(noise) < 1.2  # mean 0.577, standard error 0.2
 
 
-def test_neighbours_of_two_records_are_no_pair(desk, tmp_path) -> None:
+def test_neighbours_of_two_records_are_no_pair(method_runs, tmp_path) -> None:
     pool = [
         {"prompt": "red", "response": "green"},
         {"prompt": "blue", "response": ""},
@@ -102,7 +104,7 @@ def test_neighbours_of_two_records_are_no_pair(desk, tmp_path) -> None:
     target = {"prompt": "green", "response": "blue"}
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pool))
     (tmp_path / "target.jsonl").write_text(json.dumps(target) + "\n")
-    result = desk.run("method=dsir", f"pool.path={tmp_path}/pool.jsonl", f"target.path={tmp_path}/target.jsonl")
+    result = method_runs.run("method=dsir", f"pool.path={tmp_path}/pool.jsonl", f"target.path={tmp_path}/target.jsonl")
     expected, _ = weights(pool, [target], 10_000, 3000.0)
     np.testing.assert_allclose(result.scores.score, expected, rtol=1e-5, atol=1e-6)
 
@@ -115,7 +117,7 @@ def test_ratios_become_the_papers_with_more_targets() -> None:
     np.testing.assert_allclose(log_ratios(np.zeros(4, int), seen, 300.0), 0)
 
 
-def test_targets_without_text_are_a_user_error(desk, tmp_path) -> None:
+def test_targets_without_text_are_a_user_error(method_runs, tmp_path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"prompt": "words", "response": ""}\n')
     with pytest.raises(UserError, match="no word in scope=response"):
-        desk.run("method=dsir", "scope=response", f"target.path={tmp_path}/empty.jsonl")
+        method_runs.run("method=dsir", "scope=response", f"target.path={tmp_path}/empty.jsonl")

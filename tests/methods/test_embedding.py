@@ -60,42 +60,44 @@ def text_of(record: dict[str, str], scope: str) -> str:
     return record["prompt"] + "\n" + record["response"] if scope == "all" else record[scope]
 
 
-def cosines(desk, scope: str) -> np.ndarray:
+def cosines(method_runs, scope: str) -> np.ndarray:
     """``[targets, records]`` cosines of letter counts; 0 for a text without a letter."""
 
     def vector(record: dict[str, str]) -> np.ndarray:
         text = text_of(record, scope).lower()
         return np.array([text.count(letter) for letter in string.ascii_lowercase], dtype=float)
 
-    table = np.zeros((len(desk.targets), len(desk.pool)))
-    for i, target in enumerate(map(vector, desk.targets)):
-        for j, record in enumerate(map(vector, desk.pool)):
+    table = np.zeros((len(method_runs.targets), len(method_runs.pool)))
+    for i, target in enumerate(map(vector, method_runs.targets)):
+        for j, record in enumerate(map(vector, method_runs.pool)):
             norm = np.linalg.norm(target) * np.linalg.norm(record)
             table[i, j] = target @ record / norm if norm else 0.0
-    table[:, desk.scoped(scope) == 0] = np.nan
+    table[:, method_runs.scoped(scope) == 0] = np.nan
     return table
 
 
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(("scope", "aggregate"), [("all", "max"), ("prompt", "mean"), ("response", "max")])
-def test_scores(desk, best_first, encoder: Path, scope: str, aggregate: str) -> None:
-    result = desk.run(
+def test_scores(method_runs, best_first, encoder: Path, scope: str, aggregate: str) -> None:
+    result = method_runs.run(
         "method=embedding", f"method.path={encoder}", f"scope={scope}", f"method.aggregate={aggregate}",
         "selection.count=6",
     )  # fmt: skip
-    table = cosines(desk, scope)
+    table = cosines(method_runs, scope)
     expected = table.max(0) if aggregate == "max" else table.mean(0)
     np.testing.assert_allclose(result.scores.score, expected, atol=1e-6)
     assert result.chosen.tolist() == best_first(result.scores.score)[:6]
 
 
-def test_groups(desk, encoder: Path) -> None:
-    result = desk.run("method=embedding", f"method.path={encoder}", "target.group_field=subtask")
+def test_groups(method_runs, encoder: Path) -> None:
+    result = method_runs.run("method=embedding", f"method.path={encoder}", "target.group_field=subtask")
     for place, group in enumerate(("first", "second")):
-        np.testing.assert_allclose(result.scores.groups[group], cosines(desk, "all")[place::2].max(0), atol=1e-6)
+        np.testing.assert_allclose(result.scores.groups[group], cosines(method_runs, "all")[place::2].max(0), atol=1e-6)
 
 
-def test_shards_that_are_there_are_kept(desk, encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_shards_that_are_there_are_kept(
+    method_runs, encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(embedding, "SHARD", 10)
     run = ("method=embedding", f"method.path={encoder}")
     write, indexes = embedding.write_values, []
@@ -108,44 +110,44 @@ def test_shards_that_are_there_are_kept(desk, encoder: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(embedding, "write_values", die_in_the_pool)
         with pytest.raises(KeyboardInterrupt):
-            desk.run(*run, store=tmp_path / "store")
+            method_runs.run(*run, store=tmp_path / "store")
 
     def note(directory: Path, index: int, rows: np.ndarray, values: np.ndarray) -> None:
         indexes.append(index)
         write(directory, index, rows, values)
 
     monkeypatch.setattr(embedding, "write_values", note)
-    result = desk.run(*run, store=tmp_path / "store")
+    result = method_runs.run(*run, store=tmp_path / "store")
     assert indexes == [3, 4]
-    np.testing.assert_allclose(result.scores.score, cosines(desk, "all").max(0), atol=1e-6)
+    np.testing.assert_allclose(result.scores.score, cosines(method_runs, "all").max(0), atol=1e-6)
     # all is stored now: the library is not even asked for the model
     calls = sys.modules["sentence_transformers"].CALLS
     before = list(calls)
-    desk.run(*run, store=tmp_path / "store")
+    method_runs.run(*run, store=tmp_path / "store")
     assert calls == before
 
 
 def test_a_missing_path_library_or_model_is_a_user_error(
-    desk, encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    method_runs, encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"method\.path: a value is needed"):
-        desk.run("method=embedding")
+        method_runs.run("method=embedding")
     with pytest.raises(UserError, match=r"method\.path=.*nowhere: is no sentence-transformers model directory"):
-        desk.run("method=embedding", f"method.path={tmp_path}/nowhere")
+        method_runs.run("method=embedding", f"method.path={tmp_path}/nowhere")
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"has no \*\.safetensors weights"):
-        desk.run("method=embedding", f"method.path={encoder}")
+        method_runs.run("method=embedding", f"method.path={encoder}")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'trim-lightning\[embedding\]'"):
-        desk.run("method=embedding", f"method.path={encoder}")
+        method_runs.run("method=embedding", f"method.path={encoder}")
 
 
-def test_the_real_library(desk, tmp_path: Path) -> None:
+def test_the_real_library(method_runs, tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers")
     parts = pytest.importorskip("sentence_transformers.sentence_transformer.modules")  # 6.0 and later
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    AutoTokenizer.from_pretrained(desk.root / "chat").save_pretrained(tmp_path / "bert")
+    AutoTokenizer.from_pretrained(method_runs.root / "chat").save_pretrained(tmp_path / "bert")
     config = BertConfig(
         vocab_size=400, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
     )
@@ -155,11 +157,11 @@ def test_the_real_library(desk, tmp_path: Path) -> None:
     whole.save(str(tmp_path / "sentences"))
     assert json.loads((tmp_path / "sentences" / "modules.json").read_text())
 
-    result = desk.run("method=embedding", f"method.path={tmp_path}/sentences")
+    result = method_runs.run("method=embedding", f"method.path={tmp_path}/sentences")
     pool, targets = (
         whole.encode([text_of(record, "all") for record in records], normalize_embeddings=True)
-        for records in (desk.pool, desk.targets)
+        for records in (method_runs.pool, method_runs.targets)
     )
     expected = (targets @ pool.T).max(0)
-    expected[desk.scoped() == 0] = np.nan
+    expected[method_runs.scoped() == 0] = np.nan
     np.testing.assert_allclose(result.scores.score, expected, atol=1e-5)

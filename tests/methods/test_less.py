@@ -118,8 +118,8 @@ class Plain:
 
 
 @pytest.fixture(scope="module")
-def run(desk):
-    return desk.run(*METHOD)
+def run(method_runs):
+    return method_runs.run(*METHOD)
 
 
 def only(store: Path, stage: str, **settings: object) -> list[Path]:
@@ -133,15 +133,15 @@ def only(store: Path, stage: str, **settings: object) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def plain(desk, run) -> Plain:
-    warmup = warmup_of(desk.root / "store", EPOCHS, lora_rank=4)
-    points = [Point.load(desk.model(), warmup / f"checkpoint-{number:03d}") for number in range(1, EPOCHS + 1)]
+def plain(method_runs, run) -> Plain:
+    warmup = warmup_of(method_runs.root / "store", EPOCHS, lora_rank=4)
+    points = [Point.load(method_runs.model(), warmup / f"checkpoint-{number:03d}") for number in range(1, EPOCHS + 1)]
     order = list(points[0].weights)
     pool, targets = [], []
     for point in points:
-        found = [point.gradient(record) for record in desk.tokens(desk.pool)]
+        found = [point.gradient(record) for record in method_runs.tokens(method_runs.pool)]
         pool.append([None if g is None else flat(point.adam(g), order) for g in found])
-        targets.append([flat(point.gradient(record), order) for record in desk.tokens(desk.targets)])
+        targets.append([flat(point.gradient(record), order) for record in method_runs.tokens(method_runs.targets)])
     # 17 records are drawn, one of them without a response; 4 at a time are 4 steps an epoch. None of the 12 rises
     # (3 % of 12), and the rate falls in a line
     assert [point.step for point in points] == [4, 8, 12]
@@ -163,11 +163,11 @@ def matrix(plain: Plain) -> np.ndarray:
     return np.concatenate(columns, axis=1).astype(np.float64)
 
 
-def stored(desk, number: int, preconditioner: str) -> dict[int, np.ndarray]:
+def stored(method_runs, number: int, preconditioner: str) -> dict[int, np.ndarray]:
     """Features by row of one stored pass."""
-    (path,) = only(desk.root / "store", "gradients", number=number, preconditioner=preconditioner, dimension=DIMENSION)[
-        :1
-    ]
+    (path,) = only(
+        method_runs.root / "store", "gradients", number=number, preconditioner=preconditioner, dimension=DIMENSION
+    )[:1]
     result: dict[int, np.ndarray] = {}
     for file in path.glob("values-*.safetensors"):
         tensors = load_file(file)
@@ -177,8 +177,8 @@ def stored(desk, number: int, preconditioner: str) -> dict[int, np.ndarray]:
 
 
 @pytest.mark.parametrize("number", range(1, EPOCHS + 1))
-def test_every_feature_is_the_projected_gradient(desk, plain: Plain, matrix: np.ndarray, number: int) -> None:
-    pool, targets = stored(desk, number, "adam"), stored(desk, number, "none")
+def test_every_feature_is_the_projected_gradient(method_runs, plain: Plain, matrix: np.ndarray, number: int) -> None:
+    pool, targets = stored(method_runs, number, "adam"), stored(method_runs, number, "none")
     compared = 0
     for row, expected in enumerate(plain.pool[number - 1]):
         if expected is None:
@@ -187,53 +187,57 @@ def test_every_feature_is_the_projected_gradient(desk, plain: Plain, matrix: np.
         assert cosine(pool[row], matrix @ expected) > 1 - 1e-5
         assert np.linalg.norm(pool[row]) == pytest.approx(1, abs=1e-3)
         compared += 1
-    assert 30 < compared < len(desk.pool)
+    assert 30 < compared < len(method_runs.pool)
     for row, expected in enumerate(plain.targets[number - 1]):
         assert cosine(targets[row], matrix @ expected) > 1 - 1e-5
 
 
-def test_scores(desk, run, plain: Plain, matrix: np.ndarray, best_first: Callable[[np.ndarray], list[int]]) -> None:
+def test_scores(
+    method_runs, run, plain: Plain, matrix: np.ndarray, best_first: Callable[[np.ndarray], list[int]]
+) -> None:
     (expected,) = plain.scores(matrix, [[0, 1, 2, 3]])
     np.testing.assert_allclose(run.scores.score, expected, atol=1e-4)
     assert run.order.tolist() == best_first(run.scores.score)
     assert np.nanstd(expected) > 0.01, "scores that differ"
 
 
-def test_projected_scores_follow_those_of_the_whole_gradients(desk, plain: Plain) -> None:
-    scores = desk.run(*METHOD, "method.projection_dim=8192").scores.score
+def test_projected_scores_follow_those_of_the_whole_gradients(method_runs, plain: Plain) -> None:
+    scores = method_runs.run(*METHOD, "method.projection_dim=8192").scores.score
     (exact,) = plain.scores(None, [[0, 1, 2, 3]])
     found = ~np.isnan(exact)
     assert np.corrcoef(exact[found], scores[found])[0, 1] > 0.95
     assert np.abs(exact - scores)[found].max() < 4 / np.sqrt(8192)
 
 
-def test_mean_within_a_group_and_maximum_over_groups(desk, plain: Plain, matrix: np.ndarray) -> None:
+def test_mean_within_a_group_and_maximum_over_groups(method_runs, plain: Plain, matrix: np.ndarray) -> None:
     expected = plain.scores(matrix, [[0, 2], [1, 3]])
-    result = desk.run(*METHOD, "target.group_field=subtask")
+    result = method_runs.run(*METHOD, "target.group_field=subtask")
     for place, group in enumerate(("first", "second")):
         np.testing.assert_allclose(result.scores.groups[group], expected[place], atol=1e-4)
     np.testing.assert_allclose(result.scores.score, expected.max(0), atol=1e-4)
 
 
-def test_other_targets_and_budgets_need_no_new_pass_over_the_pool(desk, run, monkeypatch) -> None:
-    before = only(desk.root / "store", "gradients", preconditioner="adam")
-    other = desk.run(*METHOD, "target.num_examples=2", "selection.count=9")
-    assert only(desk.root / "store", "gradients", preconditioner="adam") == before
+def test_other_targets_and_budgets_need_no_new_pass_over_the_pool(method_runs, run, monkeypatch) -> None:
+    before = only(method_runs.root / "store", "gradients", preconditioner="adam")
+    other = method_runs.run(*METHOD, "target.num_examples=2", "selection.count=9")
+    assert only(method_runs.root / "store", "gradients", preconditioner="adam") == before
     assert other.manifest["stages"]["warmup"]["cached"]
     assert not np.array_equal(other.scores.score, run.scores.score, equal_nan=True)
     monkeypatch.setattr("trim_lightning.models.load.load_model", None)
-    desk.run(*METHOD, "selection.count=3")
+    method_runs.run(*METHOD, "selection.count=3")
 
 
-def test_costs_are_booked_where_they_belong(desk, run) -> None:
+def test_costs_are_booked_where_they_belong(method_runs, run) -> None:
     stages = run.manifest["stages"]
-    pool, targets = (sum(len(tokens.ids) for tokens in desk.tokens(part)) for part in (desk.pool, desk.targets))
+    pool, targets = (
+        sum(len(tokens.ids) for tokens in method_runs.tokens(part)) for part in (method_runs.pool, method_runs.targets)
+    )
     assert stages["score"]["tokens"] == EPOCHS * pool
     assert stages["fingerprint"]["tokens"] == EPOCHS * targets
     assert stages["warmup"]["tokens"] > 0
 
 
-def test_a_killed_pass_goes_on_at_its_last_shard(desk, run, monkeypatch, tmp_path: Path) -> None:
+def test_a_killed_pass_goes_on_at_its_last_shard(method_runs, run, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(record_pass, "plan_shards", partial(plan_shards, shard_tokens=200))
     real, written = shard_files.write_values, []
 
@@ -246,44 +250,44 @@ def test_a_killed_pass_goes_on_at_its_last_shard(desk, run, monkeypatch, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(shard_files, "write_values", die)
         with pytest.raises(OSError, match="killed"):
-            desk.run(*METHOD, store=tmp_path)
+            method_runs.run(*METHOD, store=tmp_path)
 
     def note(directory: Path, index: int, rows: np.ndarray, values: np.ndarray) -> None:
         real(directory, index, rows, values)
         written.append((directory.name, index))
 
     monkeypatch.setattr(shard_files, "write_values", note)
-    resumed = desk.run(*METHOD, store=tmp_path)
+    resumed = method_runs.run(*METHOD, store=tmp_path)
     assert len(written) == len(set(written)), "a shard was computed twice"
     np.testing.assert_array_equal(resumed.scores.score, run.scores.score)
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_bytes_of_one(desk, run, tmp_path: Path) -> None:
-    two = desk.run(*METHOD, "trainer=ddp_cpu", store=tmp_path)
+def test_two_processes_leave_the_bytes_of_one(method_runs, run, tmp_path: Path) -> None:
+    two = method_runs.run(*METHOD, "trainer=ddp_cpu", store=tmp_path)
     file = "scores.parquet"
     assert (two.directory / file).read_bytes() == (run.directory / file).read_bytes()
 
 
-def test_the_size_of_a_batch_does_not_matter(desk, run) -> None:
-    alone = desk.run(*METHOD, "scoring.tokens_per_batch=1")
+def test_the_size_of_a_batch_does_not_matter(method_runs, run) -> None:
+    alone = method_runs.run(*METHOD, "scoring.tokens_per_batch=1")
     np.testing.assert_allclose(alone.scores.score, run.scores.score, atol=1e-4)
 
 
-def test_without_a_warm_up_it_is_a_user_error(desk) -> None:
+def test_without_a_warm_up_it_is_a_user_error(method_runs) -> None:
     with pytest.raises(UserError, match=r"method=less: needs the checkpoints of a warm-up, which warmup=none switches"):
-        desk.run("method=less", "warmup=none")
+        method_runs.run("method=less", "warmup=none")
 
 
-def test_targets_without_a_response_are_a_user_error(desk, tmp_path: Path) -> None:
+def test_targets_without_a_response_are_a_user_error(method_runs, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"prompt": "words", "response": ""}\n')
     with pytest.raises(UserError, match="the target set has no response; give targets that have one"):
-        desk.run(*METHOD, f"target.path={tmp_path}/empty.jsonl")
+        method_runs.run(*METHOD, f"target.path={tmp_path}/empty.jsonl")
 
 
-def test_a_divided_model_is_a_user_error(desk) -> None:
+def test_a_divided_model_is_a_user_error(method_runs) -> None:
     with pytest.raises(UserError, match="trainer=fsdp: gradients of single records need whole weights"):
-        desk.run(*METHOD, "trainer.strategy=fsdp", "method.projection_dim=17")
+        method_runs.run(*METHOD, "trainer.strategy=fsdp", "method.projection_dim=17")
 
 
 def test_the_projection_keeps_inner_products_on_average() -> None:

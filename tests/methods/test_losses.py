@@ -18,10 +18,10 @@ def model(folder: str) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
 
 
-def token_losses(desk, ids: list[int], template: str | None) -> list[float]:
+def token_losses(method_runs, ids: list[int], template: str | None) -> list[float]:
     """Loss (nats) of every token but the first, which gets NaN."""
     with torch.no_grad():
-        logits = model(str(desk.model(template)))(torch.tensor([ids])).logits[0]
+        logits = model(str(method_runs.model(template)))(torch.tensor([ids])).logits[0]
     log_probabilities = torch.log_softmax(logits.double(), dim=-1)
     return [float("nan")] + [-float(log_probabilities[i - 1, ids[i]]) for i in range(1, len(ids))]
 
@@ -32,13 +32,13 @@ def mean_loss(losses: list[float], kinds: list[str | None]) -> float:
     return sum(wanted) / len(wanted) if wanted else float("nan")
 
 
-def given(desk, template: str | None = CHATML) -> np.ndarray:
+def given(method_runs, template: str | None = CHATML) -> np.ndarray:
     """Mean response loss of every pool record as it is."""
-    tokens = desk.tokens(desk.pool, template)
-    return np.array([mean_loss(token_losses(desk, record.ids, template), record.kinds) for record in tokens])
+    tokens = method_runs.tokens(method_runs.pool, template)
+    return np.array([mean_loss(token_losses(method_runs, record.ids, template), record.kinds) for record in tokens])
 
 
-def alone(desk, record: Tokens, template: str | None, boundary: int) -> float:
+def alone(method_runs, record: Tokens, template: str | None, boundary: int) -> float:
     """Mean response loss of one record without its prompt's tokens."""
     kept = [(token, kind) for token, kind in zip(record.ids, record.kinds, strict=True) if kind != "prompt"]
     if "response" not in record.kinds:
@@ -47,13 +47,15 @@ def alone(desk, record: Tokens, template: str | None, boundary: int) -> float:
     if kept[0][1] == "response" and first > 0:
         kept.insert(0, (boundary, None))
     ids, kinds = zip(*kept, strict=True)
-    return mean_loss(token_losses(desk, list(ids), template), list(kinds))
+    return mean_loss(token_losses(method_runs, list(ids), template), list(kinds))
 
 
-def ratios(desk, template: str | None = CHATML) -> np.ndarray:
+def ratios(method_runs, template: str | None = CHATML) -> np.ndarray:
     boundary = 0  # id of <|im_start|>, which the tokenizer calls its beginning of text
-    records = desk.tokens(desk.pool, template)
-    result = given(desk, template) / np.array([alone(desk, record, template, boundary) for record in records])
+    records = method_runs.tokens(method_runs.pool, template)
+    result = given(method_runs, template) / np.array(
+        [alone(method_runs, record, template, boundary) for record in records]
+    )
     result[[row for row, record in enumerate(records) if set(record.kinds) == {"response", None}]] = 1.0
     return result
 
@@ -62,22 +64,22 @@ def ratios(desk, template: str | None = CHATML) -> np.ndarray:
 
 
 @pytest.mark.parametrize("template", [CHATML, None], ids=["chat", "plain"])
-def test_top_and_bottom(desk, best_first, template: str | None) -> None:
-    expected = given(desk, template)
+def test_top_and_bottom(method_runs, best_first, template: str | None) -> None:
+    expected = given(method_runs, template)
     assert np.isnan(expected).sum() >= 3, "no record without a response"
-    top = desk.run("method=perplexity", "method.mode=top", "selection.count=6", template=template)
+    top = method_runs.run("method=perplexity", "method.mode=top", "selection.count=6", template=template)
     np.testing.assert_allclose(top.scores.score, expected, atol=2e-5)
     assert top.chosen.tolist() == best_first(top.scores.score)[:6]
-    bottom = desk.run("method=perplexity", "method.mode=bottom", template=template)
+    bottom = method_runs.run("method=perplexity", "method.mode=bottom", template=template)
     np.testing.assert_array_equal(bottom.scores.score, -top.scores.score)
 
 
-def test_middle_is_closeness_to_the_median(desk, best_first) -> None:
-    losses = given(desk)
+def test_middle_is_closeness_to_the_median(method_runs, best_first) -> None:
+    losses = given(method_runs)
     scored = sorted(loss for loss in losses if loss == loss)
     half = len(scored) // 2
     median = scored[half] if len(scored) % 2 else (scored[half - 1] + scored[half]) / 2
-    result = desk.run("method=perplexity", "selection.count=6")
+    result = method_runs.run("method=perplexity", "selection.count=6")
     np.testing.assert_allclose(result.scores.score, -np.abs(losses - median), atol=2e-5)
     assert result.chosen.tolist() == best_first(result.scores.score)[:6]
     places = sorted(scored.index(losses[row]) for row in result.chosen)
@@ -85,13 +87,13 @@ def test_middle_is_closeness_to_the_median(desk, best_first) -> None:
     assert places[0] < half <= places[-1]
 
 
-def test_scope_decides_who_is_scored_but_not_what_is_measured(desk) -> None:
-    whole = desk.run("method=perplexity", "method.mode=top").scores
-    prompts = desk.run("method=perplexity", "method.mode=top", "scope=prompt").scores
-    np.testing.assert_array_equal(prompts.num_scored, desk.scoped("prompt"))
+def test_scope_decides_who_is_scored_but_not_what_is_measured(method_runs) -> None:
+    whole = method_runs.run("method=perplexity", "method.mode=top").scores
+    prompts = method_runs.run("method=perplexity", "method.mode=top", "scope=prompt").scores
+    np.testing.assert_array_equal(prompts.num_scored, method_runs.scoped("prompt"))
     assert np.isnan(prompts.score[9])  # an empty prompt
     assert not np.isnan(whole.score[9])
-    rest = [row for row in range(len(desk.pool)) if row != 9]
+    rest = [row for row in range(len(method_runs.pool)) if row != 9]
     np.testing.assert_array_equal(prompts.score[rest], whole.score[rest])
 
 
@@ -99,20 +101,20 @@ def test_scope_decides_who_is_scored_but_not_what_is_measured(desk) -> None:
 
 
 @pytest.mark.parametrize("template", [CHATML, None], ids=["chat", "plain"])
-def test_ratios_of_1_and_more_are_excluded(desk, best_first, template: str | None) -> None:
-    expected = ratios(desk, template)
+def test_ratios_of_1_and_more_are_excluded(method_runs, best_first, template: str | None) -> None:
+    expected = ratios(method_runs, template)
     helpful = expected < 1
     assert 3 < helpful.sum() < np.isfinite(expected).sum(), "the pool must have both kinds"
-    result = desk.run("method=ifd", "warmup=none", template=template)
+    result = method_runs.run("method=ifd", "warmup=none", template=template)
     np.testing.assert_allclose(result.scores.score, np.where(helpful, expected, np.nan), atol=2e-5)
     assert result.order.tolist() == best_first(result.scores.score)
     excluded = int((expected >= 1).sum())
     assert f"{excluded} records have a ratio (IFD) of 1 and more and are excluded" in result.manifest["warnings"]
 
 
-def test_ratios_of_1_and_more_can_rank_last(desk) -> None:
-    expected = ratios(desk)
-    result = desk.run("method=ifd", "warmup=none", "method.unhelpful=last")
+def test_ratios_of_1_and_more_can_rank_last(method_runs) -> None:
+    expected = ratios(method_runs)
+    result = method_runs.run("method=ifd", "warmup=none", "method.unhelpful=last")
     order = result.order.tolist()
     helpful = sorted(np.flatnonzero(expected < 1), key=lambda row: -expected[row])
     others = sorted(np.flatnonzero(expected >= 1), key=lambda row: expected[row])
@@ -120,34 +122,34 @@ def test_ratios_of_1_and_more_can_rank_last(desk) -> None:
     assert np.all(np.diff(result.scores.score[order]) <= 0)
 
 
-def test_a_response_that_begins_the_text_without_its_prompt_is_still_predicted(desk) -> None:
+def test_a_response_that_begins_the_text_without_its_prompt_is_still_predicted(method_runs) -> None:
     """Without a template, row 6 begins with its response once the prompt is gone."""
-    record = desk.tokens(desk.pool, None)[6]
+    record = method_runs.tokens(method_runs.pool, None)[6]
     first = record.kinds.index("response")
     assert set(record.kinds[:first]) == {"prompt"}
-    result = desk.run("method=ifd", "warmup=none", "method.unhelpful=last", template=None)
-    ratio = ratios(desk, None)[6]
+    result = method_runs.run("method=ifd", "warmup=none", "method.unhelpful=last", template=None)
+    ratio = ratios(method_runs, None)[6]
     assert result.scores.score[6] == pytest.approx(ratio if ratio < 1 else -ratio, abs=2e-5)
 
 
-def test_a_record_without_a_prompt_has_a_ratio_of_exactly_1(desk) -> None:
-    result = desk.run("method=ifd", "warmup=none", "method.unhelpful=last")
-    assert desk.pool[9]["prompt"] == ""
+def test_a_record_without_a_prompt_has_a_ratio_of_exactly_1(method_runs) -> None:
+    result = method_runs.run("method=ifd", "warmup=none", "method.unhelpful=last")
+    assert method_runs.pool[9]["prompt"] == ""
     assert result.scores.score[9] == -1
 
 
-def test_warm_up_is_on_by_default_and_both_passes_use_it(desk) -> None:
-    warm = desk.run("method=ifd", "warmup.epochs=1", "warmup.fraction=0.3")
-    cold = desk.run("method=ifd", "warmup.epochs=1", "warmup.fraction=0.3", "method.use_warmup=false")
+def test_warm_up_is_on_by_default_and_both_passes_use_it(method_runs) -> None:
+    warm = method_runs.run("method=ifd", "warmup.epochs=1", "warmup.fraction=0.3")
+    cold = method_runs.run("method=ifd", "warmup.epochs=1", "warmup.fraction=0.3", "method.use_warmup=false")
     assert "warmup" in warm.manifest["stages"]
     assert "warmup" not in cold.manifest["stages"]
     assert not np.array_equal(warm.scores.score, cold.scores.score, equal_nan=True)
 
 
-def test_cost_is_that_of_two_passes(desk) -> None:
-    perplexity = desk.run("method=perplexity").manifest["stages"]["score"]
-    ifd = desk.run("method=ifd", "warmup=none").manifest["stages"]["score"]
-    records = desk.tokens(desk.pool)
+def test_cost_is_that_of_two_passes(method_runs) -> None:
+    perplexity = method_runs.run("method=perplexity").manifest["stages"]["score"]
+    ifd = method_runs.run("method=ifd", "warmup=none").manifest["stages"]["score"]
+    records = method_runs.tokens(method_runs.pool)
     whole = sum(len(record.ids) for record in records)
     without = sum(sum(kind != "prompt" for kind in record.kinds) for record in records if "response" in record.kinds)
     assert perplexity["tokens"] == whole

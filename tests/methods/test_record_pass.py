@@ -30,8 +30,8 @@ def shard_files(store: Path, state: str) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_a_killed_pass_goes_on_where_it_was(desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole = desk.run(*METHOD, store=tmp_path / "whole").scores.score
+def test_a_killed_pass_goes_on_where_it_was(method_runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = method_runs.run(*METHOD, store=tmp_path / "whole").scores.score
     expected = shard_files(tmp_path / "whole", "losses")
     assert len(expected) > 6
 
@@ -46,7 +46,7 @@ def test_a_killed_pass_goes_on_where_it_was(desk, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(shards_module, "write_values", die_after_three)
         with pytest.raises(Killed):
-            desk.run(*METHOD, store=tmp_path / "killed")
+            method_runs.run(*METHOD, store=tmp_path / "killed")
     left = shard_files(tmp_path / "killed", "partial")
     assert len(left) == 3
 
@@ -55,25 +55,25 @@ def test_a_killed_pass_goes_on_where_it_was(desk, monkeypatch: pytest.MonkeyPatc
         write_values(directory, index, rows, values)
 
     monkeypatch.setattr(shards_module, "write_values", note)
-    resumed = desk.run(*METHOD, store=tmp_path / "killed")
+    resumed = method_runs.run(*METHOD, store=tmp_path / "killed")
     assert sorted(written) == list(range(len(expected))), "a shard was computed twice, or not at all"
     assert shard_files(tmp_path / "killed", "losses") == expected
     np.testing.assert_array_equal(resumed.scores.score, whole)
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_batches_and_shards_do_not_change_the_values(desk) -> None:
-    small = desk.run(*METHOD).scores.score
-    large = desk.run("method=perplexity", "method.mode=top").scores.score
+def test_batches_and_shards_do_not_change_the_values(method_runs) -> None:
+    small = method_runs.run(*METHOD).scores.score
+    large = method_runs.run("method=perplexity", "method.mode=top").scores.score
     np.testing.assert_allclose(small, large, atol=1e-5)
 
 
-def test_a_second_run_loads_no_model(desk, request: pytest.FixtureRequest) -> None:
+def test_a_second_run_loads_no_model(method_runs, request: pytest.FixtureRequest) -> None:
     for method in ("rds", "perplexity", "ifd"):
-        desk.run(f"method={method}", "warmup=none")
+        method_runs.run(f"method={method}", "warmup=none")
     request.getfixturevalue("no_model")
     for method in ("rds", "perplexity", "ifd"):
-        stages = desk.run(f"method={method}", "warmup=none").manifest["stages"]
+        stages = method_runs.run(f"method={method}", "warmup=none").manifest["stages"]
         assert all(stage["cached"] for name, stage in stages.items() if name != "select")
 
 

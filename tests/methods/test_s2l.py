@@ -19,15 +19,15 @@ METHOD = (
 
 
 @pytest.fixture(scope="module")
-def run(desk):
-    return desk.run(*METHOD)
+def run(method_runs):
+    return method_runs.run(*METHOD)
 
 
 @pytest.fixture(scope="module")
-def clusters(desk, run) -> list[list[int]]:
+def clusters(method_runs, run) -> list[list[int]]:
     """Rows of each cluster, from losses by the plain way."""
-    warmup = warmup_of(desk.root / "store", EPOCHS, lora_rank=5)
-    losses = losses_along(desk.model(), warmup, EPOCHS, desk.tokens(desk.pool), from_start=False)
+    warmup = warmup_of(method_runs.root / "store", EPOCHS, lora_rank=5)
+    losses = losses_along(method_runs.model(), warmup, EPOCHS, method_runs.tokens(method_runs.pool), from_start=False)
     rows = np.flatnonzero(~np.isnan(losses).any(1))
     labels = cluster(losses[rows], CLUSTERS, seed=0)
     centres = [losses[rows[labels == label]].mean(0) for label in range(CLUSTERS)]
@@ -81,14 +81,14 @@ def test_clear_clusters_are_found_and_equal_points_are_no_trouble() -> None:
     assert members_of(cluster(np.ones((0, 2)), 4, seed=0)) == []
 
 
-def test_costs_and_a_second_budget(desk, run) -> None:
-    pool = sum(len(tokens.ids) for tokens in desk.tokens(desk.pool))
+def test_costs_and_a_second_budget(method_runs, run) -> None:
+    pool = sum(len(tokens.ids) for tokens in method_runs.tokens(method_runs.pool))
     assert run.manifest["stages"]["score"]["tokens"] == EPOCHS * pool
-    again = desk.run(*METHOD, "selection.count=11")
+    again = method_runs.run(*METHOD, "selection.count=11")
     assert again.chosen.tolist() == run.order[:11].tolist()
     assert all(stage["cached"] for name, stage in again.manifest["stages"].items() if name != "select")
 
 
-def test_without_a_warm_up_it_is_a_user_error(desk) -> None:
+def test_without_a_warm_up_it_is_a_user_error(method_runs) -> None:
     with pytest.raises(UserError, match="method=s2l: needs the checkpoints of a warm-up"):
-        desk.run("method=s2l", "warmup=none")
+        method_runs.run("method=s2l", "warmup=none")

@@ -8,9 +8,9 @@ import pytest
 
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("scope", ["all", "prompt", "response"])
-def test_longest_counts_scoped_tokens(desk, best_first, scope: str) -> None:
-    result = desk.run("method=longest", f"scope={scope}", "selection.count=7")
-    counts = desk.scoped(scope)
+def test_longest_counts_scoped_tokens(method_runs, best_first, scope: str) -> None:
+    result = method_runs.run("method=longest", f"scope={scope}", "selection.count=7")
+    counts = method_runs.scoped(scope)
     expected = np.where(counts > 0, counts, np.nan)
     np.testing.assert_array_equal(result.scores.score, expected.astype(np.float32))
     assert len(set(expected[~np.isnan(expected)])) < np.isfinite(expected).sum(), "there are no ties to break"
@@ -18,26 +18,26 @@ def test_longest_counts_scoped_tokens(desk, best_first, scope: str) -> None:
 
 
 @pytest.mark.usefixtures("no_model")
-def test_full_takes_every_scored_record_in_pool_order(desk) -> None:
-    result = desk.run("method=full")
-    scored = np.flatnonzero(desk.scoped() > 0)
+def test_full_takes_every_scored_record_in_pool_order(method_runs) -> None:
+    result = method_runs.run("method=full")
+    scored = np.flatnonzero(method_runs.scoped() > 0)
     assert result.chosen.tolist() == scored.tolist()
-    assert len(scored) == len(desk.pool) - 1
+    assert len(scored) == len(method_runs.pool) - 1
     assert len(set(result.scores.score[scored])) == 1
-    lines = (desk.root / "pool.jsonl").read_bytes().splitlines(keepends=True)
+    lines = (method_runs.root / "pool.jsonl").read_bytes().splitlines(keepends=True)
     assert (result.directory / "coreset.jsonl").read_bytes() == b"".join(lines[row] for row in scored)
     assert not [warning for warning in result.manifest["warnings"] if "ignored" in warning]
 
 
 @pytest.mark.parametrize("budget", ["selection.count=5", "selection.fraction=0.5", "selection.tokens=100"])
-def test_full_says_that_it_ignores_a_budget(desk, budget: str) -> None:
-    result = desk.run("method=full", budget)
-    assert len(result.chosen) == len(desk.pool) - 1
+def test_full_says_that_it_ignores_a_budget(method_runs, budget: str) -> None:
+    result = method_runs.run("method=full", budget)
+    assert len(result.chosen) == len(method_runs.pool) - 1
     assert f"this method takes the whole pool: {budget} is ignored" in result.manifest["warnings"]
 
 
-def test_full_still_filters(desk) -> None:
-    result = desk.run("method=full", "selection.min_tokens=20", "selection.dedup=exact")
-    lengths = desk.scoped()
+def test_full_still_filters(method_runs) -> None:
+    result = method_runs.run("method=full", "selection.min_tokens=20", "selection.dedup=exact")
+    lengths = method_runs.scoped()
     # row 8 is a copy of row 0
-    assert result.chosen.tolist() == [row for row in range(len(desk.pool)) if lengths[row] >= 20 and row != 8]
+    assert result.chosen.tolist() == [row for row in range(len(method_runs.pool)) if lengths[row] >= 20 and row != 8]

@@ -71,15 +71,15 @@ def test_a_few_picks_match_the_mean_better_than_the_nearest_ones() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(desk):
-    return desk.run(*METHOD)
+def run(method_runs):
+    return method_runs.run(*METHOD)
 
 
 @pytest.fixture(scope="module")
-def clusters(desk, run) -> tuple[np.ndarray, list[np.ndarray]]:
+def clusters(method_runs, run) -> tuple[np.ndarray, list[np.ndarray]]:
     """Features of all records, added up from the stored gradients (which `test_less` checks), and the clusters."""
     found: dict[int, dict[int, np.ndarray]] = {}
-    for path in (desk.root / "store" / "gradients").iterdir():
+    for path in (method_runs.root / "store" / "gradients").iterdir():
         if key_of(path)["settings"]["dimension"] == DIMENSION:
             number = key_of(path)["inputs"]["scorer"]["number"]
             for file in path.glob("values-*.safetensors"):
@@ -89,11 +89,11 @@ def clusters(desk, run) -> tuple[np.ndarray, list[np.ndarray]]:
     assert sorted(found) == [1, 2]
     (warmup,) = [
         path
-        for path in (desk.root / "store" / "checkpoints").iterdir()
+        for path in (method_runs.root / "store" / "checkpoints").iterdir()
         if key_of(path)["settings"]["warmup"]["lora_rank"] == 6
     ]
     rates = json.loads((warmup / "entry.json").read_text())["facts"]["rates"]
-    features = np.zeros((len(desk.pool), DIMENSION))
+    features = np.zeros((len(method_runs.pool), DIMENSION))
     for number, rate in enumerate(rates, start=1):
         for row, values in found[number].items():
             if values.any():
@@ -122,17 +122,19 @@ def test_any_budget_is_divided_by_the_clusters_sizes(run, clusters) -> None:
             assert abs(len(set(order[:budget]) & set(rows.tolist())) - share) <= 1
 
 
-def test_gradients_are_shared_with_less(desk, run) -> None:
-    pool = sum(len(tokens.ids) for tokens in desk.tokens(desk.pool))
+def test_gradients_are_shared_with_less(method_runs, run) -> None:
+    pool = sum(len(tokens.ids) for tokens in method_runs.tokens(method_runs.pool))
     assert run.manifest["stages"]["score"]["tokens"] == EPOCHS * pool
     assert "fingerprint" not in run.manifest["stages"]
-    less = desk.run("method=less", *(part for part in METHOD[1:] if "cluster" not in part and "share" not in part))
+    less = method_runs.run(
+        "method=less", *(part for part in METHOD[1:] if "cluster" not in part and "share" not in part)
+    )
     assert less.manifest["stages"]["warmup"]["cached"]
-    before = len(list((desk.root / "store" / "gradients").iterdir()))
-    desk.run(*METHOD, "selection.count=3", "method.num_clusters=2")
-    assert len(list((desk.root / "store" / "gradients").iterdir())) == before
+    before = len(list((method_runs.root / "store" / "gradients").iterdir()))
+    method_runs.run(*METHOD, "selection.count=3", "method.num_clusters=2")
+    assert len(list((method_runs.root / "store" / "gradients").iterdir())) == before
 
 
-def test_without_a_warm_up_it_is_a_user_error(desk) -> None:
+def test_without_a_warm_up_it_is_a_user_error(method_runs) -> None:
     with pytest.raises(UserError, match="method=tagcos: needs the checkpoints of a warm-up"):
-        desk.run("method=tagcos", "warmup=none")
+        method_runs.run("method=tagcos", "warmup=none")

@@ -121,7 +121,7 @@ class Outcome:
     output: Path
 
 
-class Workshop:
+class ReferenceFiles:
     """Models, record files and one stage store, shared by all cases of this module.
 
     Sharing the store is on purpose: a setting that is missing in a stage's key shows as a wrong number.
@@ -193,13 +193,13 @@ class Workshop:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("reference"))
+def reference_files(tmp_path_factory: pytest.TempPathFactory) -> ReferenceFiles:
+    return ReferenceFiles(tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def outcome(request: pytest.FixtureRequest, workshop: Workshop) -> Outcome:
-    return Outcome(request.param, workshop.expect(request.param), workshop.run(request.param))
+def outcome(request: pytest.FixtureRequest, reference_files: ReferenceFiles) -> Outcome:
+    return Outcome(request.param, reference_files.expect(request.param), reference_files.run(request.param))
 
 
 def column(table: Any, name: str) -> list[Any]:
@@ -255,10 +255,10 @@ def test_ranks_and_selection(outcome: Outcome) -> None:
         assert best <= got[row] <= worst, f"row {row}"
 
 
-def test_coreset_lists_the_selected_lines_best_first(outcome: Outcome, workshop: Workshop) -> None:
+def test_coreset_lists_the_selected_lines_best_first(outcome: Outcome, reference_files: ReferenceFiles) -> None:
     table = pq.read_table(outcome.output / "scores.parquet")
     order = sorted((rank, row) for row, rank in enumerate(column(table, "rank")) if rank is not None)
-    lines = workshop.pool_file.read_bytes().splitlines(keepends=True)
+    lines = reference_files.pool_file.read_bytes().splitlines(keepends=True)
     chosen = [lines[row] for _, row in order[: budget(outcome.case.settings.fraction, POOL_SIZE)]]
     assert (outcome.output / "coreset.jsonl").read_bytes() == b"".join(chosen)
 
@@ -300,16 +300,18 @@ def test_token_scores(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize(("aggregate", "combine"), [("max", max), ("mean", lambda pair: sum(pair) / 2)])
-def test_target_groups(workshop: Workshop, aggregate: str, combine: Callable[[tuple[float, float]], float]) -> None:
+def test_target_groups(
+    reference_files: ReferenceFiles, aggregate: str, combine: Callable[[tuple[float, float]], float]
+) -> None:
     case = Case("groups")
-    _, reference = workshop.model(case.architecture, case.template)
-    output = workshop.run(case, "target.group_field=subtask", f"target.aggregate={aggregate}")
+    _, reference = reference_files.model(case.architecture, case.template)
+    output = reference_files.run(case, "target.group_field=subtask", f"target.aggregate={aggregate}")
     table = pq.read_table(output / "scores.parquet")
     by_group: dict[str, list[float | None]] = {}
     for group in ("first", "second"):
-        members = [record for record in workshop.targets if record["subtask"] == group]
+        members = [record for record in reference_files.targets if record["subtask"] == group]
         bank = reference.bank(members, case.settings)
-        matches = [reference.match(record, bank, case.settings) for record in workshop.pool]
+        matches = [reference.match(record, bank, case.settings) for record in reference_files.pool]
         by_group[group] = [pool(matched, case.settings).score for matched in matches]
         assert_close(floats(column(table, f"score/{group}")), floats(by_group[group]), group)
     pairs = zip(by_group["first"], by_group["second"], strict=True)
@@ -320,23 +322,23 @@ def test_target_groups(workshop: Workshop, aggregate: str, combine: Callable[[tu
 # ------------------------------------------------------------------------- the inputs are worth comparing
 
 
-def test_inputs_exercise_the_method(workshop: Workshop) -> None:
-    expected = workshop.expect(Case("base"))
+def test_inputs_exercise_the_method(reference_files: ReferenceFiles) -> None:
+    expected = reference_files.expect(Case("base"))
     direct = np.concatenate([matched.direct[~np.isnan(matched.similarity)] for matched in expected.matches])
     assert 0.05 < 1 - direct.mean() < 0.6, "both matches and fallbacks are needed"
     assert any(tokens.truncated for tokens in expected.target_tokens)
     assert sum(tokens.truncated for tokens in expected.pool_tokens) >= 2
     assert len({round(idf, 6) for idf in expected.bank.idf.values()}) >= 3
     assert [row for row, scores in enumerate(expected.pooled) if scores.score is None] == [2]
-    response = workshop.expect(Case("response", changes={"scope": "response"}))
+    response = reference_files.expect(Case("response", changes={"scope": "response"}))
     assert [row for row, scores in enumerate(response.pooled) if scores.score is None] == [1, 2, 5]
 
 
-def test_variants_change_the_scores(workshop: Workshop) -> None:
-    base = floats([scores.score for scores in workshop.expect(Case("base")).pooled])
+def test_variants_change_the_scores(reference_files: ReferenceFiles) -> None:
+    base = floats([scores.score for scores in reference_files.expect(Case("base")).pooled])
     for case in CASES:
         if case.architecture == "llama" and case.changes:
-            other = floats([scores.score for scores in workshop.expect(case).pooled])
+            other = floats([scores.score for scores in reference_files.expect(case).pooled])
             assert np.nanmax(np.abs(other - base)) > 10 * TOLERANCE, case.name
 
 
@@ -393,9 +395,11 @@ def test_layers_and_heads_are_averaged() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_loops_agree_with_whole_array_formulas_on_real_attention(workshop: Workshop, architecture: str) -> None:
-    _, reference = workshop.model(architecture, CHATML)
-    ids = reference.tokens(workshop.pool[4], Settings(max_length=MAX_LENGTH)).ids
+def test_loops_agree_with_whole_array_formulas_on_real_attention(
+    reference_files: ReferenceFiles, architecture: str
+) -> None:
+    _, reference = reference_files.model(architecture, CHATML)
+    ids = reference.tokens(reference_files.pool[4], Settings(max_length=MAX_LENGTH)).ids
     _, attention = reference.forward(ids)
     windows = [window_of_layer(reference.model.config, layer) for layer in range(len(attention))]
     rows, columns = [], []
@@ -411,8 +415,8 @@ def test_loops_agree_with_whole_array_formulas_on_real_attention(workshop: Works
     assert np.mean(rows) > 0.02, "attention is too uniform to test anything"
 
 
-def test_windows_follow_the_configs(workshop: Workshop) -> None:
-    configs = {name: workshop.model(name, CHATML)[1].model.config for name in ARCHITECTURES}
+def test_windows_follow_the_configs(reference_files: ReferenceFiles) -> None:
+    configs = {name: reference_files.model(name, CHATML)[1].model.config for name in ARCHITECTURES}
     windows = {
         name: [window_of_layer(config, layer) for layer in range(config.num_hidden_layers)]
         for name, config in configs.items()
@@ -480,12 +484,12 @@ def test_ranks_and_budget_by_hand() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("template", [None, CHATML, CHATML_WITH_SYSTEM])
 def test_content_tokens_are_those_of_the_text_alone(
-    workshop: Workshop, architecture: str, template: str | None
+    reference_files: ReferenceFiles, architecture: str, template: str | None
 ) -> None:
-    folder, reference = workshop.model(architecture, template)
+    folder, reference = reference_files.model(architecture, template)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     compared = 0
-    for record in workshop.pool:
+    for record in reference_files.pool:
         if record["prompt"] != record["prompt"].strip() or record["response"] != record["response"].strip():
             continue
         tokens = reference.tokens(record, Settings())
@@ -496,9 +500,9 @@ def test_content_tokens_are_those_of_the_text_alone(
     assert compared > 60
 
 
-def test_a_token_that_straddles_template_and_text_is_content(workshop: Workshop) -> None:
-    _, reference = workshop.model("llama", CHATML)
-    tokens = reference.tokens(workshop.pool[6], Settings())
+def test_a_token_that_straddles_template_and_text_is_content(reference_files: ReferenceFiles) -> None:
+    _, reference = reference_files.model("llama", CHATML)
+    tokens = reference.tokens(reference_files.pool[6], Settings())
     first = [tokens.kinds.index(kind) for kind in ("prompt", "response")]
     texts = [str(reference.tokenizer.decode([tokens.ids[place]])) for place in first]
     assert texts[0].startswith("\n "), "template newline and the text's blank are one token"
@@ -507,8 +511,8 @@ def test_a_token_that_straddles_template_and_text_is_content(workshop: Workshop)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_tiny_model_loads_and_is_the_real_class(workshop: Workshop, architecture: str) -> None:
-    folder, reference = workshop.model(architecture, CHATML)
+def test_tiny_model_loads_and_is_the_real_class(reference_files: ReferenceFiles, architecture: str) -> None:
+    folder, reference = reference_files.model(architecture, CHATML)
     model = AutoModelForCausalLM.from_pretrained(folder)
     classes = {"opt_projected": "OPTForCausalLM", "gemma3": "Gemma3ForCausalLM"}
     assert type(model).__name__.lower() == classes.get(architecture, f"{architecture}ForCausalLM").lower()

@@ -13,9 +13,9 @@ from rooms import HOSTILE
 
 from tiny_models import build_tiny_tokenizer
 from trim_lightning.console.visible import visible
+from trim_lightning.report.distributions import histogram, length_histogram, quantiles_of
 from trim_lightning.report.mix import count_fields, counted_rows, order_values
 from trim_lightning.report.page import HOME, data_block, digest, page_assets
-from trim_lightning.report.spreads import histogram, length_histogram, spread_of
 from trim_lightning.report.token_texts import TokenTexts
 
 # Observable Plot 0.6.17 as `make vendor` bundles it; renew both together
@@ -114,9 +114,9 @@ def test_the_longest_records_share_the_last_bin() -> None:
 
 
 def test_quantiles_leave_out_what_is_not_there() -> None:
-    found = spread_of("pool", np.array([1.0, 2.0, 3.0, np.nan]))
+    found = quantiles_of("pool", np.array([1.0, 2.0, 3.0, np.nan]))
     assert (found.size, found.mean, found.median) == (3, 2.0, 2.0)
-    assert spread_of("none", np.array([np.nan])).mean is None
+    assert quantiles_of("none", np.array([np.nan])).mean is None
 
 
 def test_fields_are_counted_one_level_deep_and_given_up_when_they_are_no_kind() -> None:

@@ -22,7 +22,7 @@ Keys = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Workshop:
+class StartFiles:
     """Files that the mutations start from."""
 
     root: Path
@@ -58,7 +58,7 @@ class Workshop:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def start_files(tmp_path_factory: pytest.TempPathFactory) -> StartFiles:
     root = tmp_path_factory.mktemp("keys")
     build_tiny_model("llama", root / "tiny")
     build_tiny_model("llama", root / "other", seed=1)
@@ -73,19 +73,19 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         write_records(root / f"{name}.jsonl", 6, seed=seed, edge_cases=False)
         lines = [json.loads(line) for line in (root / f"{name}.jsonl").read_text().splitlines()]
         (root / f"{name}.jsonl").write_text("".join(json.dumps({**line, "answer": "7"}) + "\n" for line in lines))
-    return Workshop(root)
+    return StartFiles(root)
 
 
 @pytest.fixture(scope="module")
-def base(workshop: Workshop) -> Keys:
-    keys = workshop.select_keys()
+def base(start_files: StartFiles) -> Keys:
+    keys = start_files.select_keys()
     assert [len(keys[stage]) for stage in STAGES] == [2, 1, 1, 1, 1, 0, 0]
     return keys
 
 
 @pytest.fixture(scope="module")
-def train_base(workshop: Workshop) -> Keys:
-    keys = workshop.train_keys()
+def train_base(start_files: StartFiles) -> Keys:
+    keys = start_files.train_keys()
     assert [len(keys[stage]) for stage in STAGES] == [2, 0, 0, 0, 0, 1, 2]
     return keys
 
@@ -233,34 +233,34 @@ def test_every_key_is_listed() -> None:
     assert all(f"train.{name}" in TRAINING for name, _, _ in known_keys(FineTuneSettings))
 
 
-def assignment(workshop: Workshop, name: str, value: str) -> list[str]:
+def assignment(start_files: StartFiles, name: str, value: str) -> list[str]:
     sign = "++" if value.startswith("{{") and name != "trainer" else ""
-    first, *more = value.format(root=workshop.root).split(" ") if not value.startswith("{{") else [value.format()]
+    first, *more = value.format(root=start_files.root).split(" ") if not value.startswith("{{") else [value.format()]
     return [f"{sign}{name}={first}", *more]
 
 
 @pytest.mark.parametrize("name", [name for name, change in SELECTION.items() if not isinstance(change, str)])
-def test_a_key_changes_the_stages_that_read_it(workshop: Workshop, base: Keys, name: str) -> None:
+def test_a_key_changes_the_stages_that_read_it(start_files: StartFiles, base: Keys, name: str) -> None:
     change = SELECTION[name]
     assert not isinstance(change, str)
     value, expected = change
-    after = workshop.select_keys(*assignment(workshop, name, value))
+    after = start_files.select_keys(*assignment(start_files, name, value))
     assert changed(base, after) == expected, name
 
 
 @pytest.mark.parametrize("name", [name for name, change in TRAINING.items() if not isinstance(change, str)])
-def test_a_training_key_changes_the_stages_that_read_it(workshop: Workshop, train_base: Keys, name: str) -> None:
+def test_a_training_key_changes_the_stages_that_read_it(start_files: StartFiles, train_base: Keys, name: str) -> None:
     change = TRAINING[name]
     assert not isinstance(change, str)
     value, expected = change
-    after = workshop.train_keys(*assignment(workshop, name, value))
+    after = start_files.train_keys(*assignment(start_files, name, value))
     assert changed(train_base, after) == expected, name
     if expected == TUNED:
         assert set(train_base["evaluate"]) & set(after["evaluate"]), "the model before fine-tuning is the same"
 
 
-def test_another_store_has_the_same_keys(workshop: Workshop, base: Keys, tmp_path: Path) -> None:
-    settings = compose_select([*workshop.overrides(), f"paths.store_dir={tmp_path}"])
+def test_another_store_has_the_same_keys(start_files: StartFiles, base: Keys, tmp_path: Path) -> None:
+    settings = compose_select([*start_files.overrides(), f"paths.store_dir={tmp_path}"])
     store = PlanningStore(tmp_path)
     plan_job(settings, store)
     assert {wanted.key.hex for wanted in store.wanted if wanted.key.stage == "score"} == set(base["score"])
@@ -279,13 +279,13 @@ BYTES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
 
 
 @pytest.fixture
-def copied(workshop: Workshop, tmp_path: Path) -> Workshop:
-    shutil.copytree(workshop.root, tmp_path / "copy", ignore=shutil.ignore_patterns("store"))
-    return Workshop(tmp_path / "copy")
+def copied(start_files: StartFiles, tmp_path: Path) -> StartFiles:
+    shutil.copytree(start_files.root, tmp_path / "copy", ignore=shutil.ignore_patterns("store"))
+    return StartFiles(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("name", BYTES)
-def test_bytes_change_the_stages_that_read_them(copied: Workshop, base: Keys, name: str) -> None:
+def test_bytes_change_the_stages_that_read_them(copied: StartFiles, base: Keys, name: str) -> None:
     assert copied.select_keys() == base, "a copy of all files elsewhere has the same keys"
     change, expected = BYTES[name]
     change(copied.root)

@@ -25,7 +25,7 @@ from trim_lightning.tuning.callbacks import PeriodicCheckpoint
 
 
 @dataclass(frozen=True)
-class Desk:
+class TrainingFiles:
     """Files that the tests of training share.
 
     Attributes:
@@ -68,9 +68,9 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture(scope="session")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def training_files(tmp_path_factory: pytest.TempPathFactory) -> TrainingFiles:
     """Built once."""
-    root = tmp_path_factory.mktemp("desk")
+    root = tmp_path_factory.mktemp("training_files")
     build_tiny_model("llama", root / "model")
     write_records(root / "pool.jsonl", 40, seed=1)
     write_records(root / "targets.jsonl", 4, seed=2, edge_cases=False)
@@ -80,15 +80,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     choices = ["apples", "twelve eggs", "a train"]
     options = [{**record, "choices": choices, "answer": choices[row % 3]} for row, record in enumerate(plain)]
     write_lines(root / "options.jsonl", options)
-    return Desk(root, tmp_path_factory.mktemp("store"))
+    return TrainingFiles(root, tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
-def trained(desk: Desk, tmp_path: Path) -> Callable[..., Training]:
+def trained(training_files: TrainingFiles, tmp_path: Path) -> Callable[..., Training]:
     """``trained(*overrides, name="run")``: fine-tune on the ready coreset, in the shared store."""
 
     def run(*overrides: str, name: str = "run", store: Path | None = None) -> Training:
-        return run_train(*desk.train, *overrides, output_dir=tmp_path / name, store_dir=store or desk.store)
+        return run_train(
+            *training_files.train, *overrides, output_dir=tmp_path / name, store_dir=store or training_files.store
+        )
 
     return run
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from training.conftest import Desk
+from training.conftest import TrainingFiles
 from trim_lightning.errors import UserError
 from trim_lightning.models.adapter import apply_adapter
 from trim_lightning.models.load import load_model
@@ -29,18 +29,20 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @pytest.fixture(scope="module")
-def run(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Training:
+def run(training_files: TrainingFiles, tmp_path_factory: pytest.TempPathFactory) -> Training:
     """A finished training with held-out records."""
     from running import run_train
 
     directory = tmp_path_factory.mktemp("adapter_run")
-    return run_train(*desk.train, desk.held_out("plain"), output_dir=directory, store_dir=desk.store)
+    return run_train(
+        *training_files.train, training_files.held_out("plain"), output_dir=directory, store_dir=training_files.store
+    )
 
 
 @pytest.fixture
-def base(desk: Desk) -> Callable[[], PreTrainedModel]:
+def base(training_files: TrainingFiles) -> Callable[[], PreTrainedModel]:
     """Loads the base model as the product does."""
-    source = find_model(ModelSettings(path=str(desk.root / "model")), Store(desk.store))
+    source = find_model(ModelSettings(path=str(training_files.root / "model")), Store(training_files.store))
     return lambda: load_model(source, torch.float32)
 
 
@@ -50,28 +52,31 @@ def adapter(run: Training, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run.directory / "adapter", tmp_path / "adapter"))
 
 
-def plain_peft(desk: Desk, adapter: Path) -> PreTrainedModel:
+def plain_peft(training_files: TrainingFiles, adapter: Path) -> PreTrainedModel:
     """The model as any PEFT user loads it, with transformers' own attention."""
-    model = AutoModelForCausalLM.from_pretrained(desk.root / "model", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(training_files.root / "model", dtype=torch.float32)
     loaded = PeftModel.from_pretrained(model, str(adapter)).eval()
     assert model.config._attn_implementation == "sdpa"
     return loaded
 
 
-def chats(desk: Desk) -> list[tuple[str, str, str]]:
+def chats(training_files: TrainingFiles) -> list[tuple[str, str, str]]:
     """Id, text before the response, and response of each held-out record, written out by hand."""
-    records = map(json.loads, (desk.root / "plain.jsonl").read_text().splitlines())
+    records = map(json.loads, (training_files.root / "plain.jsonl").read_text().splitlines())
     form = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
     return [(record["id"], form.format(**record), record["response"]) for record in records]
 
 
 def test_plain_peft_gives_the_logits_of_the_evaluated_model(
-    run: Training, desk: Desk, base: Callable[[], PreTrainedModel]
+    run: Training, training_files: TrainingFiles, base: Callable[[], PreTrainedModel]
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(desk.root / "model")
-    ours, theirs = apply_adapter(base(), run.directory / "adapter"), plain_peft(desk, run.directory / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(training_files.root / "model")
+    ours, theirs = (
+        apply_adapter(base(), run.directory / "adapter"),
+        plain_peft(training_files, run.directory / "adapter"),
+    )
     untrained = base()
-    for _, prompt, response in chats(desk)[:4]:
+    for _, prompt, response in chats(training_files)[:4]:
         input_ids = tokenizer(prompt + response, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             expected = theirs(input_ids=input_ids).logits
@@ -79,12 +84,12 @@ def test_plain_peft_gives_the_logits_of_the_evaluated_model(
             assert (untrained(input_ids=input_ids).logits - expected).abs().max() > 0.05
 
 
-def test_plain_peft_gives_the_loss_that_was_reported(run: Training, desk: Desk) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(desk.root / "model")
-    model = plain_peft(desk, run.directory / "adapter").double()
+def test_plain_peft_gives_the_loss_that_was_reported(run: Training, training_files: TrainingFiles) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(training_files.root / "model")
+    model = plain_peft(training_files, run.directory / "adapter").double()
     lines = [json.loads(line) for line in (run.directory / "predictions.jsonl").read_text().splitlines()]
     total = tokens = 0.0
-    for line, (name, prompt, response) in zip(lines, chats(desk), strict=True):
+    for line, (name, prompt, response) in zip(lines, chats(training_files), strict=True):
         before, whole = tokenizer(prompt)["input_ids"], tokenizer(prompt + response)["input_ids"]
         assert whole[: len(before)] == before
         with torch.no_grad():
@@ -96,19 +101,21 @@ def test_plain_peft_gives_the_loss_that_was_reported(run: Training, desk: Desk) 
     assert run.metrics["eval/nll"] == pytest.approx(total / tokens, rel=1e-5)
 
 
-def test_merging_changes_nothing_but_rounding(run: Training, desk: Desk, base: Callable[[], PreTrainedModel]) -> None:
+def test_merging_changes_nothing_but_rounding(
+    run: Training, training_files: TrainingFiles, base: Callable[[], PreTrainedModel]
+) -> None:
     merged = apply_adapter(base(), run.directory / "adapter", gradients=False)
     assert not [name for name, _ in merged.named_modules() if "lora" in name]
     input_ids = torch.arange(20)[None]
     with torch.no_grad():
-        expected = plain_peft(desk, run.directory / "adapter")(input_ids=input_ids).logits
+        expected = plain_peft(training_files, run.directory / "adapter")(input_ids=input_ids).logits
         torch.testing.assert_close(merged(input_ids=input_ids).logits, expected, rtol=0, atol=1e-4)
 
 
 @pytest.fixture
-def low_precision(desk: Desk) -> Callable[[], PreTrainedModel]:
+def low_precision(training_files: TrainingFiles) -> Callable[[], PreTrainedModel]:
     """Loads the model in bfloat16."""
-    source = find_model(ModelSettings(path=str(desk.root / "model")), Store(desk.store))
+    source = find_model(ModelSettings(path=str(training_files.root / "model")), Store(training_files.store))
     return lambda: load_model(source, torch.bfloat16)
 
 
@@ -152,7 +159,7 @@ def test_bfloat16_weights_round_no_small_update_away(
 
 
 def test_saving_asks_no_network_and_warns_of_nothing(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training_files: TrainingFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peft.utils import save_and_load
 
@@ -162,19 +169,19 @@ def test_saving_asks_no_network_and_warns_of_nothing(
     monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda name, *_: asked.append(name))
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        run_train(*desk.train, "seed=77", output_dir=tmp_path, store_dir=tmp_path / "store")
+        run_train(*training_files.train, "seed=77", output_dir=tmp_path, store_dir=tmp_path / "store")
     assert asked == []
     assert not [str(warning.message) for warning in heard if "peft" in warning.filename]
 
 
-def test_the_files_name_no_local_path(run: Training, desk: Desk, adapter: Path) -> None:
+def test_the_files_name_no_local_path(run: Training, training_files: TrainingFiles, adapter: Path) -> None:
     config = json.loads((adapter / CONFIG).read_text())
     assert config["base_model_name_or_path"] == "model"  # the folder's name
     assert config["peft_type"] == "LORA"
     assert "base_model: model\n" in (adapter / "README.md").read_text()
     for file in adapter.iterdir():
         content = file.read_bytes()
-        assert str(desk.root).encode() not in content, file.name
+        assert str(training_files.root).encode() not in content, file.name
         assert not re.search(rb"/(tmp|home|root|Users|work)/", content), file.name
 
 
@@ -251,17 +258,17 @@ def test_an_adapter_of_another_model_is_refused(
 
 
 def test_an_adapter_damaged_in_the_store_is_trained_again(
-    run: Training, desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Training, training_files: TrainingFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from running import run_train
 
     store = tmp_path / "store"
-    first = run_train(*desk.train, output_dir=tmp_path / "first", store_dir=store)
+    first = run_train(*training_files.train, output_dir=tmp_path / "first", store_dir=store)
     (entry,) = (store / "finetune").iterdir()
     damaged = entry / "adapter" / WEIGHTS
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    again = run_train(*desk.train, output_dir=tmp_path / "again", store_dir=store)
+    again = run_train(*training_files.train, output_dir=tmp_path / "again", store_dir=store)
     assert "is damaged" in caplog.text
     assert not again.manifest["stages"]["finetune"]["cached"]
     assert (again.directory / "adapter" / WEIGHTS).read_bytes() == content

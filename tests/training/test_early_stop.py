@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.conftest import Desk
+from training.conftest import TrainingFiles
 from trim_lightning.pipeline.train import Training
 
 TOO_FAST = ("train.learning_rate=0.3", "train.schedule=constant", "train.epochs=12", "logger=csv")
@@ -30,9 +30,9 @@ def curve(directory: Path, name: str) -> list[float]:
     ids=["lora", "full"],
 )
 def test_the_best_epoch_is_kept_and_the_rest_not_trained(
-    overrides: tuple[str, ...], trained: Callable[..., Training], desk: Desk
+    overrides: tuple[str, ...], trained: Callable[..., Training], training_files: TrainingFiles
 ) -> None:
-    run = trained(desk.held_out("plain"), *TOO_FAST, *overrides)
+    run = trained(training_files.held_out("plain"), *TOO_FAST, *overrides)
     losses = curve(run.directory, "train/held_out_loss")
     best = losses.index(min(losses))
     patience = int(overrides[-1][-1])
@@ -40,9 +40,11 @@ def test_the_best_epoch_is_kept_and_the_rest_not_trained(
     assert run.metrics["eval/nll"] == pytest.approx(losses[best], rel=1e-6)
 
 
-def test_costs_are_those_of_the_epochs_that_ran(trained: Callable[..., Training], desk: Desk) -> None:
-    one = trained(desk.held_out("plain"), "train.epochs=1", name="one").metrics
-    stopped = trained(desk.held_out("plain"), *TOO_FAST, "train.early_stop=1", name="stopped")
+def test_costs_are_those_of_the_epochs_that_ran(
+    trained: Callable[..., Training], training_files: TrainingFiles
+) -> None:
+    one = trained(training_files.held_out("plain"), "train.epochs=1", name="one").metrics
+    stopped = trained(training_files.held_out("plain"), *TOO_FAST, "train.early_stop=1", name="stopped")
     epochs = len(curve(stopped.directory, "train/held_out_loss"))
     assert 1 < epochs < 12
     for name in ("train/tokens", "train/trained_tokens", "train/steps"):
@@ -63,13 +65,13 @@ def test_a_curve_has_one_point_a_step(trained: Callable[..., Training]) -> None:
 
 
 def test_patience_that_never_runs_out_changes_nothing_but_the_epoch(
-    trained: Callable[..., Training], desk: Desk
+    trained: Callable[..., Training], training_files: TrainingFiles
 ) -> None:
     """While the loss falls every epoch, the last is the best, and the weights are those of a plain training."""
-    plain = trained(desk.held_out("plain"), "train.epochs=3", "train.learning_rate=0.001", name="plain")
+    plain = trained(training_files.held_out("plain"), "train.epochs=3", "train.learning_rate=0.001", name="plain")
     watched = trained(
-        desk.held_out("plain"), "train.epochs=3", "train.learning_rate=0.001", "train.early_stop=3", "logger=csv",
-        name="watched",
+        training_files.held_out("plain"), "train.epochs=3", "train.learning_rate=0.001", "train.early_stop=3",
+        "logger=csv", name="watched",
     )  # fmt: skip
     losses = curve(watched.directory, "train/held_out_loss")
     assert losses == sorted(losses, reverse=True)
@@ -78,15 +80,15 @@ def test_patience_that_never_runs_out_changes_nothing_but_the_epoch(
 
 
 def test_the_held_out_records_matter_only_when_they_are_watched(
-    trained: Callable[..., Training], desk: Desk, tmp_path: Path
+    trained: Callable[..., Training], training_files: TrainingFiles, tmp_path: Path
 ) -> None:
     def cached(*overrides: str) -> bool:
         return bool(trained(*overrides, store=tmp_path / "store").manifest["stages"]["finetune"]["cached"])
 
-    few = [json.loads(line) for line in (desk.root / "plain.jsonl").read_text().splitlines()][:4]
+    few = [json.loads(line) for line in (training_files.root / "plain.jsonl").read_text().splitlines()][:4]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(record) + "\n" for record in few))
     other = f"evaluation.path={tmp_path / 'few.jsonl'}"
-    assert not cached(desk.held_out("plain"))
+    assert not cached(training_files.held_out("plain"))
     assert cached(other)
-    assert not cached(desk.held_out("plain"), "train.early_stop=1")
+    assert not cached(training_files.held_out("plain"), "train.early_stop=1")
     assert not cached(other, "train.early_stop=1")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training.conftest import Desk
+from training.conftest import TrainingFiles
 from trim_lightning.pipeline.train import Training
 from trim_lightning.tokens.tokenized import TokenSequence
 from trim_lightning.tuning.micro_batches import plan_micro_batches
@@ -23,12 +23,14 @@ WEIGHTS = "model/model.safetensors"
 FULL = ("train.mode=full", "train.learning_rate=0.001")
 
 
-def test_the_model_loads_with_transformers_alone(trained: Callable[..., Training], desk: Desk) -> None:
-    run = trained(*FULL, desk.held_out("plain"))
+def test_the_model_loads_with_transformers_alone(
+    trained: Callable[..., Training], training_files: TrainingFiles
+) -> None:
+    run = trained(*FULL, training_files.held_out("plain"))
     assert not (run.directory / "adapter").exists()
     model = AutoModelForCausalLM.from_pretrained(run.directory / "model", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(run.directory / "model")
-    base = load_file(desk.root / WEIGHTS)
+    base = load_file(training_files.root / WEIGHTS)
     changed = [name for name, tensor in load_file(run.directory / WEIGHTS).items() if not tensor.equal(base[name])]
     assert len(changed) == len(base)  # the embeddings among them
     ids = tokenizer.apply_chat_template(
@@ -37,24 +39,26 @@ def test_the_model_loads_with_transformers_alone(trained: Callable[..., Training
     assert model.config._attn_implementation == "sdpa"
     assert torch.isfinite(model(**ids).logits).all()
     for file in (run.directory / "model").iterdir():
-        assert str(desk.root).encode() not in file.read_bytes(), file.name
+        assert str(training_files.root).encode() not in file.read_bytes(), file.name
 
 
 def test_the_saved_model_is_the_one_that_was_measured(
-    trained: Callable[..., Training], desk: Desk, tmp_path: Path
+    trained: Callable[..., Training], training_files: TrainingFiles, tmp_path: Path
 ) -> None:
-    run = trained(*FULL, desk.held_out("plain"))
+    run = trained(*FULL, training_files.held_out("plain"))
     saved = f"train.model={run.directory / 'model'}"
-    again = trained(desk.held_out("plain"), saved, "train.lora_rank=2", name="again")
+    again = trained(training_files.held_out("plain"), saved, "train.lora_rank=2", name="again")
     assert again.metrics["eval/nll_before"] == run.metrics["eval/nll"]
     assert run.metrics["eval/nll"] < run.metrics["eval/nll_before"]
 
 
-def test_bfloat16_models_are_trained_in_float32(trained: Callable[..., Training], desk: Desk, tmp_path: Path) -> None:
+def test_bfloat16_models_are_trained_in_float32(
+    trained: Callable[..., Training], training_files: TrainingFiles, tmp_path: Path
+) -> None:
     """Steps of 1e-5 vanish in bfloat16 weights of size 0.2, whose spacing is about 1e-3."""
     tiny = ("train.mode=full", "train.learning_rate=0.00001", "model.dtype=bfloat16")
-    run = trained(*tiny, desk.held_out("plain"), store=tmp_path / "store")
-    base, tuned = load_file(desk.root / WEIGHTS), load_file(run.directory / WEIGHTS)
+    run = trained(*tiny, training_files.held_out("plain"), store=tmp_path / "store")
+    base, tuned = load_file(training_files.root / WEIGHTS), load_file(run.directory / WEIGHTS)
     assert {tensor.dtype for tensor in tuned.values()} == {torch.float32}
     matrices = [name for name in tuned if tuned[name].dim() > 1]
     steps = torch.cat([(tuned[name] - base[name]).abs().flatten() for name in matrices])
@@ -63,7 +67,7 @@ def test_bfloat16_models_are_trained_in_float32(trained: Callable[..., Training]
     # measured in bfloat16 all the same, and alike whether the model was just trained or comes from the store
     for entry in (tmp_path / "store" / "evaluate").iterdir():
         shutil.rmtree(entry)
-    again = trained(*tiny, desk.held_out("plain"), store=tmp_path / "store", name="again")
+    again = trained(*tiny, training_files.held_out("plain"), store=tmp_path / "store", name="again")
     assert again.manifest["stages"]["finetune"]["cached"]
     assert not again.manifest["stages"]["evaluate_after"]["cached"]
     assert again.metrics == run.metrics

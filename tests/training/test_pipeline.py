@@ -16,7 +16,7 @@ import pytest
 
 from running import run_train
 from tiny_models import write_records
-from training.conftest import Desk, Outcome, write_lines
+from training.conftest import Outcome, TrainingFiles, write_lines
 from trim_lightning.errors import UserError
 from trim_lightning.pipeline.train import Training
 
@@ -41,11 +41,11 @@ def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Training:
+def whole(training_files: TrainingFiles, tmp_path_factory: pytest.TempPathFactory) -> Training:
     """A selection with TRIM and a training on it, evaluated on records with number answers."""
     directory = tmp_path_factory.mktemp("whole")
-    overrides = (*desk.select, desk.held_out("numbers"), "evaluation.max_new_tokens=6")
-    return run_train(*overrides, output_dir=directory, store_dir=desk.store)
+    overrides = (*training_files.select, training_files.held_out("numbers"), "evaluation.max_new_tokens=6")
+    return run_train(*overrides, output_dir=directory, store_dir=training_files.store)
 
 
 # files and numbers
@@ -70,9 +70,11 @@ def test_metrics_are_flat_numbers_under_known_names(whole: Training) -> None:
     assert metrics["selection/records"] == metrics["train/records"] == 10
 
 
-def test_metrics_are_those_of_the_predictions(whole: Training, desk: Desk) -> None:
+def test_metrics_are_those_of_the_predictions(whole: Training, training_files: TrainingFiles) -> None:
     metrics, lines = whole.metrics, lines_of(whole.directory / "predictions.jsonl")
-    assert [line["id"] for line in lines] == [record["id"] for record in lines_of(desk.root / "numbers.jsonl")]
+    assert [line["id"] for line in lines] == [
+        record["id"] for record in lines_of(training_files.root / "numbers.jsonl")
+    ]
     names = ["id", "num_tokens", "nll_before", "nll", "answer", "prediction_before", "prediction"]
     assert all(list(line) == [*names, "correct_before", "correct"] for line in lines)
     tokens = sum(line["num_tokens"] for line in lines)
@@ -88,14 +90,14 @@ def test_training_teaches(whole: Training) -> None:
     assert whole.metrics["eval/nll_drop_low"] > 0  # responses of pool and held-out records share their words
 
 
-def test_the_manifest_says_what_went_in_and_what_came_out(whole: Training, desk: Desk) -> None:
+def test_the_manifest_says_what_went_in_and_what_came_out(whole: Training, training_files: TrainingFiles) -> None:
     manifest = json.loads((whole.directory / "manifest.json").read_text())
     assert {"config", "versions", "git", "inputs", "stages", "counts", "warnings"} < set(manifest)
     inputs = manifest["inputs"]
     assert set(inputs) == {"coreset", "trainee", "evaluation", "pool", "target", "model"}
     assert inputs["coreset"]["sha256"] == sha256(whole.directory / "selection" / "coreset.jsonl")
-    assert inputs["evaluation"]["sha256"] == sha256(desk.root / "numbers.jsonl")
-    assert inputs["pool"]["sha256"] == sha256(desk.root / "pool.jsonl")
+    assert inputs["evaluation"]["sha256"] == sha256(training_files.root / "numbers.jsonl")
+    assert inputs["pool"]["sha256"] == sha256(training_files.root / "pool.jsonl")
     assert inputs["trainee"]["sha256"] == inputs["model"]["sha256"]
     assert manifest["counts"]["held_out"] == inputs["evaluation"]["rows"] == 9
     assert manifest["counts"]["coreset"] == 10
@@ -115,11 +117,13 @@ def test_the_summary_shows_before_and_after(whole: Training) -> None:
     assert "exact_match" in whole.summary
 
 
-def test_options_are_measured_in_place_of_exact_match(trained: Callable[..., Training], desk: Desk) -> None:
-    metrics = trained(desk.held_out("options")).metrics
+def test_options_are_measured_in_place_of_exact_match(
+    trained: Callable[..., Training], training_files: TrainingFiles
+) -> None:
+    metrics = trained(training_files.held_out("options")).metrics
     names = {f"eval/option_accuracy{suffix}" for suffix in ("", "_before", "_low", "_high")}
     assert {name for name in metrics if "nll" not in name and name.startswith("eval/")} == names
-    lines = lines_of(trained(desk.held_out("options"), name="again").directory / "predictions.jsonl")
+    lines = lines_of(trained(training_files.held_out("options"), name="again").directory / "predictions.jsonl")
     right = ["apples", "twelve eggs", "a train"]
     for row, line in enumerate(lines):
         assert line["choice"] in range(3)
@@ -138,12 +142,14 @@ def test_without_held_out_records_there_is_training_alone(trained: Callable[...,
     }
 
 
-def test_generated_held_out_records_come_from_the_target_families(desk: Desk, tmp_path: Path) -> None:
+def test_generated_held_out_records_come_from_the_target_families(
+    training_files: TrainingFiles, tmp_path: Path
+) -> None:
     training = run_train(
-        *desk.model, "pool=generated", "pool.families=[chain_sum,gcd]", "pool.per_family=4", "target=generated",
-        "target.families=[chain_sum]", "target.num_examples=2", "method=random", "selection.count=3",
-        "evaluation=generated", "evaluation.limit=5", "evaluation.max_new_tokens=3", output_dir=tmp_path,
-        store_dir=desk.store,
+        *training_files.model, "pool=generated", "pool.families=[chain_sum,gcd]", "pool.per_family=4",
+        "target=generated", "target.families=[chain_sum]", "target.num_examples=2", "method=random",
+        "selection.count=3", "evaluation=generated", "evaluation.limit=5", "evaluation.max_new_tokens=3",
+        output_dir=tmp_path, store_dir=training_files.store,
     )  # fmt: skip
     lines = lines_of(tmp_path / "predictions.jsonl")
     assert [line["id"] for line in lines] == [f"chain_sum-{place}" for place in range(5)]
@@ -151,9 +157,13 @@ def test_generated_held_out_records_come_from_the_target_families(desk: Desk, tm
     assert training.metrics["eval/exact_match"] == 0
 
 
-def test_a_limit_draws_held_out_records_by_seed(trained: Callable[..., Training], desk: Desk) -> None:
+def test_a_limit_draws_held_out_records_by_seed(
+    trained: Callable[..., Training], training_files: TrainingFiles
+) -> None:
     def ids(seed: int) -> list[str]:
-        run = trained(desk.held_out("plain"), "evaluation.limit=4", f"evaluation.seed={seed}", name=f"seed{seed}")
+        run = trained(
+            training_files.held_out("plain"), "evaluation.limit=4", f"evaluation.seed={seed}", name=f"seed{seed}"
+        )
         return [line["id"] for line in lines_of(run.directory / "predictions.jsonl")]
 
     drawn = [ids(seed) for seed in range(3)]
@@ -165,9 +175,11 @@ def test_a_limit_draws_held_out_records_by_seed(trained: Callable[..., Training]
 # what is repeated and what is shared
 
 
-def test_a_second_run_computes_nothing_and_says_the_same(whole: Training, desk: Desk, tmp_path: Path) -> None:
-    overrides = (*desk.select, desk.held_out("numbers"), "evaluation.max_new_tokens=6")
-    again = run_train(*overrides, output_dir=tmp_path, store_dir=desk.store)
+def test_a_second_run_computes_nothing_and_says_the_same(
+    whole: Training, training_files: TrainingFiles, tmp_path: Path
+) -> None:
+    overrides = (*training_files.select, training_files.held_out("numbers"), "evaluation.max_new_tokens=6")
+    again = run_train(*overrides, output_dir=tmp_path, store_dir=training_files.store)
     assert all(record["cached"] for record in again.manifest["stages"].values())
     assert all(record["cached"] for name, record in again.manifest["selection"]["stages"].items() if name != "select")
     assert without_times(again.metrics) == without_times(whole.metrics)
@@ -176,10 +188,17 @@ def test_a_second_run_computes_nothing_and_says_the_same(whole: Training, desk: 
         assert (again.directory / name).read_bytes() == (whole.directory / name).read_bytes()
 
 
-def test_a_given_coreset_is_trained_on_without_selecting(whole: Training, desk: Desk, tmp_path: Path) -> None:
+def test_a_given_coreset_is_trained_on_without_selecting(
+    whole: Training, training_files: TrainingFiles, tmp_path: Path
+) -> None:
     given = f"coreset.path={whole.directory / 'selection' / 'coreset.jsonl'}"
     training = run_train(
-        *desk.model, given, "train.learning_rate=0.01", "train.epochs=1", output_dir=tmp_path, store_dir=desk.store
+        *training_files.model,
+        given,
+        "train.learning_rate=0.01",
+        "train.epochs=1",
+        output_dir=tmp_path,
+        store_dir=training_files.store,
     )
     assert training.selection is None
     assert not (tmp_path / "selection").exists()
@@ -190,10 +209,10 @@ def test_a_given_coreset_is_trained_on_without_selecting(whole: Training, desk: 
     assert (tmp_path / weights).read_bytes() == (whole.directory / weights).read_bytes()
 
 
-def test_methods_that_select_the_same_records_share_the_training(desk: Desk, tmp_path: Path) -> None:
+def test_methods_that_select_the_same_records_share_the_training(training_files: TrainingFiles, tmp_path: Path) -> None:
     def run(*method: str) -> Training:
-        overrides = [item for item in desk.select if not item.startswith("selection.count")]
-        return run_train(*overrides, *method, output_dir=tmp_path / f"run{len(method)}", store_dir=desk.store)
+        overrides = [item for item in training_files.select if not item.startswith("selection.count")]
+        return run_train(*overrides, *method, output_dir=tmp_path / f"run{len(method)}", store_dir=training_files.store)
 
     full, longest = run("method=full"), run("method=longest", "selection.fraction=1")
     assert full.selection is not None
@@ -204,7 +223,9 @@ def test_methods_that_select_the_same_records_share_the_training(desk: Desk, tmp
     assert longest.manifest["stages"]["finetune"]["cached"]
 
 
-def test_what_matters_to_a_training_trains_anew(trained: Callable[..., Training], desk: Desk, tmp_path: Path) -> None:
+def test_what_matters_to_a_training_trains_anew(
+    trained: Callable[..., Training], training_files: TrainingFiles, tmp_path: Path
+) -> None:
     def cached(*overrides: str) -> bool:
         run = trained("train.epochs=1", *overrides, store=tmp_path / "store")
         return bool(run.manifest["stages"]["finetune"]["cached"])
@@ -212,27 +233,34 @@ def test_what_matters_to_a_training_trains_anew(trained: Callable[..., Training]
     assert not cached()
     assert cached()
     assert cached("train.checkpoint_seconds=5")
-    assert cached(desk.held_out("plain"))
-    assert cached(f"train.model={desk.root / 'model'}")
+    assert cached(training_files.held_out("plain"))
+    assert cached(f"train.model={training_files.root / 'model'}")
     assert not cached("seed=1")
     assert cached("train.seed=1")  # the same seed by another name
     assert not cached("train.lora_rank=4")
     assert not cached("train.length_grouped=true")
 
 
-def test_an_earlier_run_leaves_nothing_behind(trained: Callable[..., Training], desk: Desk, tmp_path: Path) -> None:
-    run_train(*desk.select, desk.held_out("plain"), output_dir=tmp_path / "run", store_dir=desk.store)
+def test_an_earlier_run_leaves_nothing_behind(
+    trained: Callable[..., Training], training_files: TrainingFiles, tmp_path: Path
+) -> None:
+    run_train(
+        *training_files.select,
+        training_files.held_out("plain"),
+        output_dir=tmp_path / "run",
+        store_dir=training_files.store,
+    )
     assert (tmp_path / "run" / "selection" / "scores.parquet").exists()
     full = trained("train.mode=full", "train.epochs=1")
     assert full.directory == tmp_path / "run"
     assert {path.name for path in full.directory.iterdir()} == {"model", "metrics.json", "manifest.json", "local.json"}
 
 
-def test_a_coreset_in_the_output_directory_stays(desk: Desk, tmp_path: Path) -> None:
-    run_train(*desk.select, output_dir=tmp_path, store_dir=desk.store)
+def test_a_coreset_in_the_output_directory_stays(training_files: TrainingFiles, tmp_path: Path) -> None:
+    run_train(*training_files.select, output_dir=tmp_path, store_dir=training_files.store)
     coreset = tmp_path / "selection" / "coreset.jsonl"
-    overrides = (*desk.model, f"coreset.path={coreset}", "train.epochs=1")
-    run_train(*overrides, output_dir=tmp_path, store_dir=desk.store)
+    overrides = (*training_files.model, f"coreset.path={coreset}", "train.epochs=1")
+    run_train(*overrides, output_dir=tmp_path, store_dir=training_files.store)
     assert coreset.exists()
 
 
@@ -240,14 +268,16 @@ def test_a_coreset_in_the_output_directory_stays(desk: Desk, tmp_path: Path) -> 
 
 
 def test_held_out_records_that_are_not_held_out_are_named(
-    trained: Callable[..., Training], desk: Desk, tmp_path: Path
+    trained: Callable[..., Training], training_files: TrainingFiles, tmp_path: Path
 ) -> None:
-    learnt = lines_of(desk.root / "coreset.jsonl")[3]
-    fresh = lines_of(desk.root / "plain.jsonl")[:2]
+    learnt = lines_of(training_files.root / "coreset.jsonl")[3]
+    fresh = lines_of(training_files.root / "plain.jsonl")[:2]
     write_lines(tmp_path / "leaky.jsonl", [*fresh, {**learnt, "id": "leak", "response": "another answer"}])
     warnings = trained(f"evaluation.path={tmp_path / 'leaky.jsonl'}").manifest["warnings"]
     assert any("1 of the 3 held-out records have a prompt of the coreset: leak" in warning for warning in warnings)
-    assert not any("prompt of the coreset" in line for line in trained(desk.held_out("plain")).manifest["warnings"])
+    assert not any(
+        "prompt of the coreset" in line for line in trained(training_files.held_out("plain")).manifest["warnings"]
+    )
 
 
 def test_held_out_records_that_are_cut_are_counted(trained: Callable[..., Training], tmp_path: Path) -> None:
@@ -280,15 +310,22 @@ def test_held_out_records_that_are_cut_are_counted(trained: Callable[..., Traini
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_mistake_of_the_user_is_one_line(
-    overrides: list[str], parts: list[str], command: Callable[..., Outcome], desk: Desk, tmp_path: Path
+    overrides: list[str],
+    parts: list[str],
+    command: Callable[..., Outcome],
+    training_files: TrainingFiles,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", \n')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "fieldless.jsonl").write_text('{"colour": "red"}\n')
     (tmp_path / "mute.jsonl").write_text('{"prompt": "a question", "response": ""}\n')
-    named = [item.format(plain=desk.root / "plain.jsonl", numbers=desk.root / "numbers.jsonl") for item in overrides]
+    named = [
+        item.format(plain=training_files.root / "plain.jsonl", numbers=training_files.root / "numbers.jsonl")
+        for item in overrides
+    ]
     outcome = command(
-        *desk.train, "paths.output_dir=out", f"paths.store_dir={desk.store}", "hydra.run.dir=hydra",
+        *training_files.train, "paths.output_dir=out", f"paths.store_dir={training_files.store}", "hydra.run.dir=hydra",
         "hydra.output_subdir=null", *named,
     )  # fmt: skip
     assert outcome.code == 2, outcome.err
@@ -336,16 +373,20 @@ def table_under(heading: str) -> list[list[str]]:
     return [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in list(table)[2:]]
 
 
-def test_the_page_has_every_metric(whole: Training, trained: Callable[..., Training], desk: Desk) -> None:
+def test_the_page_has_every_metric(
+    whole: Training, trained: Callable[..., Training], training_files: TrainingFiles
+) -> None:
     documented = {name for names in table_under("metrics.json") for name in names}
-    found = {*whole.metrics, *trained(desk.held_out("options")).metrics}
+    found = {*whole.metrics, *trained(training_files.held_out("options")).metrics}
     bounds = {name for name in found if name.endswith(("_low", "_high"))}
     assert documented == found - bounds
     assert {name.rpartition("_")[0] for name in bounds} <= documented
 
 
-def test_the_page_has_every_field_and_file(whole: Training, trained: Callable[..., Training], desk: Desk) -> None:
-    options = trained(desk.held_out("options"), "train.mode=full", "seed=31", "logger=csv").directory
+def test_the_page_has_every_field_and_file(
+    whole: Training, trained: Callable[..., Training], training_files: TrainingFiles
+) -> None:
+    options = trained(training_files.held_out("options"), "train.mode=full", "seed=31", "logger=csv").directory
     documented = [name for names in table_under("predictions.jsonl") for name in names]
     fields = [*lines_of(whole.directory / "predictions.jsonl")[0], *lines_of(options / "predictions.jsonl")[0]]
     assert documented == list(dict.fromkeys(fields))
@@ -355,12 +396,12 @@ def test_the_page_has_every_field_and_file(whole: Training, trained: Callable[..
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_the_page_s_snippets_run(
-    place: int, whole: Training, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: int, whole: Training, training_files: TrainingFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snippets = re.findall(r"^```python run=train\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(snippets) == 2
     (tmp_path / "run").symlink_to(whole.directory)
-    (tmp_path / "model").symlink_to(desk.root / "model")
+    (tmp_path / "model").symlink_to(training_files.root / "model")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     exec(compile(snippets[place], "snippet", "exec"), namespace)

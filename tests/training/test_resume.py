@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from running import run_train
-from training.conftest import Desk, PowerCut
+from training.conftest import PowerCut, TrainingFiles
 from trim_lightning.errors import UserError
 from trim_lightning.pipeline.train import Training
 from trim_lightning.tuning import run as tuning
@@ -74,11 +74,11 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def killed(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def killed(training_files: TrainingFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Training processes of all cases, killed after their first checkpoint: case to folder."""
     folders = {case: tmp_path_factory.mktemp(case) for case in CASES}
-    extra = (desk.held_out("plain"), "train.checkpoint_seconds=0.01")
-    trainings = {str(folder): [*desk.train, *CASES[case], *extra] for case, folder in folders.items()}
+    extra = (training_files.held_out("plain"), "train.checkpoint_seconds=0.01")
+    trainings = {str(folder): [*training_files.train, *CASES[case], *extra] for case, folder in folders.items()}
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, json.dumps(trainings)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
@@ -96,9 +96,9 @@ def killed(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_process_is_taken_up_where_it_was(
-    case: str, killed: dict[str, Path], desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    case: str, killed: dict[str, Path], training_files: TrainingFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store, overrides = killed[case] / "store", (*desk.train, desk.held_out("plain"), *CASES[case])
+    store, overrides = killed[case] / "store", (*training_files.train, training_files.held_out("plain"), *CASES[case])
     checkpoint = torch.load(next(store.glob("partial/finetune-*/resume.ckpt")), weights_only=True)
     unbroken = run_train(*overrides, output_dir=tmp_path / "unbroken", store_dir=tmp_path / "store")
     assert 0 < checkpoint["trim_done"]["steps"] < unbroken.metrics["train/steps"]
@@ -113,9 +113,11 @@ def test_a_killed_process_is_taken_up_where_it_was(
 Cut = Callable[[int], AbstractContextManager[None]]
 
 
-def resumed_and_unbroken(desk: Desk, directory: Path, cut: Cut, after: int, *overrides: str) -> list[Training]:
+def resumed_and_unbroken(
+    training_files: TrainingFiles, directory: Path, cut: Cut, after: int, *overrides: str
+) -> list[Training]:
     """The same training cut off after so many checkpoints and taken up again, and in one go."""
-    given = (*desk.train, OFTEN, desk.held_out("plain"), *overrides)
+    given = (*training_files.train, OFTEN, training_files.held_out("plain"), *overrides)
     with cut(after):
         run_train(*given, output_dir=directory / "resumed", store_dir=directory / "broken")
     return [
@@ -124,37 +126,43 @@ def resumed_and_unbroken(desk: Desk, directory: Path, cut: Cut, after: int, *ove
     ]
 
 
-def test_full_fine_tuning_resumes(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
-    runs = resumed_and_unbroken(desk, tmp_path, power_cut, 4, "train.mode=full", "train.epochs=2")
+def test_full_fine_tuning_resumes(training_files: TrainingFiles, tmp_path: Path, power_cut: Cut) -> None:
+    runs = resumed_and_unbroken(training_files, tmp_path, power_cut, 4, "train.mode=full", "train.epochs=2")
     assert outcome(runs[0]) == outcome(runs[1])
 
 
-def test_several_micro_batches_a_step_resume(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+def test_several_micro_batches_a_step_resume(training_files: TrainingFiles, tmp_path: Path, power_cut: Cut) -> None:
     options = ("train.tokens_per_micro_batch=200", "train.length_grouped=true", "train.schedule=cosine")
-    runs = resumed_and_unbroken(desk, tmp_path, power_cut, 2, *options, "train.epochs=2")
+    runs = resumed_and_unbroken(training_files, tmp_path, power_cut, 2, *options, "train.epochs=2")
     assert outcome(runs[0]) == outcome(runs[1])
 
 
-def test_a_training_cut_off_after_its_last_step_is_whole(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
-    runs = resumed_and_unbroken(desk, tmp_path, power_cut, 3)  # 18 records, 8 a step, 1 epoch
+def test_a_training_cut_off_after_its_last_step_is_whole(
+    training_files: TrainingFiles, tmp_path: Path, power_cut: Cut
+) -> None:
+    runs = resumed_and_unbroken(training_files, tmp_path, power_cut, 3)  # 18 records, 8 a step, 1 epoch
     assert outcome(runs[0]) == outcome(runs[1])
     assert runs[0].metrics["train/loss"] is not None
 
 
-def test_a_decision_to_stop_survives(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+def test_a_decision_to_stop_survives(training_files: TrainingFiles, tmp_path: Path, power_cut: Cut) -> None:
     """Cut off right after the epoch that made the training stop: it must not go on with the next epoch."""
     bad = ("train.early_stop=1", "train.epochs=20", "train.learning_rate=0.3", "train.schedule=constant")
     unbroken = run_train(
-        *desk.train, desk.held_out("plain"), *bad, output_dir=tmp_path / "first", store_dir=tmp_path / "first_store"
+        *training_files.train,
+        training_files.held_out("plain"),
+        *bad,
+        output_dir=tmp_path / "first",
+        store_dir=tmp_path / "first_store",
     )
     steps = unbroken.metrics["train/steps"]
     assert steps < 60
-    runs = resumed_and_unbroken(desk, tmp_path, power_cut, steps, *bad)
+    runs = resumed_and_unbroken(training_files, tmp_path, power_cut, steps, *bad)
     assert outcome(runs[0]) == outcome(runs[1]) == outcome(unbroken)
 
 
-def test_resuming_twice(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
-    given = (*desk.train, OFTEN, "train.epochs=3", "train.lora_dropout=0.3")
+def test_resuming_twice(training_files: TrainingFiles, tmp_path: Path, power_cut: Cut) -> None:
+    given = (*training_files.train, OFTEN, "train.epochs=3", "train.lora_dropout=0.3")
     for after in (2, 3):
         with power_cut(after):
             run_train(*given, output_dir=tmp_path / "resumed", store_dir=tmp_path / "broken")
@@ -163,8 +171,10 @@ def test_resuming_twice(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
     assert outcome(resumed) == outcome(unbroken)
 
 
-def test_a_half_written_checkpoint_is_no_part_of_the_result(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
-    given = (*desk.train, OFTEN, "train.epochs=2")
+def test_a_half_written_checkpoint_is_no_part_of_the_result(
+    training_files: TrainingFiles, tmp_path: Path, power_cut: Cut
+) -> None:
+    given = (*training_files.train, OFTEN, "train.epochs=2")
     with power_cut(1):
         run_train(*given, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
     (workspace,) = (tmp_path / "store").glob("partial/finetune-*")
@@ -174,14 +184,14 @@ def test_a_half_written_checkpoint_is_no_part_of_the_result(desk: Desk, tmp_path
     assert {path.name for path in entry.iterdir()} == {"adapter", "entry.json"}
 
 
-def test_seconds_are_those_of_all_attempts(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+def test_seconds_are_those_of_all_attempts(training_files: TrainingFiles, tmp_path: Path, power_cut: Cut) -> None:
     step = tuning.TuningModule.training_step
 
     def slow(self: tuning.TuningModule, batch: Any, place: int) -> None:
         time.sleep(0.3)
         step(self, batch, place)
 
-    given = (*desk.train, OFTEN)  # three steps
+    given = (*training_files.train, OFTEN)  # three steps
     with pytest.MonkeyPatch.context() as patch, power_cut(2):
         patch.setattr(tuning.TuningModule, "training_step", slow)
         run_train(*given, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
@@ -189,9 +199,11 @@ def test_seconds_are_those_of_all_attempts(desk: Desk, tmp_path: Path, power_cut
     assert resumed.metrics["train/seconds"] > 0.6
 
 
-def test_nothing_final_is_there_while_a_training_is_unfinished(desk: Desk, tmp_path: Path, power_cut: Cut) -> None:
+def test_nothing_final_is_there_while_a_training_is_unfinished(
+    training_files: TrainingFiles, tmp_path: Path, power_cut: Cut
+) -> None:
     with power_cut(1):
-        run_train(*desk.train, OFTEN, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+        run_train(*training_files.train, OFTEN, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -199,8 +211,10 @@ def fail(*_: Any) -> None:
     raise PowerCut
 
 
-def test_a_failure_before_saving_repeats_nothing(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = (*desk.train, OFTEN, "train.epochs=2")
+def test_a_failure_before_saving_repeats_nothing(
+    training_files: TrainingFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (*training_files.train, OFTEN, "train.epochs=2")
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "require_effect", fail)
         with pytest.raises(PowerCut):
@@ -220,8 +234,10 @@ def test_a_failure_before_saving_repeats_nothing(desk: Desk, tmp_path: Path, mon
     assert outcome(resumed) == outcome(unbroken)
 
 
-def test_a_diverged_training_leaves_no_result(desk: Desk, tmp_path: Path) -> None:
+def test_a_diverged_training_leaves_no_result(training_files: TrainingFiles, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="diverged"):
-        run_train(*desk.train, "train.learning_rate=1e30", output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+        run_train(
+            *training_files.train, "train.learning_rate=1e30", output_dir=tmp_path / "run", store_dir=tmp_path / "store"
+        )
     assert not list((tmp_path / "store").glob("finetune/*"))
     assert not list((tmp_path / "run").iterdir())

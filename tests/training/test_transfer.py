@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from running import run_train
 from tiny_models import build_tiny_model
-from training.conftest import Desk
+from training.conftest import TrainingFiles
 from trim_lightning.models.source import ModelSource
 from trim_lightning.pipeline.train import Training
 from trim_lightning.stages.trainee import Trainee
@@ -22,17 +22,19 @@ from trim_lightning.store import Store
 from trim_lightning.store.ledger import Ledger
 
 
-def transfer(desk: Desk, directory: Path, trainee: Path, *overrides: str) -> Training:
+def transfer(training_files: TrainingFiles, directory: Path, trainee: Path, *overrides: str) -> Training:
     return run_train(
-        *desk.select, f"train.model={trainee}", desk.held_out("plain"), *overrides, output_dir=directory,
-        store_dir=desk.store,
+        *training_files.select, f"train.model={trainee}", training_files.held_out("plain"), *overrides,
+        output_dir=directory, store_dir=training_files.store,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "opt"])
-def test_a_llama_chooses_for_another_architecture(architecture: str, desk: Desk, tmp_path: Path) -> None:
+def test_a_llama_chooses_for_another_architecture(
+    architecture: str, training_files: TrainingFiles, tmp_path: Path
+) -> None:
     trainee = build_tiny_model(architecture, tmp_path / f"tiny_{architecture}", seed=8)
-    run = transfer(desk, tmp_path / "run", trainee)
+    run = transfer(training_files, tmp_path / "run", trainee)
     inputs = run.manifest["inputs"]
     assert inputs["model"]["name"] == "model"
     assert inputs["trainee"]["name"] == f"tiny_{architecture}"
@@ -44,26 +46,26 @@ def test_a_llama_chooses_for_another_architecture(architecture: str, desk: Desk,
     assert run.metrics["eval/nll_drop"] > 0
 
 
-def test_the_same_coreset_whoever_learns(desk: Desk, tmp_path: Path) -> None:
+def test_the_same_coreset_whoever_learns(training_files: TrainingFiles, tmp_path: Path) -> None:
     trainee = build_tiny_model("qwen2", tmp_path / "trainee")
-    own = run_train(*desk.select, output_dir=tmp_path / "own", store_dir=desk.store)
-    other = transfer(desk, tmp_path / "other", trainee)
+    own = run_train(*training_files.select, output_dir=tmp_path / "own", store_dir=training_files.store)
+    other = transfer(training_files, tmp_path / "other", trainee)
     coresets = [(run.directory / "selection" / "coreset.jsonl").read_bytes() for run in (own, other)]
     assert coresets[0] == coresets[1]
     stages = other.manifest["selection"]["stages"]
     assert all(record["cached"] for name, record in stages.items() if name != "select")
 
 
-def test_the_trainee_brings_its_own_tokens(desk: Desk, tmp_path: Path) -> None:
+def test_the_trainee_brings_its_own_tokens(training_files: TrainingFiles, tmp_path: Path) -> None:
     """A trainee without a chat template reads the records in the plain form; its loss is that of the plain form."""
     trainee = build_tiny_model("qwen2", tmp_path / "plain_qwen2", chat_template=None)
-    run = transfer(desk, tmp_path / "run", trainee)
+    run = transfer(training_files, tmp_path / "run", trainee)
     tokenizer = AutoTokenizer.from_pretrained(trainee)
     model = AutoModelForCausalLM.from_pretrained(trainee, dtype=torch.float64)
     tuned = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(trainee, dtype=torch.float64), str(run.directory / "adapter")
     ).eval()
-    record = json.loads((desk.root / "plain.jsonl").read_text().splitlines()[0])
+    record = json.loads((training_files.root / "plain.jsonl").read_text().splitlines()[0])
     line = json.loads((run.directory / "predictions.jsonl").read_text().splitlines()[0])
     prompt, response = (tokenizer(text)["input_ids"] for text in (record["prompt"] + "\n", record["response"]))
     assert line["num_tokens"] == len(response)

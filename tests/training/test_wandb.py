@@ -15,7 +15,7 @@ import pytest
 
 from cli.test_logging import transactions
 from running import run_train
-from training.conftest import Desk, Outcome
+from training.conftest import Outcome, TrainingFiles
 from trim_lightning.pipeline.train import Training
 
 
@@ -84,19 +84,19 @@ def nobody_logged_in(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def logged(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Record]:
+def logged(training_files: TrainingFiles, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Record]:
     """A training with a selection, and its record."""
     directory = tmp_path_factory.mktemp("wandb") / "day" / "time"
     training = run_train(
-        *desk.select, desk.held_out("numbers"), "evaluation.max_new_tokens=4", "train.epochs=2", "train.early_stop=2",
-        "logger=wandb", "logger.tags=[first,second]", "logger.group=together", output_dir=directory,
-        store_dir=tmp_path_factory.mktemp("fresh_store"),
+        *training_files.select, training_files.held_out("numbers"), "evaluation.max_new_tokens=4", "train.epochs=2",
+        "train.early_stop=2", "logger=wandb", "logger.tags=[first,second]", "logger.group=together",
+        output_dir=directory, store_dir=tmp_path_factory.mktemp("fresh_store"),
     )  # fmt: skip
     (record,) = runs_below(directory)
     return training, record
 
 
-def test_the_run_is_described(logged: tuple[Training, Record], desk: Desk) -> None:
+def test_the_run_is_described(logged: tuple[Training, Record], training_files: TrainingFiles) -> None:
     _, record = logged
     assert record.run.project == "trim-lightning"
     assert record.run.job_type == "train"
@@ -146,10 +146,16 @@ def test_artifacts_name_what_they_were_made_from(logged: tuple[Training, Record]
     assert weights.size == (training.directory / "adapter" / "adapter_model.safetensors").stat().st_size
 
 
-def test_a_given_coreset_has_no_ancestors_and_no_artifacts_on_demand(desk: Desk, tmp_path: Path) -> None:
-    run_train(*desk.train, "logger=wandb", output_dir=tmp_path / "given", store_dir=desk.store)
+def test_a_given_coreset_has_no_ancestors_and_no_artifacts_on_demand(
+    training_files: TrainingFiles, tmp_path: Path
+) -> None:
+    run_train(*training_files.train, "logger=wandb", output_dir=tmp_path / "given", store_dir=training_files.store)
     run_train(
-        *desk.train, "logger=wandb", "logger.log_artifacts=false", output_dir=tmp_path / "none", store_dir=desk.store
+        *training_files.train,
+        "logger=wandb",
+        "logger.log_artifacts=false",
+        output_dir=tmp_path / "none",
+        store_dir=training_files.store,
     )
     (given,), (none,) = runs_below(tmp_path / "given"), runs_below(tmp_path / "none")
     assert {name for _, name in given.artifacts} == {"adapter", "evaluation"}
@@ -158,22 +164,28 @@ def test_a_given_coreset_has_no_ancestors_and_no_artifacts_on_demand(desk: Desk,
     assert none.curve("train/trained_tokens")
 
 
-def test_a_failed_run_says_so(desk: Desk, tmp_path: Path) -> None:
+def test_a_failed_run_says_so(training_files: TrainingFiles, tmp_path: Path) -> None:
     from trim_lightning.errors import UserError
 
     with pytest.raises(UserError, match="diverged"):
         run_train(
-            *desk.train, "train.learning_rate=1e30", "logger=wandb", output_dir=tmp_path, store_dir=tmp_path / "store"
+            *training_files.train,
+            "train.learning_rate=1e30",
+            "logger=wandb",
+            output_dir=tmp_path,
+            store_dir=tmp_path / "store",
         )
     (record,) = runs_below(tmp_path)
     assert record.exit_code == 1
 
 
 @pytest.mark.slow
-def test_a_multirun_is_one_group_of_separate_runs(desk: Desk, command: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_multirun_is_one_group_of_separate_runs(
+    training_files: TrainingFiles, command: Callable[..., Outcome], tmp_path: Path
+) -> None:
     # W&B's process reads a relative path from where it was started, which may have been in another test
     outcome = command(
-        "-m", *desk.train, desk.held_out("plain"), "train.epochs=1,2", "logger=wandb",
+        "-m", *training_files.train, training_files.held_out("plain"), "train.epochs=1,2", "logger=wandb",
         f"paths.store_dir={tmp_path / 'store'}", f"hydra.sweep.dir={tmp_path / 'sweep' / 'noon'}",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from trim_lightning.errors import UserError
-from trim_lightning.store.processes import ALONE, Team
+from trim_lightning.store.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     import torch
@@ -21,17 +21,17 @@ class Resources:
         trainer: Arguments of the Lightning Trainer.
         tokens_per_batch: Padded tokens of a batch.
         num_workers: Processes that make batches ahead of the model; None takes 2 for a GPU and 0 otherwise.
-        team: The processes that a launcher started for this command.
+        processes: The processes that a launcher started for this command.
     """
 
     trainer: Mapping[str, Any] = field(default_factory=dict)
     tokens_per_batch: int = 2048
     num_workers: int | None = None
-    team: Team = ALONE
+    processes: Processes = ALONE
 
     def alone(self) -> Resources:
         """One device and this process only."""
-        return replace(self, trainer=one_device(self.trainer), team=ALONE)
+        return replace(self, trainer=one_device(self.trainer), processes=ALONE)
 
 
 ONE_DEVICE = "one_device"
@@ -91,3 +91,20 @@ def device_of(trainer: Mapping[str, Any]) -> torch.device:
     if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def model_for(resources: Resources, model: Callable[[], Any], recipe: Callable[[], Any]) -> Any:
+    """The loaded model for a pass on one device; for a spread one the recipe by which each process loads it.
+
+    Raises:
+        UserError: for a model that is itself spread over devices.
+    """
+    if not is_spread(resources.trainer):
+        return model()
+    loader = recipe()
+    if loader.source.device_map is not None:
+        raise UserError(
+            f"model.device_map={loader.source.device_map}: one process spreads the model over all devices; use "
+            "trainer.devices=1 with it, or trainer=fsdp without it"
+        )
+    return loader

@@ -56,6 +56,6 @@ def run_record_pass(
         scope=scope, resources=resources, title=title,
     )  # fmt: skip
     facts = {"tokens": records.total_tokens, "shards": len(plan), "padding": padding_share(records.lengths, plan)}
-    if resources.team.leads:
+    if resources.processes.leads:
         write_facts(directory, facts)
     return {"seconds": seconds, **facts}

@@ -14,7 +14,7 @@ from trim_lightning.engine.batches import padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.shards import SharedShards, TokenShards, WorkClock
+from trim_lightning.engine.shards import Elapsed, SharedShards, TokenShards
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -68,7 +68,7 @@ def run_scoring_pass(
         title="score",
     )
     for directory in list(requests)[1:]:
-        WorkClock(directory).finish()  # of an attempt that nobody shared
+        Elapsed(directory).finish()  # of an attempt that nobody shared
     facts = {"tokens": records.total_tokens, "shards": len(plan), "padding": padding_share(records.lengths, plan)}
     for directory, request in requests.items():
         noted = {
@@ -76,6 +76,6 @@ def run_scoring_pass(
             "shard_records": [sum(map(len, shard.batches)) for shard in plan],
             "groups": list(request.banks),
         }
-        if resources.team.leads:
+        if resources.processes.leads:
             write_atomically(directory / "shards.json", json.dumps(noted))
     return {"seconds": seconds, **facts, "served": len(requests)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from trim_lightning.engine.batches import Shard, ShardBatches
 from trim_lightning.engine.devices import Resources, is_spread
 from trim_lightning.engine.modules import in_step
-from trim_lightning.engine.shards import ShardForm, WorkClock
+from trim_lightning.engine.shards import Elapsed, ShardForm
 from trim_lightning.engine.trainer import ProcessAborted, interruptible, make_trainer
 from trim_lightning.engine.writer import ShardWriter, TokenProgress
 from trim_lightning.errors import UserError, first_line
@@ -41,9 +41,9 @@ def run_sharded_pass(
     Returns:
         Seconds over all attempts, from the first batch to the last shard's file.
     """
-    team = resources.team
-    clock = WorkClock(directory)
-    done = team.agree(title, lambda: form.finished(plan))
+    processes = resources.processes
+    elapsed = Elapsed(directory)
+    done = processes.agree(title, lambda: form.finished(plan))
     missing = [shard for shard in plan if shard.index not in done]
 
     def left() -> list[Shard]:
@@ -55,7 +55,7 @@ def run_sharded_pass(
             return
         data = ShardData(records, shards, scope, num_workers)
         tokens = sum(shard.tokens for shard in shards)
-        runner = make_trainer(resources.trainer, [ShardWriter(form, clock), TokenProgress(title, tokens)])
+        runner = make_trainer(resources.trainer, [ShardWriter(form, elapsed), TokenProgress(title, tokens)])
         with interruptible(runner):
             runner.predict(module, datamodule=data, return_predictions=False)
 
@@ -78,10 +78,10 @@ def run_sharded_pass(
                 )
             log.warning("a process that made batches died (%s); this one makes them from here on", death)
             compute(left(), 0)
-        team.meet()  # all have written their last shard, and nobody's temporary files are about
-        if team.leads and not all(form.is_there(shard.index) for shard in missing):
+        processes.meet()  # all have written their last shard, and nobody's temporary files are about
+        if processes.leads and not all(form.is_there(shard.index) for shard in missing):
             raise RuntimeError("the pass ended without all of its shards")  # never seal a part as the whole
-    return clock.finish() if team.leads else 0.0
+    return elapsed.finish() if processes.leads else 0.0
 
 
 class ShardData(LightningDataModule):
@@ -112,20 +112,3 @@ class ShardData(LightningDataModule):
             pin_memory=on_gpu,
             multiprocessing_context="spawn" if workers else None,  # a fork after torch has threads may hang
         )
-
-
-def model_for(resources: Resources, model: Callable[[], Any], recipe: Callable[[], Any]) -> Any:
-    """The loaded model for a pass on one device; for a spread one the recipe by which each process loads it.
-
-    Raises:
-        UserError: for a model that is itself spread over devices.
-    """
-    if not is_spread(resources.trainer):
-        return model()
-    loader = recipe()
-    if loader.source.device_map is not None:
-        raise UserError(
-            f"model.device_map={loader.source.device_map}: one process spreads the model over all devices; use "
-            "trainer.devices=1 with it, or trainer=fsdp without it"
-        )
-    return loader

@@ -283,7 +283,7 @@ class ValueShards(ShardForm):
         write_values(self.directory, index, places, values)
 
 
-class WorkClock:
+class Elapsed:
     """Adds up the seconds of every attempt at a pass; a killed attempt counts up to its last finished shard.
 
     The sum is in a file, for the process that computes may be another than the one that asks.

@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
 from trim_lightning.console.progress import progress_bar
-from trim_lightning.engine.shards import ShardForm, WorkClock
+from trim_lightning.engine.shards import Elapsed, ShardForm
 from trim_lightning.engine.trainer import hush_lightning
 
 
@@ -55,18 +55,18 @@ PENDING = 2  # shards computed but not yet on disk: a slow disk holds the model 
 class ShardWriter(BasePredictionWriter):
     """Collects the results of a shard's batches and writes them in a thread of its own while the model goes on."""
 
-    def __init__(self, form: ShardForm, clock: WorkClock) -> None:
+    def __init__(self, form: ShardForm, elapsed: Elapsed) -> None:
         super().__init__(write_interval="batch")
-        self.form, self.clock = form, clock
+        self.form, self.elapsed = form, elapsed
         self._open: dict[int, list[tuple[torch.Tensor, Any]]] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._pending: list[Future[None]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start clock and thread."""
+        """Start counting, and the thread."""
         self._thread = ThreadPoolExecutor(1, "shard-writer")
         if trainer.is_global_zero:
-            self.clock.start()
+            self.elapsed.start()
 
     def write_on_batch_end(
         self,
@@ -92,7 +92,7 @@ class ShardWriter(BasePredictionWriter):
     def _write(self, shard: int, parts: Sequence[tuple[torch.Tensor, Any]], ticks: bool) -> None:
         self.form.write(shard, parts)
         if ticks:
-            self.clock.tick()
+            self.elapsed.tick()
 
     def _settle(self, most: int = 0) -> None:
         """Wait until at most ``most`` shards are pending; raises what their writing raised."""

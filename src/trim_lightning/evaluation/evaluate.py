@@ -33,15 +33,15 @@ def evaluate(
     Raises:
         UserError: if a measure is asked for that no record allows.
     """
-    plan = measures(held_out, settings)
+    wanted = measures(held_out, settings)
     tokens, tokens_entry = trainee.tokenize(held_out, "tokenize")
-    if not any(plan.values()) and not (tokens.content_lengths("response") > 0).any():
+    if not any(wanted.values()) and not (tokens.content_lengths("response") > 0).any():
         raise UserError(f"{held_out.place(0)}: no held-out record has a response, so there is nothing to measure")
     choices = {name: value for name, value in asdict(settings).items() if name in ("max_new_tokens", "stop")}
     key = StageKey(
         "evaluate",
         2,
-        {**plan, **(choices if plan["exact_match"] else {})},
+        {**wanted, **(choices if wanted["exact_match"] else {})},
         {
             "held_out": tokens_entry.key.hex,
             "trainee": {"model": trainee.source.digest, "dtype": str(trainee.dtype)},
@@ -53,17 +53,17 @@ def evaluate(
         model = trainee.model(tuned)
         started = time.perf_counter()
         results = measure_losses(trainee, model, held_out, tokens, directory, title)
-        if plan["option_accuracy"]:
+        if wanted["option_accuracy"]:
             measure_options(trainee, model, held_out, results, directory, title)
-        if plan["exact_match"]:
+        if wanted["exact_match"]:
             measure_answers(trainee, model, held_out, tokens, settings, results, title)
         (directory / RESULTS).write_text(json.dumps(results), encoding="utf-8")
         return {"seconds": time.perf_counter() - started, "tokens": tokens.total_tokens}
 
     more: dict[str, Any] = {}
-    if plan["option_accuracy"]:
+    if wanted["option_accuracy"]:
         more["how_many"] = lambda: 1 + mean_options(held_out)
-    if plan["exact_match"]:
+    if wanted["exact_match"]:
         more.update(how_many_answers=lambda: len(answered(held_out)), answer_tokens=settings.max_new_tokens)
         more["assumed"] = f"answers of {settings.max_new_tokens} tokens"
     cost = trainee.cost(f"evaluate_{title}", "evaluation", tokens, loads=True, **more)

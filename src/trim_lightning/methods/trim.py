@@ -17,7 +17,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.methods.base import Selector
 from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
 from trim_lightning.stages.passes import target_tokens
-from trim_lightning.stages.scoring import BANKS, ScoringWork
+from trim_lightning.stages.scoring import BANKS, TARGETS, TOKEN_SCORES, ScoringWork
 from trim_lightning.stages.task import MatchedTokens, SelectionTask
 from trim_lightning.stages.token_files import name_targets, write_target_tokens, write_token_scores
 from trim_lightning.stages.token_scores import (
@@ -34,7 +34,6 @@ from trim_lightning.store import Entry, StageKey
 from trim_lightning.store.keys import digest_of
 from trim_lightning.trim.pooling import Pooled, aggregate_groups
 
-TARGET_TOKENS = "target_tokens.parquet"
 log = logging.getLogger(__name__)
 
 
@@ -121,22 +120,22 @@ class TrimSelector(Selector):
                     )
             save_banks(banks, directory / BANKS, choices)
             apart = separation(salient, groups, banks)
-            write_target_tokens(salient, directory / TARGET_TOKENS)
+            write_target_tokens(salient, directory / TARGETS)
             classes = sum(map(len, banks.values()))
             return {"seconds": time.perf_counter() - started, "classes": classes, "within_over_between": apart}
 
         result = task.store.get(key, build)
         task.ledger.book("fingerprint", result)
         self._fingerprint_entry = result
-        task.ledger.facts["within_over_between"] = result.facts.get("within_over_between")
+        task.ledger.figures["within_over_between"] = result.facts.get("within_over_between")
         return result
 
     def _scoring_pass(self, task: SelectionTask, work: ScoringWork) -> Entry:
         """Stage `score`: every pool token's similarity to its matched fingerprint, in every bank."""
 
         def build(directory: Path) -> dict[str, Any]:
+            from trim_lightning.engine.devices import model_for
             from trim_lightning.engine.scoring_pass import run_scoring_pass
-            from trim_lightning.engine.sharded_pass import model_for
 
             return run_scoring_pass(
                 model_for(work.resources, task.scorer.model, task.scorer.recipe),
@@ -157,7 +156,7 @@ class TrimSelector(Selector):
         )
         result = task.store.get(work.key, build, resumable=True, together=True, cost=cost)
         task.ledger.book("score", result)
-        task.ledger.facts["padding"] = result.facts["padding"]
+        task.ledger.figures["padding"] = result.facts["padding"]
         return result
 
     def _pool(self, task: SelectionTask) -> ScoreTable:
@@ -183,8 +182,8 @@ class TrimSelector(Selector):
         self._group_scores = {group: values[0] for group, values in parts.items()}
         aggregate = task.settings.target.aggregate
         combined = aggregate_groups({group: Pooled(*values) for group, values in parts.items()}, aggregate)
-        task.ledger.facts["fallback_share"] = fallback / scoped_tokens if scoped_tokens else None
-        task.ledger.facts["bank_coverage"] = bank_coverage(seen, [self._bank_idf[group] for group in groups])
+        task.ledger.figures["fallback_share"] = fallback / scoped_tokens if scoped_tokens else None
+        task.ledger.figures["bank_coverage"] = bank_coverage(seen, [self._bank_idf[group] for group in groups])
         named = {group: scores.astype(np.float32) for group, scores in self._group_scores.items() if group}
         return ScoreTable(
             **{column: values.astype(np.float32) for column, values in combined._asdict().items()},
@@ -196,7 +195,7 @@ class TrimSelector(Selector):
 
     def profile(self, task: SelectionTask, directory: Path) -> None:
         """Trace some batches of the scoring pass, be its result from the store or not."""
-        if not self._work.resources.team.leads:
+        if not self._work.resources.processes.leads:
             return
         from trim_lightning.engine.profiling import profile_scoring
 
@@ -211,9 +210,9 @@ class TrimSelector(Selector):
 
         assert task.targets is not None
         copy_atomically(self._fingerprint_entry.path / BANKS, directory / BANKS)
-        name_targets(self._fingerprint_entry.path / TARGET_TOKENS, task.targets.records, directory / TARGET_TOKENS)
+        name_targets(self._fingerprint_entry.path / TARGETS, task.targets.records, directory / TARGETS)
         if task.settings.scoring.save_token_scores:
-            write_token_scores(task, self._scoring, directory / "token_scores.parquet")
+            write_token_scores(task, self._scoring, directory / TOKEN_SCORES)
 
     def matched_tokens(self, task: SelectionTask, rows: Sequence[int]) -> Mapping[int, MatchedTokens]:
         """Read a few records from their shards, each as its best target group saw it."""

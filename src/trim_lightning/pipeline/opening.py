@@ -18,7 +18,7 @@ from trim_lightning.stages.scorer import Scorer
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Store
 from trim_lightning.store.ledger import Ledger
-from trim_lightning.store.processes import find_team, helper_folder
+from trim_lightning.store.processes import find_processes, helper_folder
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +75,12 @@ def open_task(settings: SelectSettings, selector: Selector, store: Store, announ
 def open_store(settings: SelectSettings) -> Store:
     """The stage store, shared with the other processes of this command if a launcher started several."""
     directory = writable_directory(settings.paths.store_dir, "paths.store_dir")
-    return Store(directory, settings.paths.store_lock, find_team())
+    return Store(directory, settings.paths.store_lock, find_processes())
 
 
 def for_helper(settings: Settings) -> Settings:
     """In a process that helps another one: the same settings, but results and reports go nowhere."""
-    if find_team().leads:
+    if find_processes().leads:
         return settings
     nowhere = helper_folder()
     return replace(settings, logger=LoggerSettings(name="none"), paths=replace(settings.paths, output_dir=nowhere))

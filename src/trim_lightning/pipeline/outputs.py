@@ -17,7 +17,7 @@ from trim_lightning.files.tables import table_writer
 from trim_lightning.privacy.local import LOCAL
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.runs.manifest import write_manifest
-from trim_lightning.runs.names import FILES
+from trim_lightning.runs.names import FILES, MANIFEST
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.stages.task import SelectionTask
 
@@ -118,7 +118,7 @@ def write_selection_manifest(
     for problem in task.pool_tokens.problems[:5]:
         ledger.warn(f"pool {problem}")
     return write_manifest(
-        directory / "manifest.json",
+        directory / MANIFEST,
         config=asdict(task.settings),
         inputs={
             "pool": describe(pool),
@@ -136,10 +136,10 @@ def write_selection_manifest(
             "selected_response_tokens": int(responses[chosen].sum()),
             "mean_tokens_pool": mean(scores.num_tokens),
             "mean_tokens_selected": mean(scores.num_tokens[chosen]),
-            "fallback_share": ledger.facts.get("fallback_share"),
-            "bank_coverage": ledger.facts.get("bank_coverage"),
-            "within_over_between": ledger.facts.get("within_over_between"),
-            "padding_share": ledger.facts.get("padding"),
+            "fallback_share": ledger.figures.get("fallback_share"),
+            "bank_coverage": ledger.figures.get("bank_coverage"),
+            "within_over_between": ledger.figures.get("within_over_between"),
+            "padding_share": ledger.figures.get("padding"),
         },
         ledger=ledger,
     )

@@ -23,6 +23,7 @@ from trim_lightning.pipeline.outputs import (
     write_selection_manifest,
 )
 from trim_lightning.pipeline.summary import selection_metrics, selection_summary
+from trim_lightning.runs.names import CORESET, MANIFEST, REPORT, SCORES
 from trim_lightning.selection.budget import select_rows
 from trim_lightning.selection.ranking import ScoreTable, rank_by_score
 from trim_lightning.settings.schema import SelectSettings
@@ -63,12 +64,12 @@ class Selection:
     def show(self, tracker: Tracker) -> None:
         """Let a tracker show the report."""
         if self.report is not None:
-            tracker.report(self.report, self.directory / "report.html")
+            tracker.report(self.report, self.directory / REPORT)
 
     def attach(self, tracker: Tracker) -> None:
         """Attach scores and coreset, linked to each other."""
-        tracker.artifact("scores", "scores", [self.directory / "scores.parquet", self.directory / "manifest.json"])
-        tracker.artifact("coreset", "coreset", [self.directory / "coreset.jsonl"], uses=["scores"])
+        tracker.artifact("scores", "scores", [self.directory / SCORES, self.directory / MANIFEST])
+        tracker.artifact("coreset", "coreset", [self.directory / CORESET], uses=["scores"])
 
 
 def select(settings: SelectSettings, command: str | None = None) -> Selection:
@@ -118,8 +119,8 @@ def run_selection(
     )
 
     clear(directory)
-    write_scores(task.pool, scores, order, chosen, directory / "scores.parquet")
-    write_coreset(task.pool, chosen, directory / "coreset.jsonl")
+    write_scores(task.pool, scores, order, chosen, directory / SCORES)
+    write_coreset(task.pool, chosen, directory / CORESET)
     selector.write_extras(task, directory)
     task.ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, False, versions()))
     unscored = first_ids(task.pool, np.flatnonzero(np.isnan(scores.score)))

@@ -32,6 +32,7 @@ from trim_lightning.pipeline.training_outputs import (
     tuning_metrics,
     write_training_manifest,
 )
+from trim_lightning.runs.names import CORESET, METRICS, PREDICTIONS, SELECTION
 from trim_lightning.settings.schema import TrainSettings
 from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import Entry, Store
@@ -102,8 +103,8 @@ def run_training(
 
     selection = None
     if settings.coreset.path is None:
-        selection = run_selection(settings, directory / "selection", store, command=command)
-        coreset = open_coreset(settings, directory / "selection" / "coreset.jsonl", store)
+        selection = run_selection(settings, directory / SELECTION, store, command=command)
+        coreset = open_coreset(settings, directory / SELECTION / CORESET, store)
     else:
         store.dismiss_helpers()
         coreset = open_coreset(settings, Path(settings.coreset.path), store)
@@ -124,11 +125,11 @@ def run_training(
     lines = paired(before, after)
     metrics = {**tuning_metrics(tuned), **selection_costs(selection)}
     if held_out is not None:
-        write_text("".join(json.dumps(line) + "\n" for line in lines), directory / "predictions.jsonl")
+        write_text("".join(json.dumps(line) + "\n" for line in lines), directory / PREDICTIONS)
         metrics |= summarise(lines, settings.evaluation)
     metrics |= task_metrics
     copy_result(tuned, directory)
-    write_text(json.dumps(metrics, indent=2) + "\n", directory / "metrics.json")
+    write_text(json.dumps(metrics, indent=2) + "\n", directory / METRICS)
     inputs: dict[str, Any] = {
         "coreset": {"name": coreset.name, "sha256": coreset.sha256, "rows": len(coreset)},
         "trainee": {"name": trainee.source.name, "sha256": trainee.source.digest},

@@ -15,12 +15,12 @@ from trim_lightning.records.indexing import index
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 from trim_lightning.records.sources import open_records
+from trim_lightning.runs.names import CORESET
 from trim_lightning.settings.schema import SourceSettings, TrainSettings
 from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import Store
 from trim_lightning.store.ledger import Ledger
 
-COPY = "coreset.jsonl"
 GENERATED_SEED = 2000  # held-out generated records come from another stream than pool (0) and targets (1000)
 
 
@@ -96,10 +96,10 @@ def in_one_order(coreset: RecordFile, store: Store) -> RecordFile:
     text = "".join(lines)
 
     def build(directory: Path) -> None:
-        (directory / COPY).write_text(text, encoding="utf-8")
+        (directory / CORESET).write_text(text, encoding="utf-8")
 
     digest = hashlib.sha256(text.encode()).hexdigest()
-    path = store.spool("conversations", {"sha256": digest}, build) / COPY
+    path = store.spool("conversations", {"sha256": digest}, build) / CORESET
     return index(LineSource(path, label=coreset.name, name=coreset.name, what="coreset"), ReadOptions())
 
 

@@ -14,11 +14,12 @@ from trim_lightning.pipeline.outputs import clear
 from trim_lightning.pipeline.select import Selection
 from trim_lightning.privacy.local import LOCAL
 from trim_lightning.runs.manifest import write_manifest
+from trim_lightning.runs.names import MANIFEST, METRICS, PREDICTIONS, SELECTION
 from trim_lightning.settings.schema import TrainSettings
 from trim_lightning.store import Entry
 from trim_lightning.store.ledger import Ledger
 
-RESULTS = ("metrics.json", "predictions.jsonl", "manifest.json")
+RESULTS = (METRICS, PREDICTIONS, MANIFEST)
 ADAPTER, MODEL = "adapter", "model"
 
 
@@ -68,7 +69,7 @@ def clear_training(directory: Path, given: str | None) -> None:
         (directory / name).unlink(missing_ok=True)
     for name in (ADAPTER, MODEL):
         shutil.rmtree(directory / name, ignore_errors=True)
-    selection = directory / "selection"
+    selection = directory / SELECTION
     if given is not None and selection.is_dir() and Path(given).expanduser().resolve().parent != selection.resolve():
         clear(selection)
         if not any(selection.iterdir()):
@@ -112,7 +113,7 @@ def write_training_manifest(
     """
     own = None if selection is None else selection.manifest
     return write_manifest(
-        directory / "manifest.json",
+        directory / MANIFEST,
         config=asdict(settings),
         inputs={**inputs, **({} if own is None else own["inputs"])},
         counts={**counts, **({} if own is None else {"pool": own["counts"]["pool"]})},

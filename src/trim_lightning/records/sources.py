@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_lightning.errors import UserError
-from trim_lightning.records import generated
+from trim_lightning.records import generated_pool
 from trim_lightning.records.indexing import index
 from trim_lightning.records.layouts import check_fields
 from trim_lightning.records.record_file import (
@@ -81,11 +81,11 @@ def _path(source: SourceSettings, what: str, placeholder: str = "FILE") -> str:
 
 
 def _generated(source: SourceSettings, what: str, spool: Spool) -> LineSource:
-    families = generated.check_families(source.families, what)
-    key = generated.key(families, source.per_family, source.generator_seed)
+    families = generated_pool.check_families(source.families, what)
+    key = generated_pool.key(families, source.per_family, source.generator_seed)
 
     def build(directory: Path) -> None:
-        generated.generate(directory / _RECORDS, families, source.per_family, source.generator_seed)
+        generated_pool.generate(directory / _RECORDS, families, source.per_family, source.generator_seed)
 
     return LineSource(
         spool("generated", key, build) / _RECORDS,
@@ -93,7 +93,7 @@ def _generated(source: SourceSettings, what: str, spool: Spool) -> LineSource:
         name="generated",
         what=what,
         unit="record",
-        reader=f"generated-{generated.SCHEMA}",
+        reader=f"generated-{generated_pool.SCHEMA}",
     )
 
 

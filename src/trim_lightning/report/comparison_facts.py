@@ -15,6 +15,7 @@ from trim_lightning.compare.report import Report
 from trim_lightning.compare.tables import decimal, difference_columns, run_columns
 from trim_lightning.privacy.paths import within
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.runs.names import REPORT, SELECTION
 from trim_lightning.runs.run import Measurement, Run
 
 MOST_IN_MATRIX = 40  # runs; of more, one of each group
@@ -45,7 +46,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class CellColumn:
     """A column of the table."""
 
     name: str
@@ -98,13 +99,13 @@ def points_of(report: Report, measures: dict[str, list[float | None]]) -> list[d
     ]
 
 
-def columns_of(report: Report, folder: Path) -> list[Column]:
+def columns_of(report: Report, folder: Path) -> list[CellColumn]:
     """The table, a line for each run, as the terminal shows it; columns that say nothing are left out."""
     columns = []
     for found in run_columns(report):
         if found.name == "run":
             cells = [Cell(run.label, place, link=link_of(run, folder)) for place, run in enumerate(report.runs)]
-            columns.append(Column("run", cells, numeric=False))
+            columns.append(CellColumn("run", cells, numeric=False))
         elif found.digits is None:
             columns.append(words(found.name, [text or "–" for text in found.values]))
         else:
@@ -115,12 +116,12 @@ def columns_of(report: Report, folder: Path) -> list[Column]:
     return [column for column in columns if any(cell.value is not None for cell in column.cells)]
 
 
-def words(name: str, texts: Sequence[str]) -> Column:
+def words(name: str, texts: Sequence[str]) -> CellColumn:
     """A column of texts; sorted as numbers where all of them are, those that say nothing last."""
     known = [text for text in texts if text not in NOTHING]
     numeric = all(is_finite(text) for text in known)
     values = [None if text in NOTHING else float(text) if numeric else text for text in texts]
-    return Column(name, [Cell(text, value) for text, value in zip(texts, values, strict=True)], numeric=False)
+    return CellColumn(name, [Cell(text, value) for text, value in zip(texts, values, strict=True)], numeric=False)
 
 
 def is_finite(text: str) -> bool:
@@ -131,19 +132,19 @@ def is_finite(text: str) -> bool:
         return False
 
 
-def numbers(name: str, values: Sequence[float | None], digits: int, chosen: Sequence[int] = ()) -> Column:
+def numbers(name: str, values: Sequence[float | None], digits: int, chosen: Sequence[int] = ()) -> CellColumn:
     """A column of numbers."""
     cells = [
         Cell(decimal(value, digits).replace("-", "–") if value is None else decimal(value, digits),
              finite_or_none(value), best=place in chosen)
         for place, value in enumerate(values)
     ]  # fmt: skip
-    return Column(name, cells, numeric=True)
+    return CellColumn(name, cells, numeric=True)
 
 
 def link_of(run: Run, folder: Path) -> str | None:
     """The run's own report, relative to the page."""
-    for path in (run.directory / "report.html", run.directory / "selection" / "report.html"):
+    for path in (run.directory / REPORT, run.directory / SELECTION / REPORT):
         if path.is_file() and within(os.path.abspath(path), os.path.abspath(folder)):  # a way up could name a user
             return Path(os.path.relpath(path, folder)).as_posix()
     return None

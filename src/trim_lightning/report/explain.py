@@ -14,9 +14,9 @@ from trim_lightning.records.record import Turn
 from trim_lightning.report.facts import Candidate, Occurrence, TargetView
 from trim_lightning.report.selection_facts import occurrences_of
 from trim_lightning.report.token_texts import texts_of
-from trim_lightning.report.tokens import TargetTokens, match_view, named, read_banks
+from trim_lightning.report.token_views import TargetTokenFile, match_view, named, read_banks
 from trim_lightning.runs.names import BANKS, TARGETS
-from trim_lightning.runs.reopened import Run
+from trim_lightning.runs.reopened import OpenedRun
 from trim_lightning.stages.task import MatchedTokens
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Explanation:
     targets: Sequence[TargetView] = ()
 
 
-def explain_row(run: Run, row: int) -> Explanation:
+def explain_row(run: OpenedRun, row: int) -> Explanation:
     """Explain a record of the pool.
 
     Raises:
@@ -104,7 +104,7 @@ def explain_row(run: Run, row: int) -> Explanation:
     return finish(run, f"row {row}, id {line['id']}", verdict_of_row(run, candidate), candidate, tokens, notes)
 
 
-def explain_text(run: Run, turns: list[Turn]) -> Explanation:
+def explain_text(run: OpenedRun, turns: list[Turn]) -> Explanation:
     """Explain a text, whether the pool holds it or not.
 
     Raises:
@@ -129,18 +129,18 @@ def explain_text(run: Run, turns: list[Turn]) -> Explanation:
     return finish(run, "text", verdict, candidate, found.tokens, [])
 
 
-def matches_tokens(run: Run) -> bool:
+def matches_tokens(run: OpenedRun) -> bool:
     """True for a run that left fingerprints and the targets' saliency."""
     return all((run.directory / name).is_file() for name in (BANKS, TARGETS))
 
 
-def cut_of(run: Run) -> float | None:
+def cut_of(run: OpenedRun) -> float | None:
     """Score of the last picked record."""
     picked = run.scores.filter(pc.field("selected")).sort_by("rank")
     return None if not len(picked) else float(picked["score"][-1].as_py())
 
 
-def verdict_of_row(run: Run, candidate: Candidate) -> list[str]:
+def verdict_of_row(run: OpenedRun, candidate: Candidate) -> list[str]:
     """Picked or not, and why."""
     if candidate.score is None or candidate.rank is None:
         scope = run.settings.scope
@@ -167,7 +167,7 @@ def verdict_of_row(run: Run, candidate: Candidate) -> list[str]:
     return lines
 
 
-def formula_of(run: Run, candidate: Candidate) -> str:
+def formula_of(run: OpenedRun, candidate: Candidate) -> str:
     """The score as a sum of its parts, where the pooler makes one."""
     pooler = run.settings.pooler
     if pooler.name not in ("mean_max_coverage", "mean_max") or candidate.mean is None:
@@ -182,7 +182,7 @@ def formula_of(run: Run, candidate: Candidate) -> str:
 
 
 def finish(
-    run: Run, title: str, verdict: list[str], candidate: Candidate, tokens: MatchedTokens | None, notes: list[str]
+    run: OpenedRun, title: str, verdict: list[str], candidate: Candidate, tokens: MatchedTokens | None, notes: list[str]
 ) -> Explanation:
     """Add the tokens."""
     scored = len(run.scores["score"].drop_null())
@@ -202,7 +202,7 @@ def finish(
 
     texts = texts_of(run.source.directory, tokenizer)
     _, groups = read_banks(run.directory / BANKS)
-    targets = TargetTokens(run.directory / TARGETS, groups, texts)
+    targets = TargetTokenFile(run.directory / TARGETS, groups, texts)
     matched = sorted({int(token) for token in np.unique(tokens.match[tokens.scope])})
     occurrences = occurrences_of(targets, [(tokens.group, token) for token in matched])
     pieces = texts.pieces(tokens.token_ids.tolist())

@@ -22,7 +22,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quantiles:
     """Mean and quantiles of a population, None of an empty one."""
 
     name: str
@@ -195,9 +195,9 @@ class SelectionFacts:
         cut: Score of the last record that was picked.
         scores: Distribution of the scores.
         lengths: Distribution of the lengths.
-        length_spreads: Their quantiles.
-        score_spreads: Quantiles of the scores.
-        coverage_spreads: Quantiles of the coverage; empty for methods without one.
+        length_quantiles: Their quantiles.
+        score_quantiles: Quantiles of the scores.
+        coverage_quantiles: Quantiles of the coverage; empty for methods without one.
         mixes: One for each metadata field that can be counted.
         mix_sample: Pool records that the shares were counted on.
         classes: The heaviest fingerprints.
@@ -220,9 +220,9 @@ class SelectionFacts:
     cut: float | None
     scores: Histogram | None
     lengths: Histogram | None
-    length_spreads: list[Spread]
-    score_spreads: list[Spread]
-    coverage_spreads: list[Spread]
+    length_quantiles: list[Quantiles]
+    score_quantiles: list[Quantiles]
+    coverage_quantiles: list[Quantiles]
     mixes: list[Mix]
     mix_sample: int
     num_targets: int

@@ -16,7 +16,7 @@ from trim_lightning.models.load import ModelRecipe, load_tokenizer
 from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.records.record import Turn
 from trim_lightning.runs.names import BANKS
-from trim_lightning.runs.reopened import Run
+from trim_lightning.runs.reopened import OpenedRun
 from trim_lightning.stages.fingerprints import load_banks
 from trim_lightning.stages.task import MatchedTokens
 from trim_lightning.stages.token_scores import ScopedTokens, pool_tokens, scaled_idf
@@ -37,7 +37,7 @@ class Rescored:
     coverage: float
 
 
-def rescore(run: Run, turns: Sequence[Turn]) -> Rescored:
+def rescore(run: OpenedRun, turns: Sequence[Turn]) -> Rescored:
     """Score a conversation with the model and the bank of a TRIM run.
 
     Raises:
@@ -76,7 +76,7 @@ def rescore(run: Run, turns: Sequence[Turn]) -> Rescored:
     return Rescored(found[best][1], *(float(values[0]) for values in combined))
 
 
-def adapter_of(run: Run) -> Path | None:
+def adapter_of(run: OpenedRun) -> Path | None:
     """The warm-up's adapter, None for a scorer that was not warmed up.
 
     Raises:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from trim_lightning.methods.base import Selector
 from trim_lightning.privacy.paths import run_name, shareable_text
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.report.facts import Candidate, FileLink, MatchView, Occurrence, SelectionFacts
+from trim_lightning.report.distributions import histogram, length_histogram, quantiles_of
+from trim_lightning.report.facts import Candidate, FileLink, MatchView, Occurrence, Quantiles, SelectionFacts
 from trim_lightning.report.mix import mixes_of, short_fields
-from trim_lightning.report.spreads import histogram, length_histogram, spread_of
 from trim_lightning.report.token_texts import texts_of
-from trim_lightning.report.tokens import TargetTokens, heaviest, match_view, named, read_banks
+from trim_lightning.report.token_views import TargetTokenFile, heaviest, match_view, named, read_banks
 from trim_lightning.runs.names import BANKS, FILES, REPORT, TARGETS
 from trim_lightning.selection.ranking import DEFAULT_FRACTION, ScoreTable
 from trim_lightning.stages.task import SelectionTask
@@ -76,9 +76,9 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
         cut=float(scores.score[chosen[-1]]) if len(chosen) else None,
         scores=histogram({"left": scores.score[~picked], "picked": scores.score[picked]}),
         lengths=length_histogram(lengths),
-        length_spreads=[spread_of(name, values.astype(np.float64)) for name, values in lengths.items()],
-        score_spreads=spreads(scores.score, drawn, chosen),
-        coverage_spreads=[] if coverage is None else spreads(coverage, drawn, chosen),
+        length_quantiles=quantiles(scores.num_tokens, drawn, chosen),
+        score_quantiles=quantiles(scores.score, drawn, chosen),
+        coverage_quantiles=[] if coverage is None else quantiles(coverage, drawn, chosen),
         mixes=mixes,
         mix_sample=counted,
         **tokens,
@@ -110,10 +110,10 @@ def random_rows(order: NDArray[np.int64], size: int, seed: int) -> NDArray[np.in
     return np.random.default_rng(seed).choice(np.sort(order), size=size, replace=False) if size else order[:0]
 
 
-def spreads(values: NDArray[np.float32], drawn: NDArray[np.int64], chosen: NDArray[np.int64]) -> list[Any]:
+def quantiles(values: NDArray[Any], drawn: NDArray[np.int64], chosen: NDArray[np.int64]) -> list[Quantiles]:
     """Quantiles over pool, random coreset and coreset."""
     parts = {"pool": values, "random": values[drawn], "coreset": values[chosen]}
-    return [spread_of(name, part.astype(np.float64)) for name, part in parts.items()]
+    return [quantiles_of(name, part.astype(np.float64)) for name, part in parts.items()]
 
 
 def candidate_places(order: NDArray[np.int64], picked: NDArray[np.bool_], examples: int) -> dict[str, list[int]]:
@@ -181,7 +181,7 @@ def token_facts(outcome: Outcome, rows: Sequence[int]) -> tuple[dict[str, Any], 
     scorer = outcome.task.scorer
     texts = texts_of(scorer.source.directory, lambda: scorer.tokenizer)
     banks, groups = read_banks(directory / BANKS)
-    targets = TargetTokens(directory / TARGETS, groups, texts)
+    targets = TargetTokenFile(directory / TARGETS, groups, texts)
     matched = outcome.selector.matched_tokens(outcome.task, rows)
     classes = heaviest(banks, texts, max(5, SHOWN_CLASSES // len(banks)))
     wanted = {(item.group, item.token_id) for item in classes}
@@ -198,7 +198,7 @@ def token_facts(outcome: Outcome, rows: Sequence[int]) -> tuple[dict[str, Any], 
     return found, {row: match_view(tokens, texts, MOST_TOKENS) for row, tokens in matched.items()}
 
 
-def occurrences_of(targets: TargetTokens, wanted: Iterable[tuple[str, int]]) -> dict[str, Occurrence]:
+def occurrences_of(targets: TargetTokenFile, wanted: Iterable[tuple[str, int]]) -> dict[str, Occurrence]:
     """Group and class to the class's heaviest target token."""
     found = {named(group, token): targets.occurrence(token, group) for group, token in sorted(wanted)}
     return {name: place for name, place in found.items() if place is not None}

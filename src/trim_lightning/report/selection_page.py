@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trim_lightning.files.atomic import write_text
-from trim_lightning.report.facts import Candidate, MatchView, Occurrence, SelectionFacts, Spread, TargetView
+from trim_lightning.report.facts import Candidate, MatchView, Occurrence, Quantiles, SelectionFacts, TargetView
 from trim_lightning.report.page import METHOD_NAMES, pretty, render
 from trim_lightning.report.selection_facts import Outcome, gather
 from trim_lightning.runs.names import REPORT
@@ -33,7 +33,7 @@ def selection_page(facts: SelectionFacts) -> str:
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "some_cached": any(stage["cached"] for stage in stages.values()),
         "model_tokens": tokens,
-        "words": {"scores": score_words(facts), "lengths": length_words(facts.length_spreads)},
+        "words": {"scores": score_words(facts), "lengths": length_words(facts.length_quantiles)},
         "grouped": any(item.group for item in facts.classes),
         "heaviest_mass": max((item.mass for item in facts.classes), default=1.0) or 1.0,
         "saliency_top": saliency_top(facts.targets),
@@ -45,7 +45,7 @@ def selection_page(facts: SelectionFacts) -> str:
 
 def score_words(facts: SelectionFacts) -> str:
     """What the score chart shows, for those who do not see it."""
-    by_name = {spread.name: spread for spread in facts.score_spreads}
+    by_name = {spread.name: spread for spread in facts.score_quantiles}
     if facts.cut is None or by_name["coreset"].mean is None or by_name["pool"].mean is None:
         return "No record was picked."
     return (
@@ -54,7 +54,7 @@ def score_words(facts: SelectionFacts) -> str:
     )
 
 
-def length_words(spreads: Sequence[Spread]) -> str:
+def length_words(spreads: Sequence[Quantiles]) -> str:
     """What the length chart shows."""
     parts = [
         f"{spread.mean:,.0f} in {'a' if spread.name == 'random' else 'the'} "

@@ -19,6 +19,7 @@ from trim_lightning.files.tables import table_writer
 from trim_lightning.records.layouts import AlpacaLayout, clean_text
 from trim_lightning.records.record import messages_of
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.runs.names import CORESET
 
 DATASET = "trim_coreset"  # the data set's name in dataset_info.json
 BATCH = 1024  # records converted at once
@@ -30,7 +31,7 @@ MESSAGES = pa.schema([("messages", pa.list_(pa.struct([("role", pa.string()), ("
 
 def write_verbatim(records: RecordFile, coreset: Path, directory: Path) -> tuple[list[Path], list[int]]:
     """Copy the coreset byte for byte."""
-    path = directory / "coreset.jsonl"
+    path = directory / CORESET
     copy_atomically(coreset, path)
     return [path], list(range(len(records)))
 

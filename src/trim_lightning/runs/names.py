@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from trim_lightning.stages.scoring import BANKS
+from trim_lightning.stages.scoring import BANKS, TARGETS, TOKEN_SCORES
 
 CORESET, SCORES, MANIFEST, REPORT = "coreset.jsonl", "scores.parquet", "manifest.json", "report.html"
-TARGETS, TOKEN_SCORES = "target_tokens.parquet", "token_scores.parquet"
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"  # of a training run
 SELECTION = "selection"  # the folder of a training run with the files of the selection that it made
 FILES = {

@@ -32,7 +32,7 @@ from trim_lightning.store.receipt import StoreError
 
 
 @dataclass(frozen=True)
-class Run:
+class OpenedRun:
     """A selection's files with its settings and its store.
 
     Attributes:
@@ -142,7 +142,7 @@ class Run:
         return best_group({group: np.asarray(values, dtype=np.float64) for group, values in columns.items()}, row)
 
 
-def open_run(path: Path, store: Path | None = None, *, trusted: bool = False) -> Run:
+def open_run(path: Path, store: Path | None = None, *, trusted: bool = False) -> OpenedRun:
     """Open a selection run, or the selection of a training run.
 
     Args:
@@ -167,7 +167,7 @@ def open_run(path: Path, store: Path | None = None, *, trusted: bool = False) ->
     root = (store or Path(settings.paths.store_dir)).expanduser()
     if not root.is_dir():
         raise UserError(f"{root.absolute()}: the run's stage store is not there; name it with --store DIR")
-    return Run(manifest, settings, Store(root, settings.paths.store_lock), trusted)
+    return OpenedRun(manifest, settings, Store(root, settings.paths.store_lock), trusted)
 
 
 def settings_from(config: dict[str, Any]) -> SelectSettings:

@@ -89,8 +89,8 @@ def record_values(
     )
 
     def build(directory: Path) -> dict[str, Any]:
+        from trim_lightning.engine.devices import model_for
         from trim_lightning.engine.record_pass import run_record_pass
-        from trim_lightning.engine.sharded_pass import model_for
 
         return run_record_pass(
             model_for(resources, weights.model, weights.recipe),
@@ -113,7 +113,7 @@ def record_values(
     entry = task.store.get(key, build, resumable=True, together=not alone, cost=cost)
     task.ledger.book(booked, entry)
     if booked == "score":
-        task.ledger.facts["padding"] = entry.facts["padding"]
+        task.ledger.figures["padding"] = entry.facts["padding"]
     return entry
 
 

@@ -134,7 +134,7 @@ class Scorer(ModelHandle):
         """
         from trim_lightning.engine.devices import Resources
 
-        return Resources(self.trainer, tokens_per_batch or self.tokens_per_batch, num_workers, self.store.team)
+        return Resources(self.trainer, tokens_per_batch or self.tokens_per_batch, num_workers, self.store.processes)
 
 
 def draw_warmup_rows(lengths: NDArray[np.int64], fraction: float, seed: int) -> list[int]:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from trim_lightning.engine.scoring_pass import ScoringRequest
 
 
-BANKS = "fingerprints.safetensors"
+# the contract's files about tokens
+BANKS, TARGETS, TOKEN_SCORES = "fingerprints.safetensors", "target_tokens.parquet", "token_scores.parquet"
 
 
 @dataclass(frozen=True)

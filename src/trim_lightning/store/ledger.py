@@ -51,13 +51,13 @@ class Ledger:
     Attributes:
         stages: Stage name to what was booked.
         warnings: What the user should know.
-        facts: Other figures of the run.
+        figures: Others, of the run as a whole.
         quiet: Keep to itself what another run will say again: warnings, and what came from the store.
     """
 
     stages: dict[str, StageRecord] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
     quiet: bool = False
 
     def book(self, stage: str, entry: Entry) -> None:

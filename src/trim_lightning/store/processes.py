@@ -33,8 +33,8 @@ class LeaderFailed(UserError):
     """The leader cannot go on, and has said why itself."""
 
 
-class Team:
-    """The processes of one command; this base class is a team of one."""
+class Processes:
+    """The processes of one command; this base class is one by itself."""
 
     rank, size = 0, 1
 
@@ -66,11 +66,11 @@ class Team:
         """Tell the others, who wait in `agree`, that the leader cannot go on with what they wait for."""
 
 
-class LaunchedTeam(Team):
+class LaunchedProcesses(Processes):
     """Processes that speak through a torch process group of their own.
 
     The default group, which Lightning's strategies use, keeps the usual time limit: a lost process must not leave
-    the others waiting for long. Only the team's own messages may take as long as the leader's longest stage.
+    the others waiting for long. Only these messages may take as long as the leader's longest stage.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class LaunchedTeam(Team):
         self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)
 
     def agree(self, topic: str, value: Callable[[], Value]) -> Value:
-        """See `Team.agree`."""
+        """See `Processes.agree`."""
         message = self._broadcast((topic, value()) if self.leads else None)
         if message is None:
             raise LeaderFailed("the first process cannot go on; its own message says why")
@@ -108,7 +108,7 @@ class LaunchedTeam(Team):
         return message[1]
 
     def meet(self) -> None:
-        """See `Team.meet`."""
+        """See `Processes.meet`."""
         from torch import distributed
 
         try:
@@ -117,7 +117,7 @@ class LaunchedTeam(Team):
             raise LeaderFailed(ENDED) from None
 
     def give_up(self) -> None:
-        """See `Team.give_up`."""
+        """See `Processes.give_up`."""
         with suppress(LeaderFailed):  # they have ended already
             self._broadcast(None)
 
@@ -133,13 +133,13 @@ class LaunchedTeam(Team):
         return box[0]
 
 
-ALONE = Team()
+ALONE = Processes()
 
 
 @cache
-def find_team() -> Team:
-    """The team that this process belongs to; joins its process group when first called."""
-    return LaunchedTeam() if launched_size() > 1 else ALONE
+def find_processes() -> Processes:
+    """Those that this process belongs to; joins their process group when first called."""
+    return LaunchedProcesses() if launched_size() > 1 else ALONE
 
 
 @cache

@@ -22,14 +22,14 @@ from trim_lightning.files.atomic import sha256_of, write_atomically
 from trim_lightning.files.json_files import read_json_object
 from trim_lightning.store.cost import Cost
 from trim_lightning.store.keys import StageKey, digest_of
-from trim_lightning.store.processes import ALONE, PartDone, Team
+from trim_lightning.store.processes import ALONE, PartDone, Processes
 from trim_lightning.store.receipt import RECEIPT, StoreError, has_link, listed_files, seal, seal_of, versions_in
 from trim_lightning.store.versions import versions
 
 log = logging.getLogger(__name__)
 
 SIGHT_ATTEMPTS, SIGHT_SECONDS = 20, 0.5
-DONE = ""  # what the leader tells its team when a result is there
+DONE = ""  # what the leader tells the others when a result is there
 RACING_ATTEMPTS = 4  # builds of one process without a working lock, before it gives up
 ORPHAN_AGE = 24 * 3600.0  # seconds without a change after which a temporary directory belongs to nobody
 ORPHAN = re.compile(r"damaged-[0-9a-f]{32}|.+-[0-9a-f]{64}-[0-9a-f]{32}")  # resumable work has no last part
@@ -68,13 +68,13 @@ class Store:
     Args:
         root: The store's directory, made when first needed.
         lock: ``file`` (default), ``soft`` or ``none``.
-        team: The processes of this command; all of them ask for the same results in the same order, the leader
+        processes: The processes of this command; all of them ask for the same results in the same order, the leader
             builds, and the others read what it has built.
     """
 
-    def __init__(self, root: Path | str, lock: str = "file", team: Team = ALONE) -> None:
+    def __init__(self, root: Path | str, lock: str = "file", processes: Processes = ALONE) -> None:
         self.root = Path(root).expanduser().absolute()
-        self.team = team
+        self.processes = processes
         self._lock = LOCKS[lock]
         self._verified: set[str] = set()
 
@@ -124,19 +124,19 @@ class Store:
                 files, and the builder decides what to keep; two processes must then write the same bytes
                 and every file by rename.
             resumable: Keep the unfinished directory when the builder fails or is killed.
-            together: All processes of the team build, each its part, in the leader's directory.
+            together: All processes of the command build, each its part, in the leader's directory.
             cost: What building takes, if that is much; only a plan reads it.
 
         Raises:
             UserError: in a process that does not see what the leader has built.
         """
-        if not self.team.leads:
+        if not self.processes.leads:
             return self._follow(key, build)
 
-        helped = together and self.team.size > 1
+        helped = together and self.processes.size > 1
 
         def build_together(workspace: Path) -> Mapping[str, Any] | None:
-            self.team.agree(key.hex, lambda: str(workspace.relative_to(self.root)))
+            self.processes.agree(key.hex, lambda: str(workspace.relative_to(self.root)))
             return self._take_part(build, workspace)
 
         try:
@@ -145,9 +145,9 @@ class Store:
                 with self.lock(f"{key.stage}-{key.hex}"):  # another process may build it while this one waits
                     entry = self.find(key) or self._build(key, build_together if helped else build, resumable)
         except Exception:
-            self.team.give_up()
+            self.processes.give_up()
             raise
-        self.team.agree(key.hex, lambda: DONE)
+        self.processes.agree(key.hex, lambda: DONE)
         return entry
 
     def _take_part(
@@ -170,7 +170,7 @@ class Store:
             build: Writes the missing results into the directories that it is given, which may hold an earlier
                 attempt's files, and returns facts that hold for each of them.
         """
-        assert self.team.size == 1, "helpers do not know of this"
+        assert self.processes.size == 1, "helpers do not know of this"
         with ExitStack() as locks:
             missing = []
             for key in sorted({key.hex: key for key in keys if not self.find(key)}.values(), key=lambda key: key.hex):
@@ -206,13 +206,13 @@ class Store:
         Raises:
             PartDone: in the helpers.
         """
-        if not self.team.leads:
+        if not self.processes.leads:
             raise PartDone
-        self.team = ALONE
+        self.processes = ALONE
 
     def _follow(self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None]) -> Entry:
         """Wait for the leader, take part where it says so, and read the result; never remove anything."""
-        while (workspace := self.team.agree(key.hex, lambda: DONE)) != DONE:
+        while (workspace := self.processes.agree(key.hex, lambda: DONE)) != DONE:
             self._take_part(build, self.root / workspace)
         path = self.path_of(key)
         for _ in range(SIGHT_ATTEMPTS):

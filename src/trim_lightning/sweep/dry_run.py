@@ -12,9 +12,9 @@ from trim_lightning.files.atomic import write_text
 from trim_lightning.pipeline.outputs import writable_directory
 from trim_lightning.privacy.paths import shareable
 from trim_lightning.settings.schema import SelectSettings
+from trim_lightning.sweep.dry_run_text import plan_dict, plan_text
 from trim_lightning.sweep.estimate import estimate
 from trim_lightning.sweep.plan import Plan, plan_jobs
-from trim_lightning.sweep.plan_text import plan_dict, plan_text
 
 log = logging.getLogger(__name__)
 FILE = "plan.json"

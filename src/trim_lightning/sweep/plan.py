@@ -18,6 +18,7 @@ from trim_lightning.pipeline.opening import open_task
 from trim_lightning.pipeline.outputs import writable_directory
 from trim_lightning.pipeline.select import run_selection
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.runs.names import CORESET
 from trim_lightning.selection.budget import budget_of
 from trim_lightning.settings.schema import SelectSettings, TrainSettings
 from trim_lightning.stages.task import SelectionTask
@@ -154,7 +155,7 @@ def plan_fine_tuning(
         if task is not None and all(item.found for item in store.wanted if item.cost is not None):
             # nothing beside the coreset itself is to be written
             bare = replace(settings, scoring=replace(settings.scoring, profile=False, save_token_scores=False))
-            path = run_selection(bare, Path(folder), store, announce=False).directory / "coreset.jsonl"
+            path = run_selection(bare, Path(folder), store, announce=False).directory / CORESET
         if path is not None:
             tokens, entry = trainee.tokenize(in_one_order(open_coreset(settings, path, store), store))
             watched = None

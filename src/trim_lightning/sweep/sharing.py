@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Cell:
+class PreparedJob:
     """One job of a sweep, ready for its pass over the pool."""
 
     task: SelectionTask
     work: ScoringWork
 
-    def shares_with(self, other: Cell) -> bool:
+    def shares_with(self, other: PreparedJob) -> bool:
         """True if one pass serves both: same pool, scorer, batches, devices and store."""
         same_devices = self.work.resources.trainer == other.work.resources.trainer
         return same_devices and self.work.shares_pass_with(other.work) and self.task.store.root == other.task.store.root
@@ -44,25 +44,25 @@ def share_passes(jobs: Sequence[SelectSettings]) -> int:
     Returns:
         Number of passes that were run.
     """
-    groups: list[list[Cell]] = []
+    groups: list[list[PreparedJob]] = []
     holder = Holder()
     for settings in jobs:
-        cell = prepare(settings, holder)
-        if cell is None:
+        job = prepare(settings, holder)
+        if job is None:
             continue
-        group = next((group for group in groups if group[0].shares_with(cell)), None)
+        group = next((group for group in groups if group[0].shares_with(job)), None)
         if group is None:
-            groups.append([cell])
+            groups.append([job])
         else:
-            group.append(cell)
+            group.append(job)
     passes = 0
     for group in groups:
         try:
             passes += share_pass(group)
         except Exception as error:  # each job then runs its own pass, and says itself what is wrong with it
             log.warning("the shared pass failed (%s); each job runs its own", first_line(error))
-            for cell in group:
-                cell.task.scorer.release()
+            for job in group:
+                job.task.scorer.release()
     return passes
 
 
@@ -83,7 +83,7 @@ class Holder:
         scorer.before_load = before_load
 
 
-def prepare(settings: SelectSettings, holder: Holder) -> Cell | None:
+def prepare(settings: SelectSettings, holder: Holder) -> PreparedJob | None:
     """A job up to its pass over the pool; None if it has none to share, or fails: it will say itself why."""
     try:
         check_settings(settings)
@@ -91,11 +91,11 @@ def prepare(settings: SelectSettings, holder: Holder) -> Cell | None:
         if not isinstance(selector, TrimSelector):
             return None
         store = open_store(settings)
-        if store.team.size > 1:
+        if store.processes.size > 1:
             return None  # processes of a launcher share passes in their own way
         task = open_task(settings, selector, store, announce=False)
         holder.watch(task.scorer)
-        return Cell(task, selector.prepare(task))
+        return PreparedJob(task, selector.prepare(task))
     except UserError:
         return None
     except Exception as error:
@@ -103,10 +103,10 @@ def prepare(settings: SelectSettings, holder: Holder) -> Cell | None:
         return None
 
 
-def share_pass(group: Sequence[Cell]) -> bool:
+def share_pass(group: Sequence[PreparedJob]) -> bool:
     """Run one pass for a group of jobs; False if there is nothing to share."""
-    works = {cell.work.key: cell for cell in group}
-    first = next((cell for cell in group if cell.task.scorer.holds_model), group[0])
+    works = {job.work.key: job for job in group}
+    first = next((job for job in group if job.task.scorer.holds_model), group[0])
     missing = [key for key in works if first.task.store.find(key) is None]
     if not missing or len(group) < 2:  # a job alone runs its own pass
         first.task.scorer.release()
@@ -115,8 +115,8 @@ def share_pass(group: Sequence[Cell]) -> bool:
     log.info("one pass over the pool for %d jobs with %d %s", len(group), len(missing), banks)
 
     def build(workspaces: Mapping[StageKey, Path]) -> dict[str, Any]:
+        from trim_lightning.engine.devices import model_for
         from trim_lightning.engine.scoring_pass import run_scoring_pass
-        from trim_lightning.engine.sharded_pass import model_for
 
         resources = first.work.resources
         return run_scoring_pass(

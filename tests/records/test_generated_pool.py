@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from trim_lightning.errors import UserError
-from trim_lightning.records import generated
-from trim_lightning.records.generated import FAMILIES, check_families, generate, with_reasoning
+from trim_lightning.records import generated_pool
+from trim_lightning.records.generated_pool import FAMILIES, check_families, generate, with_reasoning
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def test_the_file_is_the_same_in_every_process(pool: list[dict[str, Any]], tmp_p
     code = (
         "import sys, random; random.seed(99)\n"
         "from pathlib import Path\n"
-        "from trim_lightning.records.generated import FAMILIES, generate\n"
+        "from trim_lightning.records.generated_pool import FAMILIES, generate\n"
         "generate(Path(sys.argv[1]), FAMILIES[::-1], 3, 0)"
     )
     path = tmp_path / "again.jsonl"
@@ -93,8 +93,8 @@ def test_no_family_reads_the_clock(monkeypatch: pytest.MonkeyPatch, pool: list[d
                 touched.add(name)
     assert touched
     for name in touched:
-        dataset = create_dataset(name, size=3, seed=generated._family_seed(name, 0))
-        again = [generated._record(name, place, dataset) for place in range(3)]
+        dataset = create_dataset(name, size=3, seed=generated_pool._family_seed(name, 0))
+        again = [generated_pool._record(name, place, dataset) for place in range(3)]
         assert again == [record for record in pool if record["family"] == name]
 
 
@@ -169,10 +169,10 @@ def test_unknown_families_get_a_suggestion() -> None:
 
 def test_the_key_follows_every_argument() -> None:
     keys = [
-        generated.key(("gcd",), 2, 0),
-        generated.key(("lcm",), 2, 0),
-        generated.key(("gcd",), 3, 0),
-        generated.key(("gcd",), 2, 1),
+        generated_pool.key(("gcd",), 2, 0),
+        generated_pool.key(("lcm",), 2, 0),
+        generated_pool.key(("gcd",), 3, 0),
+        generated_pool.key(("gcd",), 2, 1),
     ]
     digests = {hashlib.sha256(json.dumps(key).encode()).hexdigest() for key in keys}
     assert len(digests) == 4

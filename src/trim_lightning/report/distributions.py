@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.report.facts import Histogram, Spread
+from trim_lightning.report.facts import Histogram, Quantiles
 
 BINS = 48
 TAIL = 0.995  # lengths beyond this quantile share the last bin, or one long record would flatten all others
@@ -35,13 +35,13 @@ def length_histogram(populations: Mapping[str, NDArray[np.integer]], bins: int =
     return Histogram(edges.tolist(), counts, overflow=bool(longest > edges[-1]))
 
 
-def spread_of(name: str, values: NDArray[np.number]) -> Spread:
+def quantiles_of(name: str, values: NDArray[np.number]) -> Quantiles:
     """Mean, 10 %, 50 % and 90 % quantile of the finite values."""
     known = values[np.isfinite(values)]
     if not len(known):
-        return Spread(name, 0, None, None, None, None)
+        return Quantiles(name, 0, None, None, None, None)
     low, median, high = (round(float(part), 4) for part in np.quantile(known, (0.1, 0.5, 0.9)))
-    return Spread(name, len(known), round(float(known.mean(dtype=np.float64)), 4), low, median, high)
+    return Quantiles(name, len(known), round(float(known.mean(dtype=np.float64)), 4), low, median, high)
 
 
 def _counts(values: NDArray[np.number], edges: NDArray[np.float64]) -> list[int]:

@@ -61,7 +61,7 @@ def heaviest(banks: Mapping[str, Bank], texts: TokenTexts, most: int) -> list[To
     return found
 
 
-class TargetTokens:
+class TargetTokenFile:
     """``target_tokens.parquet`` of a run.
 
     Args:
@@ -74,7 +74,7 @@ class TargetTokens:
         self._table = pq.read_table(path)
         self._groups = {group: np.asarray(list(places), dtype=np.int64) for group, places in groups.items()}
         self._texts = texts
-        self._written: dict[int, list[str]] = {}
+        self._decoded: dict[int, list[str]] = {}
         self._best: dict[str, dict[int, int]] = {}
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class TargetTokens:
     def view(self, place: int, most: int) -> TargetView:
         """One target with at most so many tokens."""
         row = {name: self._table[name][place].as_py() for name in self._table.column_names}
-        texts = self._text(place)
+        texts = self._texts_of(place)
         return TargetView(
             id=row["id"],
             texts=texts[:most],
@@ -100,7 +100,7 @@ class TargetTokens:
         if best is None:
             return None
         where, position = int(target[best]), int(place[best])
-        texts = self._text(where)
+        texts = self._texts_of(where)
         start = position  # a class that is part of a character is shown with the whole character
         while start > 0 and texts[start] == "":
             start -= 1
@@ -126,10 +126,10 @@ class TargetTokens:
     def _members(self, group: str) -> NDArray[np.int64]:
         return self._groups.get(group, np.arange(len(self)))
 
-    def _text(self, place: int) -> list[str]:
-        if place not in self._written:
-            self._written[place] = self._texts.pieces(self._table["token_ids"][place].as_py())
-        return self._written[place]
+    def _texts_of(self, place: int) -> list[str]:
+        if place not in self._decoded:
+            self._decoded[place] = self._texts.pieces(self._table["token_ids"][place].as_py())
+        return self._decoded[place]
 
     @cached_property
     def _flat(self) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:

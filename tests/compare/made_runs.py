@@ -16,7 +16,7 @@ LETTERS = "ABC"
 Change = Callable[[dict[str, Any]], None]
 
 
-class Workshop:
+class MadeRuns:
     """A tiny model, a pool, targets and held-out records, and runs on them."""
 
     def __init__(self, root: Path) -> None:
