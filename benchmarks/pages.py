@@ -28,9 +28,12 @@ from tabulate import tabulate
 import materials
 from page_pictures import dots
 from trim_lightning.api import load
+from trim_lightning.compare.between_runs import ENOUGH_RUNS
+from trim_lightning.compare.differences import Comparison
 from trim_lightning.compare.groups import Group
 from trim_lightning.compare.measures import lower_is_better
 from trim_lightning.compare.report import Report, compare
+from trim_lightning.compare.tables import bounds_text
 from trim_lightning.report.page import token_text
 from trim_lightning.report.token_texts import read_token_texts
 from trim_lightning.report.token_views import heaviest, read_banks
@@ -180,7 +183,8 @@ def write(experiment: Experiment) -> Path:
             words = "; ".join(f"{label} {sum(found) / len(found):.3g}" for label, found in values.items())
             parts.append(f"![{heading(drawn)}: {words}]({experiment.name}.svg)")
     if report.comparisons:
-        parts += ["Against random, paired over held-out records (95 % interval, not corrected for many tests):",
+        parts += ["Against random (95 % interval over runs and held-out records; a verdict, corrected for the tests of "
+                  f"a metric, takes {ENOUGH_RUNS} runs of either: [how](../comparing.md#differences)):",
                   difference_table(experiment, report)]  # fmt: skip
     if experiment.diversity:
         parts += ["How varied the records of each coreset are ([columns](../comparing.md#records-of-the-coresets); "
@@ -220,26 +224,24 @@ def summary_table(experiment: Experiment, report: Report) -> str:
 
 
 def difference_table(experiment: Experiment, report: Report) -> str:
-    """The paired tests."""
+    """The tests between groups, as `trim-compare` makes them."""
     rows = [
-        [label_of(experiment, item.first), heading(item.metric), f"{item.difference.value:+.4f}",
-         f"{item.difference.low:+.4f} to {item.difference.high:+.4f}", verdict(item), beaten(item)]
+        [label_of(experiment, item.first), heading(item.metric), f"{item.difference:+.4f}",
+         bounds_text(item.low, item.high), "/".join(map(str, item.runs)), verdict(item), ahead_of(item)]
         for item in report.comparisons
-        if item.metric in ("nll", "exact_match", "option_accuracy") and item.difference.low is not None
     ]  # fmt: skip
-    headers = ["run", "metric", "difference", "interval", "against random", "random runs beaten"]
+    headers = ["run", "metric", "difference", "interval", "runs", "against random", "single random runs behind"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def verdict(item: Any) -> str:
-    """Better, worse or a tie, by the interval."""
-    sign = -1 if lower_is_better(item.metric) else 1
-    low, high = sorted((sign * item.difference.low, sign * item.difference.high))
-    return "**better**" if low > 0 else "**worse**" if high < 0 else "tie"
+def verdict(item: Comparison) -> str:
+    """The test's verdict, or why there is none."""
+    found = item.verdict or item.untested
+    return f"**{found}**" if found in ("better", "worse") else found
 
 
-def beaten(item: Any) -> str:
-    """How many of the baseline's runs the group's mean is better than; the interval holds these runs fixed."""
+def ahead_of(item: Comparison) -> str:
+    """How many of the baseline's runs the group's mean is ahead of: a count, no test."""
     sign = -1 if lower_is_better(item.metric) else 1
     own, others = numbers(item.first, item.metric), numbers(item.second, item.metric)
     mean = sum(own) / len(own)

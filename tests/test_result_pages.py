@@ -88,15 +88,27 @@ def test_a_page_says_what_its_runs_say(
     assert (tmp_path / "pages" / "trial.svg").read_text().startswith("<?xml")
 
 
-@pytest.mark.parametrize(("metric", "beaten"), [("nll", "2 of 3"), ("exact_match", "1 of 3")])
-def test_how_many_random_runs_are_beaten(pages: ModuleType, metric: str, beaten: str) -> None:
+@pytest.mark.parametrize(("metric", "behind"), [("nll", "2 of 3"), ("exact_match", "1 of 3")])
+def test_how_many_random_runs_are_behind(pages: ModuleType, metric: str, behind: str) -> None:
     def group(*values: float) -> SimpleNamespace:
         runs = [SimpleNamespace(measurements={metric: SimpleNamespace(value=value)}) for value in values]
         return SimpleNamespace(runs=runs)
 
     # the mean is 0.2; a loss is better below, an accuracy above
     item = SimpleNamespace(metric=metric, first=group(0.1, 0.3), second=group(0.15, 0.25, 0.35))
-    assert pages.beaten(item) == beaten
+    assert pages.ahead_of(item) == behind
+
+
+@pytest.mark.parametrize(
+    ("holm", "runs", "verdict"),
+    [(0.04, (5, 5), "**better**"), (0.06, (5, 5), "not told apart"), (None, (3, 8), "3 runs: too few to tell")],
+)
+def test_verdicts_are_those_of_the_comparison(
+    pages: ModuleType, holm: float | None, runs: tuple[int, int], verdict: str
+) -> None:
+    group = SimpleNamespace()
+    item = pages.Comparison(group, group, "nll", -0.1, (-0.2, -0.1), runs, 100, p=holm, holm=holm)
+    assert pages.verdict(item) == verdict
 
 
 def test_usual_values_of_axes_are_not_told(pages: ModuleType) -> None:

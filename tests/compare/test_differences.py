@@ -69,22 +69,21 @@ def test_real_runs_against_plain_python(trained: dict[str, Path]) -> None:
             return sum(gains[name] for name in names) / sum(weight[name] for name in names)
 
         resampled = [statistic([ids[place] for place in sample]) for sample in drawn]
-        assert item.difference.value == pytest.approx(statistic(ids))
-        assert (item.difference.low, item.difference.high) == pytest.approx(
-            tuple(np.percentile(resampled, [2.5, 97.5]))
-        )
+        assert item.difference == pytest.approx(statistic(ids))
+        assert item.over_records == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))
+        assert (item.runs, item.untested) == ((1, 3), "1 run: too few to tell")
+        assert (item.low, item.high, item.p, item.holm, item.verdict) == (None,) * 5
         assert item.records == len(ids) == 14
     numbers = [json.loads((run / "metrics.json").read_text())["eval/nll"] for run in trained.values()]
-    assert comparisons[0].difference.value == pytest.approx(numbers[3] - sum(numbers[:3]) / 3)
-    assert comparisons[0].difference.value != 0
+    assert comparisons[0].difference == pytest.approx(numbers[3] - sum(numbers[:3]) / 3)
+    assert comparisons[0].difference != 0
 
 
 def test_the_same_seed_gives_the_same_result(trained: dict[str, Path]) -> None:
     groups = groups_of(*trained.values())
-    first, again, other = (against_random(groups, seed=seed)[0][0].difference for seed in (1, 1, 2))
-    assert first == again
-    assert (other.value, other.low) != (first.value, first.low)
-    assert other.value == first.value
+    first, again, other = (against_random(groups, seed=seed)[0][0] for seed in (1, 1, 2))
+    assert first.over_records == again.over_records != other.over_records
+    assert first.difference == again.difference == other.difference
 
 
 def test_identical_predictions_differ_by_nothing(trained: dict[str, Path], variant) -> None:
@@ -92,14 +91,14 @@ def test_identical_predictions_differ_by_nothing(trained: dict[str, Path], varia
     comparisons, _ = against_random(groups_of(trained["random_0"], copy))
     assert len(comparisons) == 3
     for item in comparisons:
-        assert (item.difference.value, item.difference.low, item.difference.high, item.difference.p) == (0, 0, 0, 1)
+        assert (item.difference, item.over_records, item.verdict) == (0, (0, 0), None)
 
 
 def test_records_are_matched_by_id_not_by_place(trained: dict[str, Path], variant) -> None:
     copy = as_trim(variant(trained["random_0"], "copy"))
     (copy / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines_of(copy)[::-1]))
     comparisons, _ = against_random(groups_of(trained["random_0"], copy))
-    assert [item.difference.p for item in comparisons] == [1, 1, 1]
+    assert [(item.difference, item.over_records) for item in comparisons] == [(0, (0, 0))] * 3
 
 
 def test_a_clear_gain_is_found(trained: dict[str, Path], variant) -> None:
@@ -108,10 +107,91 @@ def test_a_clear_gain_is_found(trained: dict[str, Path], variant) -> None:
         lambda place, line: line | {"nll": line["nll"] - 0.5 * line["num_tokens"], "correct": True},
     )
     nll, exact, _ = against_random(groups_of(trained["random_0"], better))[0]
-    assert nll.difference.value == pytest.approx(-0.5)
-    assert (nll.difference.low, nll.difference.high) == pytest.approx((-0.5, -0.5))
-    assert nll.difference.p == pytest.approx(2 / 301)
-    assert exact.difference.value == 1 - sum(line["correct"] for line in lines_of(trained["random_0"])) / 14
+    assert nll.difference == pytest.approx(-0.5)
+    assert nll.over_records == pytest.approx((-0.5, -0.5))
+    assert nll.verdict is None  # one run of each, however clear it looks
+    assert exact.difference == 1 - sum(line["correct"] for line in lines_of(trained["random_0"])) / 14
+
+
+def scattered(
+    run: Path, variant: Callable[..., Path], name: str, seed: int, shift: float, *, draws: bool = True
+) -> Path:
+    """A copy with another selection or training seed, and with losses of its own."""
+    copy = variant(run, name)
+    for file in ("manifest.json", *(("selection/manifest.json",) if draws else ())):
+        key = {"seed": seed} if draws else {"train": json.loads((copy / file).read_text())["config"]["train"]}
+        key.get("train", {}).update(seed=seed)
+        edit(copy, lambda manifest, key=key: manifest["config"].update(key), file)
+    chance = np.random.default_rng(seed).normal(0, 0.01, 15)
+    return rewrite(
+        copy,
+        lambda place, line: line | {"nll": line["nll"] + (shift + chance[14] + chance[place]) * line["num_tokens"]},
+    )
+
+
+def test_five_runs_of_each_have_a_verdict(trained: dict[str, Path], variant) -> None:
+    random = [scattered(trained["random_0"], variant, f"r{seed}", seed, 0.0) for seed in range(5)]
+    equal = [as_trim(scattered(trained["random_0"], variant, f"e{seed}", 10 + seed, 0.0)) for seed in range(5)]
+    (nll, exact, _), notes = against_random(groups_of(*random, *equal))
+    assert not notes
+    assert (nll.runs, nll.verdict, nll.untested) == ((5, 5), "not told apart", "")
+    assert nll.low < 0 < nll.high
+    assert (exact.verdict, exact.untested) == (None, "nothing varies: no test")  # right and wrong were left alone
+    for shift, verdict in ((-0.3, "better"), (0.3, "worse")):
+        other = [
+            as_trim(scattered(trained["random_0"], variant, f"{verdict}{seed}", 20 + seed, shift)) for seed in range(5)
+        ]
+        nll = against_random(groups_of(*random, *other))[0][0]
+        assert (nll.verdict, nll.p) == (verdict, nll.holm)
+        assert nll.p < 0.001
+        # one run fewer, and nothing is said
+        nll = against_random(groups_of(*random, *other[:4]))[0][0]
+        assert (nll.verdict, nll.p, nll.low, nll.untested) == (None, None, None, "4 runs: too few to tell")
+
+
+def test_several_tests_of_a_metric_are_corrected(trained: dict[str, Path], variant) -> None:
+    runs = [scattered(trained["random_0"], variant, f"r{seed}", seed, 0.0) for seed in range(5)]
+    for place, shift in enumerate((-0.016, -0.3, 0.3)):
+        for seed in range(5):
+            run = scattered(trained["random_0"], variant, f"{place}_{seed}", 10 * place + 10 + seed, shift)
+            for name in ("manifest.json", "selection/manifest.json"):
+                edit(run, lambda m, place=place: m["config"].update(method={"name": f"m{place}"}), name)
+            runs.append(run)
+    found = [item for item in against_random(groups_of(*runs))[0] if item.metric == "nll"]
+    plain = sorted(item.p for item in found)
+    corrected = [min(1, max(p * (3 - place) for place, p in enumerate(plain[: last + 1]))) for last in range(3)]
+    assert sorted(item.holm for item in found) == pytest.approx(corrected)
+    assert [item.verdict for item in found[1:]] == ["better", "worse"]
+
+
+def test_repetitions_are_one_run(trained: dict[str, Path], variant) -> None:
+    random = [scattered(trained["random_0"], variant, f"r{seed}", seed, 0.0) for seed in range(5)]
+    same = [as_trim(scattered(trained["longest"], variant, f"s{seed}", 3, 0.0)) for seed in range(5)]
+    for seed, run in enumerate(same):  # the training seed differs, the result does not
+        edit(run, lambda manifest, seed=seed: manifest["config"]["train"].update(seed=seed))
+    (nll, *_), notes = against_random(groups_of(*random, *same))
+    assert (nll.runs, nll.verdict, nll.untested) == ((1, 5), None, "1 run: too few to tell")
+    assert nll.difference == pytest.approx(against_random(groups_of(*random, same[0]))[0][0].difference)
+    (note,) = notes
+    assert note.startswith("trim (B): its 5 runs count as 1 in tests")
+
+
+def test_trainings_on_one_draw_of_random_are_one_run(trained: dict[str, Path], variant) -> None:
+    """On a coreset that has no chance in it they are runs of their own."""
+    one_draw = [scattered(trained["random_0"], variant, f"r{seed}", seed, 0.0, draws=False) for seed in range(5)]
+    chosen = [as_trim(scattered(trained["longest"], variant, f"t{seed}", seed, 0.0, draws=False)) for seed in range(5)]
+    (nll, *_), notes = against_random(groups_of(*one_draw, *chosen))
+    assert (nll.runs, nll.untested) == ((5, 1), "1 run: too few to tell")
+    (note,) = notes
+    assert note.startswith("random (A): its 5 runs count as 1")
+    # a method whose coresets differ draws as well: three trainings on either of two coresets are two runs
+    for place, run in enumerate(chosen):
+        if place > 2:
+            edit(run, lambda manifest: manifest["config"].update(seed=1))
+            edit(run, lambda manifest: manifest["config"].update(seed=1), "selection/manifest.json")
+            with (run / "selection" / "coreset.jsonl").open("a") as file:
+                file.write("\n")
+    assert against_random(groups_of(*one_draw, *chosen))[0][0].runs == (2, 1)
 
 
 def test_a_metric_of_one_run_alone_is_not_tested(trained: dict[str, Path], variant) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for title in ("over seeds", "differences (group minus the other", "overlap of the coresets", "best by metric",
                   "marginal means", "rank correlation"):  # fmt: skip
         assert title in text
-    assert "warning" not in text
+    assert "warning: random (A), 4 records, has 3 selection seeds; at least 5 are needed" in text
     rows = rows_of(sweep / "compare.csv")
     assert [row["run"] for row in rows] == ["0", "1", "2", "3"]
     for job, row in enumerate(rows):
@@ -58,6 +59,17 @@ def test_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert {row["equal_in"] for row in tests} <= {"records", "records and tokens"}
     assert {row["against_seeds"] for row in tests} == {"3"}
+    for row in tests:  # the columns of the test are there, and say nothing
+        assert [row[name] for name in ("low", "high", "p", "p_holm", "verdict")] == [""] * 5
+        assert (row["runs"], row["against_runs"], row["untested"]) == ("1", "3", "1 run: too few to tell")
+        assert float(row["records_low"]) <= float(row["difference"]) <= float(row["records_high"])
+    schema = pq.read_schema(sweep / "compare_differences.parquet")
+    assert [str(schema.field(name).type) for name in ("low", "p", "verdict")] == ["double", "double", "string"]
+    assert text.count("1 run: too few to tell") == 3
+    page = (sweep / "compare.html").read_text()
+    for words in (text[text.index("differences (") :].partition("\n\n")[0], page[page.index('id="tests"') :][:9000]):
+        assert "too few to tell" in words
+        assert not re.search(r"\b(better|worse|p-value)\b", words.partition("</section>")[0])
 
 
 def test_several_selections(selections: dict[str, Path], tmp_path: Path, monkeypatch, capsys) -> None:
@@ -65,7 +77,7 @@ def test_several_selections(selections: dict[str, Path], tmp_path: Path, monkeyp
     text = compared(capsys, selections["trim"], selections["random_0"])
     assert "written: compare.csv, compare.parquet, compare.html in ." in text
     assert "scorer" in text
-    assert "warning: random (B), 6 records, has 1 selection seed; at least 3 are needed" in text
+    assert "warning: random (B), 6 records, has 1 selection seed; at least 5 are needed" in text
     assert "differences" not in text
     assert not (tmp_path / "compare_differences.csv").exists()
     assert [row["scorer"] for row in rows_of(tmp_path / "compare.csv")] == ["model", ""]
@@ -116,7 +128,7 @@ def test_without_a_random_run(trained: dict[str, Path], variant, tmp_path: Path,
     assert "no random run to compare with" in text
     text = compared(capsys, trained["longest"], other, "--all-pairs")
     assert "no random run" not in text
-    assert [row["p"] for row in rows_of(tmp_path / "compare_differences.csv")] == ["1.0"] * 3
+    assert [row["difference"] for row in rows_of(tmp_path / "compare_differences.csv")] == ["0.0"] * 3
 
 
 def test_many_runs_get_a_matrix_of_groups(selections, variant, tmp_path, capsys) -> None:

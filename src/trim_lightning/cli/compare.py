@@ -1,4 +1,4 @@
-"""``trim-compare``: a table over runs, paired tests, overlaps, and what a sweep shows."""
+"""``trim-compare``: a table over runs, tests between groups of them, overlaps, and what a sweep shows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--bootstrap={options.bootstrap}: at least 100 resamples are needed for an interval")
     if options.seed < 0:
         raise UserError(f"--seed={options.seed}: must be at least 0")
-    from trim_lightning.compare.files import difference_rows, run_rows, write_rows
+    from trim_lightning.compare.files import TESTED, difference_rows, run_rows, write_rows
     from trim_lightning.compare.report import compare
     from trim_lightning.compare.tables import report_text
     from trim_lightning.console.visible import visible
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = options.output or report.sweep or Path.cwd()
     written = write_rows(run_rows(report), folder / "compare")
     if report.comparisons:
-        written += write_rows(difference_rows(report.comparisons), folder / "compare_differences")
+        written += write_rows(difference_rows(report.comparisons), folder / "compare_differences", TESTED)
     written.append(write_comparison(report, folder))
     where = os.path.relpath(folder)
     print(f"\nwritten: {', '.join(path.name for path in written)} in {folder if where.startswith('..') else where}")
@@ -92,8 +92,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = Parser(
         prog="trim-compare",
-        description="Compare selections or fine-tuning runs: one table, overlaps of the coresets, and paired tests "
-        "of every method against random. docs/comparing.md explains each number.",
+        description="Compare selections or fine-tuning runs: one table, overlaps of the coresets, and tests of every "
+        "method against random where both have five runs of other draws or training seeds. docs/comparing.md explains "
+        "each number.",
     )
     made.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN_DIR|SWEEP_DIR", help="output directories, or multirun folders"
@@ -101,7 +102,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output", type=Path, metavar="DIR", help="where compare.html, .csv and .parquet go (default: "
                       "the multirun folder if one is given, else the current directory)")  # fmt: skip
     made.add_argument("--all-pairs", action="store_true", help="test every pair of groups, not only against random")
-    made.add_argument("--bootstrap", type=int, default=SAMPLES, metavar="N", help=f"resamples (default {SAMPLES})")
+    made.add_argument("--bootstrap", type=int, default=SAMPLES, metavar="N", help="resamples of the held-out "
+                      f"records, for the interval over records only (default {SAMPLES})")  # fmt: skip
     made.add_argument("--embed", metavar="MODEL", help="tell the coresets' diversity by this model's embeddings: "
                       "a directory, a Hub id or bundled:smollm2_135m")  # fmt: skip
     made.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resamples (default 0)")

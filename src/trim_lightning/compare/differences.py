@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trim_lightning.compare.between_runs import ENOUGH_RUNS, LEVEL, RESOLUTION, compare_runs, holm
 from trim_lightning.compare.groups import BASELINE, Group, differing_keys
+from trim_lightning.compare.independent import counted_note, independent_runs
+from trim_lightning.compare.measures import lower_is_better
 from trim_lightning.compare.predictions import FIELDS, Predictions, read_predictions
-from trim_lightning.compare.statistics import Difference, paired_difference, ratio, resampled_ratios
+from trim_lightning.compare.statistics import paired_interval, ratio, resampled_ratios
 from trim_lightning.runs.manifest import BrokenRun
 from trim_lightning.runs.names import PREDICTIONS
 
@@ -28,31 +31,65 @@ class Comparison:
         second: The group it is judged against.
         metric: Name of the metric.
         difference: First minus second.
-        records: Held-out records in the test.
+        over_records: 95 % interval over held-out records, these very runs held fixed; tells nothing of the next run.
+        runs: Independent runs of either group.
+        records: Held-out records.
+        low: 95 % interval over runs and records, None without a test; likewise the next three.
+        high: Its upper end.
+        p: p-value of no difference.
+        holm: The same, corrected for all tests of this metric in the comparison.
     """
 
     first: Group
     second: Group
     metric: str
-    difference: Difference
+    difference: float
+    over_records: tuple[float, float]
+    runs: tuple[int, int]
     records: int
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    holm: float | None = None
+
+    @property
+    def untested(self) -> str:
+        """Why there is no test; empty if there is one."""
+        for count, least, noun in ((min(self.runs), ENOUGH_RUNS, "run"), (self.records, 2, "held-out record")):
+            if count < least:
+                return f"{count} {noun}{'' if count == 1 else 's'}: too few to tell"
+        return "nothing varies: no test" if self.p is None else ""
+
+    @property
+    def verdict(self) -> str | None:
+        """``better``, ``worse`` or ``not told apart``, by Holm's p-value; None without a test."""
+        if self.holm is None:
+            return None
+        if self.holm >= LEVEL:
+            return "not told apart"
+        return "better" if (self.difference < 0) == lower_is_better(self.metric) else "worse"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Groups measured by one metric on the same records, so that any two of them can be paired.
+    """Groups measured by one metric on the same records, so that any two of them can be compared.
 
     Attributes:
         metric: Name of the metric.
         groups: The groups.
-        values: ``[groups, records]``, averaged over seeds.
+        values: Of each group ``[independent runs, records]``.
         weights: ``[records]``, positive.
     """
 
     metric: str
     groups: list[Group]
-    values: NDArray[np.float64]
+    values: list[NDArray[np.float64]]
     weights: NDArray[np.float64]
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """``[groups, records]``."""
+        return np.array([runs.mean(axis=0) for runs in self.values])
 
 
 def equal_budgets(first: Group, second: Group) -> str:
@@ -111,16 +148,19 @@ def compare_groups(
     Args:
         groups: All groups of training runs.
         pairs: What to test.
-        samples: Bootstrap resamples.
+        samples: Bootstrap resamples of the records.
         seed: Of the resampling.
 
     Returns:
-        The comparisons, pair by pair, and notes on what could not be paired.
+        The comparisons, pair by pair, and notes on what could not be compared, or counts less than it seems.
     """
     predictions, notes = read_all(groups)
-    panels = {metric: panels_of(metric, groups, predictions, notes) for metric in FIELDS}
+    units = {group.name: independent_runs(group, predictions[group.name])
+             for group in groups if group.name in predictions}  # fmt: skip
+    notes += [note for group in groups if group.name in units for note in counted_note(group, units[group.name])]
+    panels = {metric: panels_of(metric, groups, predictions, units, notes) for metric in FIELDS}
     resampled = {
-        id(panel): resampled_ratios(panel.values, panel.weights, samples, seed)
+        id(panel): resampled_ratios(panel.means, panel.weights, samples, seed)
         for found in panels.values()
         for panel in found
         if any(first in panel.groups and second in panel.groups for first, second in pairs)
@@ -133,15 +173,33 @@ def compare_groups(
                 comparisons.append(compare_pair(panel, first, second, resampled[id(panel)]))
             else:
                 notes += unpaired(first, second, metric, found, predictions)
-    return comparisons, list(dict.fromkeys(notes))
+    return corrected(comparisons), list(dict.fromkeys(notes))
 
 
 def compare_pair(panel: Panel, first: Group, second: Group, resampled: NDArray[np.float64]) -> Comparison:
     """Compare two groups of a panel."""
     one, two = panel.groups.index(first), panel.groups.index(second)
-    observed = ratio(panel.values, panel.weights)
-    difference = paired_difference(resampled[:, one], resampled[:, two], float(observed[one] - observed[two]))
-    return Comparison(first, second, panel.metric, difference, len(panel.weights))
+    values, records = (panel.values[one], panel.values[two]), len(panel.weights)
+    observed = ratio(panel.means, panel.weights)
+    difference = float(observed[one] - observed[two])
+    difference = 0.0 if abs(difference) <= RESOLUTION else difference
+    over_records = paired_interval(resampled[:, one], resampled[:, two])
+    runs = len(values[0]), len(values[1])
+    found = Comparison(first, second, panel.metric, difference, over_records, runs, records)
+    if min(runs) < ENOUGH_RUNS or records < 2:
+        return found
+    test = compare_runs(*values, panel.weights)
+    return found if np.isnan(test.p) else replace(found, low=float(test.low), high=float(test.high), p=float(test.p))
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same with Holm's correction over the tests of each metric."""
+    done = list(comparisons)
+    for metric in FIELDS:
+        tested = [(place, item.p) for place, item in enumerate(done) if item.metric == metric and item.p is not None]
+        for (place, _), value in zip(tested, holm([p for _, p in tested]), strict=True):
+            done[place] = replace(done[place], holm=value)
+    return done
 
 
 def read_all(groups: Sequence[Group]) -> tuple[dict[str, list[Predictions]], list[str]]:
@@ -161,7 +219,11 @@ def read_all(groups: Sequence[Group]) -> tuple[dict[str, list[Predictions]], lis
 
 
 def panels_of(
-    metric: str, groups: Sequence[Group], predictions: Mapping[str, list[Predictions]], notes: list[str]
+    metric: str,
+    groups: Sequence[Group],
+    predictions: Mapping[str, list[Predictions]],
+    units: Mapping[str, list[list[int]]],
+    notes: list[str],
 ) -> list[Panel]:
     """Sort the groups that have a metric by the records that it was measured on."""
     members: defaultdict[object, list[Group]] = defaultdict(list)
@@ -178,15 +240,23 @@ def panels_of(
             notes.append(f"{group.title} is in no paired test of {metric}: some of its values are not finite")
         elif parts[0].weights(metric).any():
             members[keys.pop()].append(group)
-    return [panel_of(metric, together, predictions) for together in members.values()]
+    return [panel_of(metric, together, predictions, units) for together in members.values()]
 
 
-def panel_of(metric: str, groups: list[Group], predictions: Mapping[str, list[Predictions]]) -> Panel:
-    """The values of groups that share their records."""
+def panel_of(
+    metric: str,
+    groups: list[Group],
+    predictions: Mapping[str, list[Predictions]],
+    units: Mapping[str, list[list[int]]],
+) -> Panel:
+    """The values of groups that share their records; runs that count as one are averaged."""
     weights = predictions[groups[0].name][0].weights(metric)
     kept = weights > 0
-    means = [np.mean([part.values[metric] for part in predictions[group.name]], axis=0) for group in groups]
-    return Panel(metric, groups, np.array(means)[:, kept], weights[kept])
+    values = []
+    for group in groups:
+        runs = np.array([part.values[metric] for part in predictions[group.name]])[:, kept]
+        values.append(np.array([runs[places].mean(axis=0) for places in units[group.name]]))
+    return Panel(metric, groups, values, weights[kept])
 
 
 def held_out(group: Group, part: Predictions) -> tuple[object, object]:

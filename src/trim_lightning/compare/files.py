@@ -1,4 +1,4 @@
-"""The comparison as machine-readable files: one row per run, one row per paired test."""
+"""The comparison as machine-readable files: one row per run, one row per difference."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from trim_lightning.compare.report import Report
 from trim_lightning.files.atomic import write_text
 from trim_lightning.files.tables import write_table
 from trim_lightning.runs.run import Measurement, text_of
+
+# columns of the differences that are there without any test too
+TESTED = {
+    "low": pa.float64(), "high": pa.float64(), "p": pa.float64(), "p_holm": pa.float64(), "verdict": pa.string(),
+    "untested": pa.string(),
+}  # fmt: skip
 
 
 def run_rows(report: Report) -> list[dict[str, Any]]:
@@ -59,8 +65,8 @@ def difference_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
         {
             "group": item.first.name, "method": item.first.method,
             "against_group": item.second.name, "against_method": item.second.method,
-            "metric": item.metric, "difference": item.difference.value, "low": item.difference.low,
-            "high": item.difference.high, "p": item.difference.p, "held_out_records": item.records,
+            "metric": item.metric, "difference": item.difference, "low": item.low, "high": item.high, "p": item.p,
+            "held_out_records": item.records,
             "seeds": len(item.first.runs), "against_seeds": len(item.second.runs),
             "equal_in": equal_budgets(item.first, item.second),
             "records": item.first.records, "against_records": item.second.records,
@@ -68,26 +74,42 @@ def difference_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             "response_tokens": item.first.response_tokens, "against_response_tokens": item.second.response_tokens,
             "train/tokens": item.first.trained_tokens, "against_train/tokens": item.second.trained_tokens,
             "differs_also_in": " ".join(other_differences(item.first, item.second)),
+            "p_holm": item.holm, "verdict": item.verdict, "untested": item.untested or None,
+            "runs": item.runs[0], "against_runs": item.runs[1],
+            "records_low": item.over_records[0], "records_high": item.over_records[1],
         }
         for item in comparisons
     ]  # fmt: skip
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], stem: Path) -> list[Path]:
+def write_rows(
+    rows: Sequence[Mapping[str, Any]], stem: Path, always: Mapping[str, pa.DataType] | None = None
+) -> list[Path]:
     """Write rows as ``<stem>.csv`` and ``<stem>.parquet``; columns without any value are left out.
 
     A column that holds values of several types is text.
+
+    Args:
+        rows: Column to value.
+        stem: Path without suffix.
+        always: Columns that stay without any value, and their types.
     """
+    always = always or {}
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
-    columns = {name: uniform(values) for name, values in columns.items() if any(value is not None for value in values)}
+    columns = {
+        name: uniform(values)
+        for name, values in columns.items()
+        if name in always or any(value is not None for value in values)
+    }
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     paths = [stem.with_name(f"{stem.name}.csv"), stem.with_name(f"{stem.name}.parquet")]
     write_text(text.getvalue(), paths[0])
-    write_table(pa.table(columns), paths[1])
+    arrays = {name: pa.array(values, always.get(name)) for name, values in columns.items()}
+    write_table(pa.table(arrays), paths[1])
     return paths
 
 

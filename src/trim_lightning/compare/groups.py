@@ -16,7 +16,6 @@ SEEDS = ("seed", "train.seed")
 INPUTS = ("pool", "target", "model", "trainee", "evaluation")
 ABSENT = "-"
 BASELINE = "random"
-ENOUGH_SEEDS = 3  # draws of the random baseline below which its spread says nothing
 
 
 @dataclass(frozen=True, eq=False)

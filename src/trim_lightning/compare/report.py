@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trim_lightning.compare.between_runs import ENOUGH_RUNS
 from trim_lightning.compare.differences import Comparison, compare_groups, pairs_to_test
 from trim_lightning.compare.diversity import Diversity, Embed, diversity
-from trim_lightning.compare.groups import BASELINE, ENOUGH_SEEDS, Axis, Group, axes, group_runs
+from trim_lightning.compare.groups import BASELINE, Axis, Group, axes, group_runs
 from trim_lightning.compare.statistics import overlap, spearman
 from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import sha256_of
@@ -35,7 +36,7 @@ class Report:
         overlaps: ``[runs][runs]`` Jaccard similarity of coresets, None where it cannot be told.
         diversities: Of each run what kind of records its coreset holds, None if they cannot be read.
         correlations: ``[runs][runs]`` Spearman correlation of scores, None for different pools.
-        comparisons: The paired tests.
+        comparisons: The tests between groups.
         notes: What the reader should know, a line each.
     """
 
@@ -83,7 +84,7 @@ def compare(paths: Sequence[Path], *, all_pairs: bool, samples: int, seed: int, 
     Args:
         paths: Run directories or multirun folders.
         all_pairs: Test every pair, not only each method against random.
-        samples: Bootstrap resamples.
+        samples: Bootstrap resamples of the records.
         seed: Of the resampling.
         embed: Gives a vector per record, for the diversity by embeddings.
 
@@ -145,16 +146,17 @@ def warnings(groups: Sequence[Group], *, compared: bool) -> list[str]:
     """Reasons to mistrust the comparison."""
     lines = []
     for group in groups:
-        if group.method == BASELINE and group.draws < ENOUGH_SEEDS:
+        if group.method == BASELINE and group.draws < ENOUGH_RUNS:
             lines.append(
                 f"warning: {group.title}, {group.first.budget}, has {group.draws} selection "
-                f"{'seed' if group.draws == 1 else 'seeds'}; at least {ENOUGH_SEEDS} are needed to tell a better "
+                f"{'seed' if group.draws == 1 else 'seeds'}; at least {ENOUGH_RUNS} are needed to tell a better "
                 "method from a lucky draw"
             )
     trained = [group for group in groups if group.first.kind == "train"]
     if len(trained) > 1 and not compared:
         lines.append(
-            "note: no random run to compare with: add method=random with seed=0,1,2, or test all pairs with --all-pairs"
+            "note: no random run to compare with: add method=random with seed=0,1,2,3,4, or test all pairs with "
+            "--all-pairs"
         )
     if len({group.first.kind for group in groups}) > 1:
         lines.append("note: selections and training runs are compared together; a selection has no metrics")

@@ -1,4 +1,4 @@
-"""Overlap, rank correlation and the paired bootstrap; arrays only.
+"""Overlap, rank correlation and the bootstrap over records; arrays only.
 
 All of this is our choice of standard statistics, none of it is part of the method.
 """
@@ -34,23 +34,6 @@ class Spread:
     low: float
     high: float
     count: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference with its percentile interval.
-
-    Attributes:
-        value: First minus second.
-        low: 2.5th percentile over resampled records.
-        high: 97.5th percentile.
-        p: Two-sided bootstrap p-value.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -128,27 +111,24 @@ def resampled_ratios(
     return result
 
 
-def paired_difference(
-    first: NDArray[np.float64], second: NDArray[np.float64], value: float, *, resolution: float = 1e-12
-) -> Difference:
-    """Test a difference against zero.
+def paired_interval(
+    first: NDArray[np.float64], second: NDArray[np.float64], *, resolution: float = 1e-12
+) -> tuple[float, float]:
+    """95 % percentile interval of a difference over records, the runs held fixed.
 
-    The p-value is twice the smaller share of resamples on either side of zero, with one added to count and total, so
-    that it is never 0; it is below 0.05 where the 95 % interval leaves zero out, up to that one. At most 1.
+    It says what other held-out records would make of these very runs. It is no test of what the runs stand for: for
+    that see `between_runs`.
 
     Args:
         first: ``[samples]`` resampled ratios of one group.
         second: Of the other, over the same resamples.
-        value: The observed difference, first minus second.
         resolution: Differences this small are rounding errors of the sums and count as zero.
     """
     differences = first - second
     differences = differences[~np.isnan(differences)]
     differences[np.abs(differences) <= resolution] = 0
     low, high = np.percentile(differences, [2.5, 97.5])
-    below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
-    p = min(1.0, 2 * (1 + min(below, above)) / (1 + len(differences)))
-    return Difference(0.0 if abs(value) <= resolution else value, float(low), float(high), p)
+    return float(low), float(high)
 
 
 def overlap(first: Coreset, second: Coreset) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from trim_lightning.compare.between_runs import ENOUGH_RUNS
 from trim_lightning.compare.differences import equal_budgets, other_differences
 from trim_lightning.compare.groups import ABSENT, Axis, Group, axis_text, marginal_means, mean_of
 from trim_lightning.compare.measures import best
@@ -20,6 +21,10 @@ from trim_lightning.runs.run import Measurement, Run, text_of
 DASH = "-"
 MANY = 30  # different coresets above which only the files have their figures
 WIDE = 12  # coresets above which a matrix no longer fits a screen
+READ_TESTS = (
+    "Holm p is corrected for all tests of a metric, and the verdict goes by it; the interval over records only holds "
+    "these runs fixed and is no test"
+)
 SHOWN_KEYS = 4  # config keys named before "and N more"
 # config keys that a column of their own already shows
 COVERED = ("method.name", "seed", "train.seed", "model.path", "train.model", "coreset.file")
@@ -181,10 +186,9 @@ def seeds_table(report: Report) -> str:
 
 
 def difference_columns(report: Report) -> dict[str, list[str]]:
-    """The paired tests by column: the differences with their intervals, and whether the budgets were equal."""
+    """The differences by column: the tests, or why there is none, and whether the budgets were equal."""
     items = report.comparisons
     pairs = [(item.first, item.second) for item in items]
-    tests = [item.difference for item in items]
 
     def both(name: str) -> list[str]:
         measure = attrgetter(name)
@@ -194,11 +198,14 @@ def difference_columns(report: Report) -> dict[str, list[str]]:
         "group": [first.title for first, _ in pairs],
         "against": [second.title for _, second in pairs],
         "metric": [item.metric for item in items],
-        "difference": [f"{test.value:+.4f}" for test in tests],
-        "95 % interval": [f"{test.low:+.4f} to {test.high:+.4f}" for test in tests],
-        "p": [p_text(test.p) for test in tests],
+        "difference": [f"{item.difference:+.4f}" for item in items],
+        "95 % interval": [bounds_text(item.low, item.high) for item in items],
+        "p": [p_text(item.p) for item in items],
+        "Holm p": [p_text(item.holm) for item in items],
+        "verdict": [item.verdict or item.untested for item in items],
+        "runs": ["/".join(map(str, item.runs)) for item in items],
+        "over records only": [bounds_text(*item.over_records) for item in items],
         "held-out": [whole(item.records) for item in items],
-        "seeds": [f"{len(first.runs)}/{len(second.runs)}" for first, second in pairs],
         "equal in": [equal_budgets(first, second) for first, second in pairs],
         "records": both("records"),
         "tokens": both("tokens"),
@@ -209,14 +216,12 @@ def difference_columns(report: Report) -> dict[str, list[str]]:
 
 
 def difference_table(report: Report) -> str:
-    """The paired tests as a table."""
-    tests = len(report.comparisons)
-    if not tests:
+    """The differences as a table."""
+    if not report.comparisons:
         return ""
-    title = "differences (group minus the other; paired bootstrap over held-out records, averaged over seeds)"
-    many = f"\np-values are not corrected for the {tests} tests" if tests > 1 else ""
-    left = ("group", "against", "metric", "equal in", "differs also in")
-    return f"{title}\n" + table(difference_columns(report), left) + many
+    title = f"differences (group minus the other; tested over runs and held-out records from {ENOUGH_RUNS} runs each)"
+    left = ("group", "against", "metric", "verdict", "equal in", "differs also in")
+    return f"{title}\n" + table(difference_columns(report), left) + f"\n{READ_TESTS}"
 
 
 def matrix_table(report: Report, title: str, matrix: Sequence[Sequence[float | None]]) -> str:
@@ -270,7 +275,12 @@ def best_table(report: Report) -> str:
             groups = [report.groups[place] for place in places]
             cell = cell_text(groups[0], report.axes) if len(groups) == 1 else f"{len(groups)} equally good"
             rows.append([metric, " ".join(group.name for group in groups), decimal(found.mean, 4), cell])
-    return "best by metric\n" + grid(rows, ["metric", "group", "mean", "cell"], left=2, left_too=(3,)) if rows else ""
+    return (
+        "best by metric (by the mean, no test)\n"
+        + grid(rows, ["metric", "group", "mean", "cell"], left=2, left_too=(3,))
+        if rows
+        else ""
+    )
 
 
 def cell_text(group: Group, axes: Sequence[Axis]) -> str:
@@ -292,7 +302,7 @@ def marginal_table(report: Report) -> str:
         f"\n{len(report.runs)} runs do not fill the grid of {report.cells} cells: these means mix the axes"
     )  # fmt: skip
     headers = ["axis", "value", "runs", *report.metrics, "mean length"]
-    return "marginal means (mean over the runs with that value)\n" + grid(rows, headers, left=2) + warning
+    return "marginal means (mean over the runs with that value, no test)\n" + grid(rows, headers, left=2) + warning
 
 
 def broken_table(report: Report) -> str:
@@ -334,9 +344,14 @@ def whole(value: float | None) -> str:
     return DASH if value is None else f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
-def p_text(p: float) -> str:
-    """A p-value with three digits, or more if it is smaller."""
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
+def bounds_text(low: float | None, high: float | None) -> str:
+    """An interval, or a dash."""
+    return DASH if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+
+
+def p_text(p: float | None) -> str:
+    """A p-value with three digits, or more if it is smaller; a dash without one."""
+    return DASH if p is None else f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
 
 
 def key_list(keys: Sequence[str]) -> str:

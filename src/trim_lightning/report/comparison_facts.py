@@ -29,7 +29,8 @@ COSTS: dict[str, Callable[[Run], float | None]] = {
     "seconds of the training": lambda run: run.train_seconds,
 }
 TESTED = (
-    "group", "against", "metric", "difference", "95 % interval", "p", "held-out", "equal in", "differs also in",
+    "group", "against", "metric", "difference", "95 % interval", "p", "Holm p", "verdict", "runs", "over records only",
+    "held-out", "equal in", "differs also in",
 )  # fmt: skip
 NOTHING = ("–", "-", "null")
 MEAN_LENGTH = "mean length of a picked record"
@@ -158,7 +159,7 @@ def matrix_places(report: Report) -> list[int]:
 
 
 def difference_rows(report: Report) -> list[list[str]]:
-    """The paired tests, headings first."""
+    """The differences and their tests, headings first."""
     if not report.comparisons:
         return []
     columns = difference_columns(report)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trim_lightning.compare.between_runs import ENOUGH_RUNS
 from trim_lightning.compare.measures import lower_is_better
 from trim_lightning.compare.report import Report
-from trim_lightning.compare.tables import constants
+from trim_lightning.compare.tables import READ_TESTS, constants
 from trim_lightning.files.atomic import write_text
 from trim_lightning.report.comparison_facts import (
     MOST_SIDE_BY_SIDE,
@@ -57,6 +58,8 @@ def comparison_page(report: Report, folder: Path) -> str:
         "overlaps": overlaps,
         "correlations": correlations,
         "differences": difference_rows(report),
+        "enough_runs": ENOUGH_RUNS,
+        "read_tests": READ_TESTS,
         "sides": [side_name(run, report) for run in sides],
         "exclusive": exclusive,
         "broken": report.broken,

@@ -12,7 +12,7 @@ from trim_lightning.runs.run import text_of
 from trim_lightning.settings.schema import LoggerSettings
 from trim_lightning.tracking.open import tracked
 
-SAMPLES = 1000  # bootstrap resamples of the paired tests
+SAMPLES = 100  # bootstrap resamples of intervals that are not logged
 
 
 def log_summary(sweep: Path, logger: LoggerSettings, group: str) -> None:
