@@ -204,5 +204,5 @@ def best_dtype() -> torch.dtype:
 
 def model_of(source: ModelSource, dtype: torch.dtype, **keywords: Any) -> Any:
     """The model on the device that is there."""
-    model = load_model(source, dtype, **keywords)
-    return model.to("cuda") if torch.cuda.is_available() else model
+    model: Any = load_model(source, dtype, **keywords)
+    return model.cuda() if torch.cuda.is_available() else model

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from trim_lightning.report.explain import explain_row
 from trim_lightning.report.facts import MatchView
 from trim_lightning.report.page import token_text
-from trim_lightning.runs.reopened import Run, open_run
+from trim_lightning.runs.reopened import OpenedRun, open_run
 
 IMAGES = Path(__file__).parent / "images"
 FALLBACK = "#8f72ea"
@@ -57,7 +57,7 @@ def save(name: str, figure: Any) -> None:
     figure.savefig(IMAGES / f"{name}.png", dpi=120, pil_kwargs={"optimize": True})
 
 
-def saliency(run: Run) -> Any:
+def saliency(run: OpenedRun) -> Any:
     """Row, column and combined saliency along one target."""
     (target, *_) = explain_row(run, int(run.scores.to_pandas().query("rank == 1").row.iloc[0])).targets
     places = [place for place, value in enumerate(target.saliency) if value is not None]
@@ -75,7 +75,7 @@ def saliency(run: Run) -> Any:
     return figure
 
 
-def matches(run: Run) -> Any:
+def matches(run: OpenedRun) -> Any:
     """The tokens of the best record and of one from the middle of the ranking."""
     scores = run.scores.to_pandas().dropna(subset=["rank"]).sort_values("rank")
     lengths = scores.num_scored
@@ -103,7 +103,7 @@ def bars(axes: Any, view: MatchView) -> None:
     axes.grid(axis="x", visible=False)
 
 
-def ranking(run: Run) -> Any:
+def ranking(run: OpenedRun) -> Any:
     """Every record's score by its rank."""
     scores = run.scores.to_pandas().dropna(subset=["rank"]).sort_values("rank")
     wanted = scores.id.str.rpartition("-")[0] == scores.id.iloc[0].rpartition("-")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -185,3 +186,19 @@ def test_a_changed_pool_is_noticed(room: Room, said) -> None:  # type: ignore[no
     code, _, err = said(run, "--row", 0)
     assert code == 2
     assert "has changed since the run" in err
+
+
+def test_a_manifest_that_does_not_name_the_model_is_one_line(
+    room: Room,
+    plain: Path,
+    said,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+) -> None:
+    run = shutil.copytree(plain, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["inputs"]["model"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    code, _, err = said(run, "--row", 0, "--store", room.root / "store")
+    assert code == 2
+    assert "its files are not those that the run used" in err
+    assert "Traceback" not in err

@@ -80,6 +80,11 @@ class Manifest:
         config = with_local(content["config"], read_local(directory))
         return cls(directory, content, config, content["inputs"], content["stages"], content["counts"])
 
+    def sha256(self, role: str) -> str | None:
+        """Checksum of an input; None if the manifest does not name it."""
+        described = self.inputs.get(role)
+        return described.get("sha256") if isinstance(described, Mapping) else None
+
 
 def git_state() -> dict[str, Any] | None:
     """Commit and cleanliness of this package's checkout, or None if it is not one."""

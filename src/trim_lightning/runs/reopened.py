@@ -70,7 +70,7 @@ class OpenedRun:
                 f"({self.settings.model.path}), add --trust-remote-code"
             )
         source = find_model(self.settings.model, self.store)
-        if source.digest != self.manifest.inputs["model"]["sha256"]:
+        if source.digest != self.manifest.sha256("model"):
             raise UserError(
                 f"model.path={self.settings.model.path}: its files are not those that the run used; bring them back, "
                 "or run the selection again"
@@ -131,7 +131,7 @@ class OpenedRun:
             limit=settings.pool.limit,
             sample=settings.pool.sample,
         )
-        if pool.sha256 != self.manifest.inputs["pool"]["sha256"]:
+        if pool.sha256 != self.manifest.sha256("pool"):
             raise UserError(f"pool {pool.name}: has changed since the run; bring the old file back, or select again")
         return pool.record(row)
 
