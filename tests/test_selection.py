@@ -17,8 +17,8 @@ from trim_lightning.errors import UserError
 from trim_lightning.pipeline.checks import check_settings
 from trim_lightning.records.indexing import index
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
+from trim_lightning.records.shared import text_of
 from trim_lightning.selection.budget import check_budget, select_rows
-from trim_lightning.selection.filters import text_of
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.schema import SelectionSettings, SelectSettings
 from trim_lightning.store.ledger import Ledger
@@ -215,7 +215,7 @@ def test_all_turns_count_in_a_records_text(pool: Pool) -> None:
         {"prompt": "", "response": ""},
         {"prompt": " ", "response": "\n"},
     )
-    assert text_of(records, 2) == "add five"
+    assert text_of(records.record(2).turns) == "add five"
     assert chosen(records, count=5, dedup="exact") == [0, 1, 3]
 
 

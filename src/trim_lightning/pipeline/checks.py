@@ -75,8 +75,17 @@ def check_training(settings: TrainSettings) -> None:
             f"evaluation.objective={evaluation.objective} needs something to evaluate; give evaluation.path=FILE, "
             "evaluation=generated or evaluation.tasks"
         )
-    if settings.train.early_stop is not None and evaluation.path is None and not evaluation.generated:
-        raise UserError("train.early_stop needs held-out records; give evaluation.path=FILE")
+    tuning = settings.train
+    if tuning.early_stop_path is not None and tuning.early_stop is None:
+        raise UserError(
+            f"train.early_stop_path={tuning.early_stop_path}: there is no early stop that watches it; give "
+            "train.early_stop too"
+        )
+    if tuning.early_stop is not None and not (tuning.early_stop_path or evaluation.path or evaluation.generated):
+        raise UserError(
+            "train.early_stop needs held-out records; give train.early_stop_path=FILE (or, where nothing is reported "
+            "on it, evaluation.path=FILE)"
+        )
 
 
 def check_target(settings: SelectSettings) -> None:

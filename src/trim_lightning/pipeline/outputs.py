@@ -16,9 +16,11 @@ from trim_lightning.files.atomic import replacing
 from trim_lightning.files.tables import table_writer
 from trim_lightning.privacy.local import LOCAL
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.records.shared import first_ids
 from trim_lightning.runs.manifest import write_manifest
 from trim_lightning.runs.names import FILES, MANIFEST
 from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.selection.responses import MissingResponses
 from trim_lightning.stages.task import SelectionTask
 
 CHUNK = 65_536  # lines written at once
@@ -103,18 +105,33 @@ def write_selection_manifest(
     scores: ScoreTable,
     chosen: NDArray[np.int64],
     responses: NDArray[np.int64],
-    unscored: str,
+    missing: MissingResponses,
     directory: Path,
 ) -> dict[str, Any]:
-    """Write ``manifest.json``, after a warning of what could not be scored or rendered, and return its content.
+    """Write ``manifest.json``, after a warning of what could not be scored or rendered, or teaches nothing.
 
-    ``responses`` are the content tokens ``[records]`` of the responses, ``unscored`` the ids of the first records
-    without a score.
+    ``responses`` are the content tokens ``[records]`` of the responses. Returns the content.
     """
     pool, ledger, scorer = task.pool, task.ledger, task.scorer
-    number = int(np.isnan(scores.score).sum())
-    if number:
-        ledger.warn(f"{number} of the pool's records could not be scored and are left out: {unscored}")
+    unscored, selected = np.flatnonzero(np.isnan(scores.score)), missing.among(chosen)
+    number = len(unscored)
+    if task.settings.selection.require_response and len(missing):
+        ledger.warn(
+            f"{len(missing)} of the pool's records have no response token ({missing}) and are left out: "
+            f"{first_ids(pool, missing.rows.tolist())}"
+        )
+        unscored = np.setdiff1d(unscored, missing.rows)
+    if len(unscored):
+        ledger.warn(
+            f"{len(unscored)} of the pool's records could not be scored and are left out: "
+            f"{first_ids(pool, unscored.tolist())}"
+        )
+    if len(selected):
+        ledger.warn(
+            f"{len(selected)} of the {len(chosen)} selected records have no response token ({selected}), so that "
+            f"nothing can be learnt from them: {first_ids(pool, selected.rows.tolist())}; "
+            "selection.require_response=true leaves such records out"
+        )
     for problem in task.pool_tokens.problems[:5]:
         ledger.warn(f"pool {problem}")
     return write_manifest(
@@ -131,9 +148,12 @@ def write_selection_manifest(
             "unscored": number,
             "max_length": scorer.max_length,
             "truncated": task.pool_tokens.truncated,
+            "no_response": len(missing),
+            "response_cut_off": len(missing.cut),
             "selected": len(chosen),
             "selected_tokens": int(scores.num_tokens[chosen].sum()),
             "selected_response_tokens": int(responses[chosen].sum()),
+            "selected_no_response": len(selected),
             "mean_tokens_pool": mean(scores.num_tokens),
             "mean_tokens_selected": mean(scores.num_tokens[chosen]),
             "fallback_share": ledger.figures.get("fallback_share"),
@@ -153,11 +173,6 @@ def describe(records: RecordFile) -> dict[str, Any]:
         "rows": len(records),
         "source_rows": records.source_rows,
     }
-
-
-def first_ids(pool: RecordFile, rows: NDArray[np.int64], most: int = 5) -> str:
-    """Ids of the first few rows, for messages."""
-    return ", ".join(pool.id(int(row)) for row in rows[:most]) + (", ..." if len(rows) > most else "")
 
 
 def mean(values: NDArray[Any]) -> float | None:

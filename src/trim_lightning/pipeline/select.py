@@ -13,19 +13,22 @@ from numpy.typing import NDArray
 
 from trim_lightning.methods.base import load_selector
 from trim_lightning.pipeline.checks import check_settings
+from trim_lightning.pipeline.leaks import warn_of_leaks
 from trim_lightning.pipeline.opening import for_helper, open_store, open_task
 from trim_lightning.pipeline.outputs import (
     clear,
-    first_ids,
     writable_directory,
     write_coreset,
     write_scores,
     write_selection_manifest,
 )
 from trim_lightning.pipeline.summary import selection_metrics, selection_summary
+from trim_lightning.records.record_file import RecordFile
+from trim_lightning.records.shared import first_ids
 from trim_lightning.runs.names import CORESET, MANIFEST, REPORT, SCORES
 from trim_lightning.selection.budget import select_rows
 from trim_lightning.selection.ranking import ScoreTable, rank_by_score
+from trim_lightning.selection.responses import missing_responses
 from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.store import Store
 from trim_lightning.store.ledger import StageRecord
@@ -51,6 +54,7 @@ class Selection:
         manifest: Content of ``manifest.json``.
         summary: The table that a user sees at the end.
         report: What ``report.html`` shows, None if there is none.
+        leaks: Warnings of records that pool, targets and held-out records share.
     """
 
     directory: Path
@@ -60,6 +64,7 @@ class Selection:
     manifest: dict[str, Any]
     summary: str
     report: SelectionFacts | None = None
+    leaks: tuple[str, ...] = ()
 
     def show(self, tracker: Tracker) -> None:
         """Let a tracker show the report."""
@@ -93,11 +98,17 @@ def select(settings: SelectSettings, command: str | None = None) -> Selection:
 
 
 def run_selection(
-    settings: SelectSettings, directory: Path, store: Store, announce: bool = True, command: str | None = None
+    settings: SelectSettings,
+    directory: Path,
+    store: Store,
+    announce: bool = True,
+    command: str | None = None,
+    held_out: RecordFile | None = None,
 ) -> Selection:
     """Select and write the files, reporting to no tracker.
 
-    ``announce=False`` says nothing of what is found and done, and makes no report.
+    ``announce=False`` says nothing of what is found and done, and makes no report. ``held_out`` are the records that
+    will measure what is selected.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -111,6 +122,9 @@ def run_selection(
         selector.profile(task, Path(settings.paths.output_dir) / "profile")
 
     started = time.perf_counter()
+    missing = missing_responses(task.pool, task.pool_tokens, task.scorer.max_length)
+    if settings.selection.require_response:
+        scores = scores.without(missing.rows)
     order = scores.order if scores.order is not None else rank_by_score(scores.score)
     responses = task.pool_tokens.content_lengths("response")
     costs = responses if settings.selection.token_scope == "response" else None
@@ -123,8 +137,9 @@ def run_selection(
     write_coreset(task.pool, chosen, directory / CORESET)
     selector.write_extras(task, directory)
     task.ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, False, versions()))
-    unscored = first_ids(task.pool, np.flatnonzero(np.isnan(scores.score)))
-    manifest = write_selection_manifest(task, scores, chosen, responses, unscored, directory)
+    leaks = warn_of_leaks(task, chosen, held_out)
+    unscored = first_ids(task.pool, np.flatnonzero(np.isnan(scores.score)).tolist())
+    manifest = write_selection_manifest(task, scores, chosen, responses, missing, directory)
     report = None
     if settings.report.enabled and announce:
         from trim_lightning.report.selection_facts import Outcome
@@ -133,4 +148,4 @@ def run_selection(
         outcome = Outcome(task, selector, scores, order, chosen, manifest, directory)
         report = write_report(outcome, settings.report.examples, command)
     summary = selection_summary(manifest, task.pool, task.targets, order, chosen, directory, unscored)
-    return Selection(directory, scores, order, chosen, manifest, summary, report)
+    return Selection(directory, scores, order, chosen, manifest, summary, report, tuple(leaks))

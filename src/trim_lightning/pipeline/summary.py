@@ -46,6 +46,7 @@ def selection_summary(
         ["pool", f"{counts['pool']:,} records ({pool.name})"],
         *([] if targets is None else [["targets", f"{len(targets.records)} examples ({targets.records.name})"]]),
         ["scored", f"{counts['scored']:,}" + (f", {counts['unscored']:,} not ({unscored})" if unscored else "")],
+        *left_out(manifest),
         [
             "selected",
             f"{counts['selected']:,} records, {counts['selected_tokens']:,} content tokens, "
@@ -57,7 +58,8 @@ def selection_summary(
         ],
     ]
     if counts["truncated"]:
-        rows.append(["truncated", f"{counts['truncated']:,} records at {counts['max_length']} tokens"])
+        whole = f", {counts['response_cut_off']:,} of them before their response" if counts["response_cut_off"] else ""
+        rows.append(["truncated", f"{counts['truncated']:,} records at {counts['max_length']} tokens{whole}"])
     if counts["fallback_share"] is not None:
         rows.append(
             [
@@ -88,9 +90,33 @@ def selection_summary(
     mix = describe_mix(pool, targets, chosen)
     if mix:
         parts.append(mix)
+    parts += told_again(manifest)
     where = os.path.relpath(directory)
     parts.append(f"files: {where if not where.startswith('..') else directory}")
     return "\n\n".join(parts)
+
+
+def left_out(manifest: dict[str, Any]) -> list[list[str]]:
+    """The lines that say why records have no score, and how many of the selected teach nothing."""
+    counts, lines = manifest["counts"], []
+    empty, cut = counts["no_response"] - counts["response_cut_off"], counts["response_cut_off"]
+    if manifest["config"]["selection"]["require_response"]:
+        reasons = {
+            "without a response": empty,
+            "with their response cut off": cut,
+            "without a token in scope, or not rendered": counts["unscored"] - empty - cut,
+        }
+        if counts["no_response"]:
+            lines.append(["left out", ", ".join(f"{number:,} {why}" for why, number in reasons.items() if number)])
+    elif counts["selected_no_response"]:
+        lines.append(["no response", f"{counts['selected_no_response']:,} of the selected records teach nothing"])
+    return lines
+
+
+def told_again(manifest: dict[str, Any]) -> list[str]:
+    """The warnings once more: in a long run they have scrolled away."""
+    told = [f"- {visible(line)}" for line in manifest["warnings"]]
+    return ["\n".join(["warnings:", *told])] if told else []
 
 
 def training_summary(metrics: dict[str, Any], manifest: dict[str, Any], directory: Path) -> str:
@@ -117,6 +143,7 @@ def training_summary(metrics: dict[str, Any], manifest: dict[str, Any], director
     if measured:
         headers = ["held-out", "before", "after", "95 % interval"]
         parts.append(tabulate(measured, headers=headers, tablefmt="simple", disable_numparse=True))
+    parts += told_again(manifest)
     where = os.path.relpath(directory)
     parts.append(f"files: {where if not where.startswith('..') else directory}")
     return "\n\n".join(parts)

@@ -11,6 +11,7 @@ from typing import Any
 from trim_lightning.evaluation.evaluate import evaluate, paired, summarise
 from trim_lightning.files.atomic import write_text
 from trim_lightning.pipeline.checks import check_training
+from trim_lightning.pipeline.leaks import warn_of_shared
 from trim_lightning.pipeline.opening import for_helper, open_store
 from trim_lightning.pipeline.outputs import describe, writable_directory
 from trim_lightning.pipeline.select import Selection, run_selection
@@ -20,6 +21,10 @@ from trim_lightning.pipeline.training_inputs import (
     make_trainee,
     open_coreset,
     open_held_out,
+    open_watched,
+    tokenize_watched,
+    warn_of_coreset,
+    warn_of_early_stop,
     warn_of_held_out,
 )
 from trim_lightning.pipeline.training_outputs import (
@@ -99,25 +104,33 @@ def run_training(
     """
     ledger = Ledger()
     held_out = open_held_out(settings, store)
+    watched = open_watched(settings, store, held_out)
     trainee = make_trainee(settings, store, ledger)
 
     selection = None
     if settings.coreset.path is None:
-        selection = run_selection(settings, directory / SELECTION, store, command=command)
+        selection = run_selection(settings, directory / SELECTION, store, command=command, held_out=held_out)
+        ledger.warnings += selection.leaks  # already told
         coreset = open_coreset(settings, directory / SELECTION / CORESET, store)
     else:
         store.dismiss_helpers()
         coreset = open_coreset(settings, Path(settings.coreset.path), store)
     clear_training(directory, settings.coreset.path)
 
-    coreset_tokens, coreset_entry = trainee.tokenize(in_one_order(coreset, store))
-    watched, before, after = None, [], []
+    ordered = in_one_order(coreset, store)
+    coreset_tokens, coreset_entry = trainee.tokenize(ordered)
+    warn_of_coreset(trainee.max_length, ordered, coreset_tokens, ledger)
+    before, after = [], []
     if held_out is not None:
-        tokens, entry = trainee.tokenize(held_out)
-        watched = (tokens, entry.key)
-        warn_of_held_out(trainee.max_length, held_out, tokens.truncated, coreset, ledger)
+        if selection is None:
+            warn_of_shared(held_out, "held-out records", coreset, "the coreset", ledger)
+        warn_of_held_out(trainee.max_length, held_out, trainee.tokenize(held_out)[0], ledger)
+    if watched is not None:
+        warn_of_early_stop(settings, watched, held_out, coreset, ledger)
+    stop = None if watched is None else tokenize_watched(trainee, watched)
+    if held_out is not None:
         before = evaluate(trainee, None, held_out, settings.evaluation, title="before")
-    tuned = trainee.fine_tune(settings.train, coreset_tokens, coreset_entry.key, watched, training_logger)
+    tuned = trainee.fine_tune(settings.train, coreset_tokens, coreset_entry.key, stop, training_logger)
     if held_out is not None:
         after = evaluate(trainee, tuned, held_out, settings.evaluation, title="after")
     task_metrics, details = run_tasks(settings, trainee, tuned) if settings.evaluation.tasks else ({}, {})
@@ -134,6 +147,7 @@ def run_training(
         "coreset": {"name": coreset.name, "sha256": coreset.sha256, "rows": len(coreset)},
         "trainee": {"name": trainee.source.name, "sha256": trainee.source.digest},
         **({} if held_out is None else {"evaluation": describe(held_out)}),
+        **({} if watched is None or watched is held_out else {"early_stop": describe(watched)}),
     }
     counts = {
         "coreset": len(coreset),

@@ -11,16 +11,20 @@ from pathlib import Path
 from trim_lightning.errors import UserError
 from trim_lightning.evaluation.evaluate import measures
 from trim_lightning.models.source import ModelSource, find_model
+from trim_lightning.pipeline.leaks import warn_of_shared
 from trim_lightning.records.indexing import index
-from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
+from trim_lightning.records.shared import first_ids, text_of
 from trim_lightning.records.sources import open_records
 from trim_lightning.runs.names import CORESET
+from trim_lightning.selection.responses import missing_responses
 from trim_lightning.settings.schema import SourceSettings, TrainSettings
 from trim_lightning.stages.trainee import Trainee
-from trim_lightning.store import Store
+from trim_lightning.store import StageKey, Store
 from trim_lightning.store.ledger import Ledger
+from trim_lightning.tokens.tokenized import TokenizedRecords
 
+SHOWN = 60  # characters of a record that a warning shows
 GENERATED_SEED = 2000  # held-out generated records come from another stream than pool (0) and targets (1000)
 
 
@@ -103,23 +107,72 @@ def in_one_order(coreset: RecordFile, store: Store) -> RecordFile:
     return index(LineSource(path, label=coreset.name, name=coreset.name, what="coreset"), ReadOptions())
 
 
-def warn_of_held_out(
-    max_length: int, held_out: RecordFile, truncated: int, coreset: RecordFile, ledger: Ledger
-) -> None:
+def open_watched(settings: TrainSettings, store: Store, held_out: RecordFile | None) -> RecordFile | None:
+    """The records that early stop watches; None without an early stop.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    tuning = settings.train
+    if tuning.early_stop is None or tuning.early_stop_path is None:
+        return None if tuning.early_stop is None else held_out
+    kind = "parquet" if tuning.early_stop_path.endswith(".parquet") else "jsonl"
+    source = replace(SourceSettings(), source=kind, path=tuning.early_stop_path)
+    try:
+        return open_records(source, what="early_stop", seed=0, spool=store.spool)
+    except UserError as error:
+        raise UserError(str(error).replace("early_stop.path=", "train.early_stop_path=", 1)) from None
+
+
+def tokenize_watched(trainee: Trainee, watched: RecordFile) -> tuple[TokenizedRecords, StageKey]:
+    """The tokens that early stop watches, and their key.
+
+    Raises:
+        UserError: if none of them is a response token.
+    """
+    tokens, entry = trainee.tokenize(watched)
+    if not tokens.content_lengths("response").any():
+        raise UserError(f"train.early_stop: {watched.name} has no response token to watch; give records with responses")
+    return tokens, entry.key
+
+
+def warn_of_held_out(max_length: int, held_out: RecordFile, tokens: TokenizedRecords, ledger: Ledger) -> None:
     """Say what makes a measurement on the held-out records mean less than it seems to."""
-    if truncated:
+    if tokens.truncated:
         ledger.warn(
-            f"{truncated} of the {len(held_out)} held-out records are longer than {max_length} tokens: cut, and "
+            f"{tokens.truncated} of the {len(held_out)} held-out records are longer than {max_length} tokens: cut, and "
             "measured on what is left"
         )
-    learnt = {prompt_turns(coreset, row) for row in range(len(coreset))} - {(), (Turn("user", ""),)}
-    known = [held_out.id(row) for row in range(len(held_out)) if prompt_turns(held_out, row) in learnt]
-    if known:
-        names = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
-        ledger.warn(f"{len(known)} of the {len(held_out)} held-out records have a prompt of the coreset: {names}")
+    missing = missing_responses(held_out, tokens, max_length)
+    if 0 < len(missing) < len(held_out):  # where none has one, answers alone are judged
+        ledger.warn(
+            f"{len(missing)} of the {len(held_out)} held-out records have no response token ({missing}), so that they "
+            f"count for nothing in the loss: {first_ids(held_out, missing.rows.tolist())}"
+        )
 
 
-def prompt_turns(records: RecordFile, row: int) -> tuple[Turn, ...]:
-    """What a record asks: its turns without the last response."""
-    turns = records.record(row).turns
-    return turns[:-1] if turns and turns[-1].role == "assistant" else turns
+def warn_of_coreset(max_length: int, coreset: RecordFile, tokens: TokenizedRecords, ledger: Ledger) -> None:
+    """Say which records of the coreset a training leaves out."""
+    missing = missing_responses(coreset, tokens, max_length)
+    if len(missing):
+        first = text_of(coreset.record(int(missing.rows[0])).turns)[:SHOWN]
+        ledger.warn(
+            f"{len(missing)} of the {len(coreset)} records of the coreset have no response token ({missing}), so that "
+            f"the training leaves them out; the first begins: {first!r}"
+        )
+
+
+def warn_of_early_stop(
+    settings: TrainSettings, watched: RecordFile, held_out: RecordFile | None, coreset: RecordFile, ledger: Ledger
+) -> None:
+    """Say where the records that early stop watches are also those that are reported, or trained on."""
+    given = f"records of train.early_stop_path={settings.train.early_stop_path}"
+    if held_out is watched:
+        ledger.warn(
+            f"train.early_stop={settings.train.early_stop} watches the {len(held_out)} held-out records that are "
+            "reported: the epoch that is kept was chosen on them, which flatters it; give train.early_stop_path=FILE"
+        )
+        return
+    if held_out is not None:
+        warn_of_shared(watched, given, held_out, "the held-out records", ledger)
+    warn_of_shared(watched, given, coreset, "the coreset", ledger)

@@ -59,7 +59,7 @@ def choose_targets(settings: SelectSettings, pool: RecordFile, store: Store) -> 
     taken = set(rows) if source is pool else set()
     # each place has its own substitute, whatever the share and the other groups
     noisy = replace_targets(drawn, {place: every.index(place) for place in places}, pool, taken, settings.seed, store)
-    return TargetSet(noisy, groups, replaced=len(places))
+    return TargetSet(noisy, groups, substitutes=frozenset(places))
 
 
 def noisy_order(places: list[int], seed: int) -> list[int]:
@@ -167,12 +167,17 @@ class TargetSet:
     Attributes:
         records: Only the drawn records, in file order.
         groups: Group name to places in ``records``; ``{"": all}`` without groups.
-        replaced: How many of the records are noise in place of targets.
+        substitutes: Places in ``records`` of noise in place of targets.
     """
 
     records: RecordFile
     groups: Mapping[str, list[int]]
-    replaced: int = 0
+    substitutes: frozenset[int] = frozenset()
+
+    @property
+    def replaced(self) -> int:
+        """How many of the records are noise."""
+        return len(self.substitutes)
 
     def describe(self) -> dict[str, Any]:
         """The target set's line among the inputs of a manifest."""

@@ -143,8 +143,10 @@ def cut_of(run: OpenedRun) -> float | None:
 def verdict_of_row(run: OpenedRun, candidate: Candidate) -> list[str]:
     """Picked or not, and why."""
     if candidate.score is None or candidate.rank is None:
-        scope = run.settings.scope
-        return [f"Not picked: it has no score, for it has no token in scope={scope} or could not be rendered."]
+        selection, reasons = run.settings.selection, [f"has no token in scope={run.settings.scope}"]
+        if selection.require_response:
+            reasons.append("has no response token (selection.require_response=true)")
+        return [f"Not picked: it has no score, for it {', '.join(reasons)} or could not be rendered."]
     scores = run.scores
     scored = len(scores["score"].drop_null())
     picked = scores.filter(pc.field("selected"))

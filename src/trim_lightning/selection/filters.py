@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from trim_lightning.errors import UserError
 from trim_lightning.records.layouts import MISSING, lookup
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.records.shared import digest_of_text, text_of
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.schema import SelectionSettings
 
@@ -50,9 +50,9 @@ def make_filters(selection: SelectionSettings, pool: RecordFile, scores: ScoreTa
     if selection.cap_field is not None and selection.cap is not None:
         filters.append(Cap(partial(field_value, pool, selection.cap_field), selection.cap))
     if selection.dedup == "exact":
-        filters.append(Cap(lambda row: hashlib.sha256(text_of(pool, row).encode()).digest(), 1))
+        filters.append(Cap(lambda row: digest_of_text(text_of(pool.record(row).turns)), 1))
     elif selection.dedup == "near":
-        filters.append(NearDuplicates(lambda row: text_of(pool, row), selection.near_threshold))
+        filters.append(NearDuplicates(lambda row: text_of(pool.record(row).turns), selection.near_threshold))
     return filters
 
 
@@ -98,11 +98,6 @@ def field_value(pool: RecordFile, field: str, row: int) -> str:
             f"selection.cap_field={field}: {pool.place(row)} has no such field; name one that every record has"
         )
     return str(value)
-
-
-def text_of(pool: RecordFile, row: int) -> str:
-    """All turns of a record as one text, case and white space evened out."""
-    return " ".join(" ".join(turn.content for turn in pool.record(row).turns).lower().split())
 
 
 class NearDuplicates(RowFilter):

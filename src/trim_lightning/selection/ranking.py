@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -38,6 +38,24 @@ class ScoreTable:
 
     def __len__(self) -> int:
         return len(self.score)
+
+    def without(self, rows: NDArray[np.int64]) -> ScoreTable:
+        """The same table without score and rank in some rows."""
+        left_out = np.zeros(len(self), dtype=bool)
+        left_out[rows] = True
+
+        def cleared(values: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.where(left_out, np.float32(np.nan), values)
+
+        return replace(
+            self,
+            score=cleared(self.score),
+            mean=None if self.mean is None else cleared(self.mean),
+            max=None if self.max is None else cleared(self.max),
+            coverage=None if self.coverage is None else cleared(self.coverage),
+            groups={group: cleared(values) for group, values in self.groups.items()},
+            order=None if self.order is None else self.order[~left_out[self.order]],
+        )
 
 
 def rank_by_score(score: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -154,6 +154,16 @@ class SelectionSettings:
     near_threshold: float = key(0.8, "Jaccard similarity that makes a near duplicate", above=0, high=1)
     min_tokens: int | None = key(None, "fewest content tokens of a selected record", low=1)
     max_tokens: int | None = key(None, "most content tokens of a selected record", low=1)
+    require_response: bool = key(
+        False, "leave out records without a response token, empty or cut off; true by default in trim-train"
+    )
+
+
+@dataclass
+class TrainSelectionSettings(SelectionSettings):
+    """The same of a selection that is trained on: there a record without a response is of no use."""
+
+    require_response: bool = key(True, "leave out records without a response token, empty or cut off")
 
 
 @dataclass
@@ -245,6 +255,9 @@ class FineTuneSettings(TuningSettings):
     seed: int | None = key(None, "seed of the training alone; null takes `seed`", low=0)
     length_grouped: bool = key(False, "put records of similar length into one optimiser step")
     early_stop: int | None = key(None, "epochs without a lower held-out loss after which training ends", low=1)
+    early_stop_path: str | None = key(
+        None, "held-out records that early stop watches (JSONL, .gz or Parquet); null takes those of the evaluation"
+    )
 
 
 @dataclass
@@ -274,6 +287,7 @@ class EvaluationSettings:
 class TrainSettings(SelectSettings):
     """All keys of ``train.py``: those of a selection, and what follows it."""
 
+    selection: TrainSelectionSettings = field(default_factory=TrainSelectionSettings)
     coreset: CoresetSettings = field(default_factory=CoresetSettings)
     train: FineTuneSettings = field(default_factory=FineTuneSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

@@ -86,6 +86,11 @@ class Scorer(ModelHandle):
             {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
         )
         rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
+        empty = int((pool.content_lengths("response")[rows] == 0).sum())
+        if empty:
+            self.ledger.warn(
+                f"{empty} of the {len(rows)} records drawn for the warm-up have no response token and teach it nothing"
+            )
 
         def build(directory: Path) -> dict[str, Any]:
             self.before_load()

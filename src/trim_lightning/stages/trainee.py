@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-NO_PART_OF_THE_RESULT = ("checkpoint_seconds", "model", "seed")
+NO_PART_OF_THE_RESULT = ("checkpoint_seconds", "model", "seed", "early_stop_path")
 
 
 class Trainee(ModelHandle):

@@ -18,7 +18,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "model": MODEL, "signals": MODEL, "score": MODEL, "vectors": MODEL, "losses": MODEL, "embeddings": MODEL,
     "evaluate": MODEL, "tasks": MODEL,
     "gradients": ADAPTER, "warmup": ADAPTER, "checkpoints": ADAPTER, "finetune": ADAPTER,
-    **dict.fromkeys(("generated", "decompressed", "parquet", "hub", "conversations", "words"), ()),
+    **dict.fromkeys(("generated", "decompressed", "parquet", "hub", "conversations", "texts", "words"), ()),
     **dict.fromkeys(("fingerprint", "alone", "similarity", "order"), ()),
 }  # fmt: skip
 

@@ -123,13 +123,13 @@ def plan_training(settings: TrainSettings, store: PlanningStore) -> int:
     from trim_lightning.evaluation.evaluate import evaluate
     from trim_lightning.evaluation.harness.run import task_scores
     from trim_lightning.pipeline.checks import check_training
-    from trim_lightning.pipeline.training_inputs import make_trainee, open_held_out
+    from trim_lightning.pipeline.training_inputs import make_trainee, open_held_out, open_watched
 
     check_training(settings)
     held_out = open_held_out(settings, store)
     trainee = make_trainee(settings, store, Ledger(quiet=True))
     task = plan_selection(settings, store) if settings.coreset.path is None else None
-    tuned = plan_fine_tuning(settings, store, trainee, task, held_out)
+    tuned = plan_fine_tuning(settings, store, trainee, task, open_watched(settings, store, held_out))
     for entry, title in ((None, "before"), (tuned, "after")):
         with suppress(NotBuilt):
             if held_out is not None:
@@ -145,10 +145,10 @@ def plan_fine_tuning(
     store: PlanningStore,
     trainee: Trainee,
     task: SelectionTask | None,
-    held_out: RecordFile | None,
+    watched: RecordFile | None,
 ) -> Entry:
     """Note the fine-tuning, on the coreset itself if it is known."""
-    from trim_lightning.pipeline.training_inputs import in_one_order, open_coreset
+    from trim_lightning.pipeline.training_inputs import in_one_order, open_coreset, tokenize_watched
 
     with tempfile.TemporaryDirectory(prefix="trim-plan-") as folder:
         path = None if settings.coreset.path is None else Path(settings.coreset.path)
@@ -158,11 +158,8 @@ def plan_fine_tuning(
             path = run_selection(bare, Path(folder), store, announce=False).directory / CORESET
         if path is not None:
             tokens, entry = trainee.tokenize(in_one_order(open_coreset(settings, path, store), store))
-            watched = None
-            if held_out is not None:
-                held_out_tokens, held_out_entry = trainee.tokenize(held_out)
-                watched = (held_out_tokens, held_out_entry.key)
-            return trainee.fine_tune(settings.train, tokens, entry.key, watched)
+            stop = None if watched is None else tokenize_watched(trainee, watched)
+            return trainee.fine_tune(settings.train, tokens, entry.key, stop)
     assert task is not None
     tokens, _ = trainee.tokenize(task.pool)
     rows = stand_in_rows(settings, tokens.lengths, tokens.content_lengths(settings.selection.token_scope))

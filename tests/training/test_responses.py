@@ -1,0 +1,144 @@
+"""Records without a response: left out before a training, told of in a selection, never taken in silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from running import run_train, selection
+from tiny_models import write_records
+from training.conftest import TrainingFiles, write_lines
+from trim_lightning.pipeline.train import Training
+from trim_lightning.selection.ranking import ScoreTable
+
+LONG = "whisk butter with sugar, fold flour gently, bake until golden brown; " * 12
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """A pool in which the likest record is cut off before its response, others have none, one is cut partway."""
+    good = write_records(tmp_path / "pool.jsonl", 6, seed=5, edge_cases=False, response_words=(3, 5))
+    pool = [
+        *good,
+        {"id": "cut", "prompt": LONG, "response": "never seen"},
+        {"id": "empty", "prompt": "whisk butter", "response": ""},
+        {"id": "blank", "prompt": "bake sugar", "response": " \n"},  # white space is tokens too
+        {"id": "partway", "prompt": "fold flour", "response": LONG},
+        {"id": "nothing", "prompt": "", "response": ""},
+    ]
+    write_lines(tmp_path / "pool.jsonl", pool)
+    write_lines(tmp_path / "targets.jsonl", [{"prompt": LONG[:200], "response": "bake until golden brown"}])
+    return [
+        "pool=jsonl", f"pool.path={tmp_path / 'pool.jsonl'}", "target=jsonl",
+        f"target.path={tmp_path / 'targets.jsonl'}", "max_length=80", "warmup=none", "saliency.num_layers=2",
+    ]  # fmt: skip
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_selection_says_how_many_teach_nothing(
+    training_files: TrainingFiles, files: list[str], tmp_path: Path
+) -> None:
+    run = selection(
+        *training_files.model, *files, "selection.count=10", output_dir=tmp_path / "run", store_dir=training_files.store
+    )
+    counts = run.manifest["counts"]
+    assert {name: counts[name] for name in ("no_response", "response_cut_off", "selected_no_response")} == {
+        "no_response": 3,
+        "response_cut_off": 1,
+        "selected_no_response": 2,
+    }
+    (line,) = [line for line in run.manifest["warnings"] if "selected records" in line]
+    assert line.startswith(
+        "2 of the 10 selected records have no response token (1 empty or absent, 1 cut off by max_length=80), so that "
+        "nothing can be learnt from them: cut, empty; selection.require_response=true"
+    )
+    assert "2 of the selected records teach nothing" in run.summary
+    assert f"- {line}" in run.summary
+
+
+@pytest.mark.parametrize("method", ["trim", "bm25", "full"])
+def test_where_a_response_is_required_records_without_have_no_rank(
+    method: str, training_files: TrainingFiles, files: list[str], tmp_path: Path
+) -> None:
+    run = selection(
+        *training_files.model, *files, f"method={method}", "selection.require_response=true", "selection.fraction=1.0",
+        output_dir=tmp_path / "run", store_dir=training_files.store,
+    )  # fmt: skip
+    scores = pq.read_table(tmp_path / "run" / "scores.parquet").to_pylist()
+    without = {"cut", "empty", "nothing"}
+    assert {row["id"] for row in scores if row["score"] is None} == without
+    assert all(
+        row["rank"] is row["mean"] is row["max"] is row["coverage"] is None for row in scores if row["id"] in without
+    )
+    assert sorted(row["rank"] for row in scores if row["rank"]) == list(range(1, 9))
+    assert {record["id"] for record in lines_of(tmp_path / "run" / "coreset.jsonl")} == {
+        *(f"r{n}" for n in range(6)),
+        "partway",
+        "blank",
+    }
+    told = "3 of the pool's records have no response token (2 empty or absent, 1 cut off by max_length=80)"
+    assert any(line.startswith(f"{told} and are left out: cut, empty, nothing") for line in run.manifest["warnings"])
+    assert not any("could not be scored" in line for line in run.manifest["warnings"])
+    assert "left out     2 without a response, 1 with their response cut off\n" in run.summary
+    assert "truncated    2 records at 80 tokens, 1 of them before their response" in run.summary
+    assert run.manifest["counts"]["selected_no_response"] == 0
+
+
+def test_a_training_selects_what_can_be_learnt_from(
+    training_files: TrainingFiles, files: list[str], tmp_path: Path
+) -> None:
+    def run(*overrides: str) -> Training:
+        arguments = [*training_files.model, *files, "selection.count=5", "train.epochs=1", "method=bm25", *overrides]
+        return run_train(*arguments, output_dir=tmp_path / "run", store_dir=training_files.store)
+
+    assert run().metrics["train/records"] == 5
+    before = run("selection.require_response=false")
+    assert before.metrics["train/records"] == 4
+    told = "1 of the 5 records of the coreset have no response token (1 cut off by max_length=80)"
+    assert any(line.startswith(told) for line in before.manifest["warnings"])
+
+
+def test_a_given_coreset_and_held_out_records_are_looked_at_too(
+    trained: Callable[..., Training], tmp_path: Path
+) -> None:
+    records = [{"prompt": f"add {n} and 4", "response": "12 eggs" if n else ""} for n in range(4)]
+    write_lines(tmp_path / "some.jsonl", records)
+    run = trained(f"coreset.path={tmp_path / 'some.jsonl'}", f"evaluation.path={tmp_path / 'some.jsonl'}")
+    told = " ".join(run.manifest["warnings"])
+    assert "1 of the 4 records of the coreset have no response token (1 empty or absent)" in told
+    assert "1 of the 4 held-out records have no response token (1 empty or absent)" in told
+    assert run.metrics["train/records"] == 3
+
+
+def test_a_warm_up_says_what_teaches_it_nothing(
+    training_files: TrainingFiles, files: list[str], tmp_path: Path
+) -> None:
+    run = selection(
+        *training_files.model, *files, "warmup=lora", "warmup.fraction=1.0", "warmup.epochs=1",
+        output_dir=tmp_path / "run", store_dir=training_files.store,
+    )  # fmt: skip
+    told = "3 of the 11 records drawn for the warm-up have no response token and teach it nothing"
+    assert told in run.manifest["warnings"]
+
+
+def test_a_table_without_some_rows() -> None:
+    values = np.arange(4, dtype=np.float32)
+    numbers = np.ones(4, np.int32)
+    table = ScoreTable(values, numbers, numbers, mean=values, groups={"a": values}, order=np.array([2, 0, 3, 1]))
+    left = table.without(np.array([0, 3]))
+    for column in (left.score, left.mean, left.groups["a"]):
+        assert column is not None
+        assert column.dtype == np.float32
+        assert np.isnan(column).tolist() == [True, False, False, True]
+    assert left.max is None
+    assert left.order is not None
+    assert left.order.tolist() == [2, 1]
