@@ -13,6 +13,7 @@ from composing import compose_select, compose_train
 from trim_lightning.pipeline.select import select
 from trim_lightning.pipeline.train import train
 from trim_lightning.store import Store
+from trim_lightning.sweep.dry_run_text import plan_text
 from trim_lightning.sweep.estimate import estimate
 from trim_lightning.sweep.plan import Plan, plan_jobs
 from trim_lightning.sweep.planning_store import NotBuilt, UnbuiltEntry
@@ -291,3 +292,20 @@ def test_an_unbuilt_result_cannot_be_read(store: Store) -> None:
     assert not entry.cached
     with pytest.raises(NotBuilt):
         entry.path  # noqa: B018
+
+
+def test_a_training_that_will_not_fit_is_told_in_the_plan(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_jobs({
+        0: compose_train([
+            *inputs.arguments, f"paths.store_dir={tmp_path / 'store'}", f"paths.output_dir={tmp_path / 'out'}",
+            f"coreset.path={inputs.root / 'targets.jsonl'}",
+        ])
+    })  # fmt: skip
+    roomy = plan_text(plan, estimate(plan), 0)
+    assert "finetune: its backward passes need" in roomy
+    assert "micro-batches of up to 2,048 tokens)" in roomy
+    monkeypatch.setattr("trim_lightning.sweep.work.room_for_training", lambda device, weights: 1000.0)
+    cramped = plan_text(plan, estimate(plan), 0)
+    assert "activations recomputed), more than the 1.0 kB that this device has for them: lower max_length" in cramped

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from trim_lightning.console.amounts import size_text, time_text
-from trim_lightning.store import Cost
 from trim_lightning.sweep.estimate import Estimate
 from trim_lightning.sweep.plan import Plan
 
@@ -49,7 +48,9 @@ def plan_text(plan: Plan, estimated: Estimate, opening: float, names: Mapping[in
         parts.append(line)
     assumed = unique(cost.assumed for cost in plan.missing if cost.assumed)
     unknown = unique(cost.stage for cost in plan.missing if cost.load is None)
-    parts += unique(training_line(cost, need) for cost, need in estimated.trainings.items())
+    largest = {cost.stage: need for cost, need in sorted(estimated.trainings.items(), key=lambda item: item[1].bytes)}
+    if largest:
+        parts.append("\n".join(training_line(stage, need) for stage, need in largest.items()))
     if assumed:
         parts.append(f"assumed: {'; '.join(assumed)}")
     if unknown:
@@ -86,11 +87,11 @@ def plan_dict(plan: Plan, estimated: Estimate, opening: float) -> dict[str, Any]
     }
 
 
-def training_line(cost: Cost, need: TrainingNeed) -> str:
-    """What one training needs beside the model's weights, and whether there is room for it."""
+def training_line(stage: str, need: TrainingNeed) -> str:
+    """What a stage's largest training needs beside the model's weights, and whether there is room for it."""
     recomputed = ", activations recomputed" if need.micro.recomputes else ""
     line = (
-        f"{cost.stage}: its backward passes need {size_text(need.bytes)} beside the weights (micro-batches of up to "
+        f"{stage}: its backward passes need {size_text(need.bytes)} beside the weights (micro-batches of up to "
         f"{need.micro.tokens:,} tokens{recomputed})"
     )
     if need.bytes <= need.room:
