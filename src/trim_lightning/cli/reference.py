@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from trim_lightning.files.json_files import dotted
 from trim_lightning.methods.base import load_selector, method_names
 from trim_lightning.settings.compose import SCHEMAS, composed, config_directory
 from trim_lightning.settings.mistakes import RECIPES as RECIPE_GROUPS
@@ -127,7 +128,7 @@ def options_table(group: str) -> str:
         prefix = "" if "# @package _global_" in file.read_text(encoding="utf-8") else f"{group}."
         bases = list(base_options(content.pop("defaults", [])))
         axes = pop_axes(content)
-        set_keys = [f"`{name}={compact(value)}`" for name, value in leaves(content, prefix)]
+        set_keys = [f"`{name}={compact(value)}`" for name, value in dotted(content, prefix)]
         values = ", ".join([*bases, *set_keys])
         if axes:
             swept = f"sweeps {' × '.join(axes)}"
@@ -172,15 +173,6 @@ def pop_axes(content: dict[str, Any]) -> list[str]:
         return []
     params = hydra.get("sweeper", {}).pop("params", {})
     return [f"`{name}={compact(value)}`" for name, value in params.items()]
-
-
-def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield ``(dotted key, value)`` of every value in a config file."""
-    for name, value in content.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def note_of(file: Path) -> str:

@@ -75,17 +75,17 @@ def diversity_table(report: Report) -> str:
             lines.setdefault((run.method, *cells), []).append(run.label)
     if len(lines) > MANY:
         return ""
-    rows = [[shortened(labels), *cells] for cells, labels in lines.items()]
+    rows = [[first_of(labels, 2), *cells] for cells, labels in lines.items()]
     headers = ["coreset of", "method", *(heading for _, heading, _ in DIVERSITY)]
     if all(found is None or found.effective_records is None for found in report.diversities):
         headers, rows = headers[:-1], [row[:-1] for row in rows]  # no embeddings were asked for
     return "records of the coresets\n" + grid(rows, headers, left=2) if rows else ""
 
 
-def shortened(labels: Sequence[str]) -> str:
-    """A few labels, and how many more."""
-    more = len(labels) - 2
-    return ", ".join(labels[:2]) + (f" and {more} more" if more > 0 else "")
+def first_of(texts: Sequence[str], most: int) -> str:
+    """The first few of some texts, and how many more there are."""
+    more = len(texts) - most
+    return ", ".join(texts[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def constant_columns(runs: Sequence[Run]) -> list[str]:
@@ -211,7 +211,7 @@ def difference_columns(report: Report) -> dict[str, list[str]]:
         "tokens": both("tokens"),
         "response tokens": both("response_tokens"),
         "tokens trained": both("trained_tokens"),
-        "differs also in": [key_list(other_differences(first, second)) for first, second in pairs],
+        "differs also in": [first_of(other_differences(*pair), SHOWN_KEYS) or DASH for pair in pairs],
     }
 
 
@@ -352,12 +352,6 @@ def bounds_text(low: float | None, high: float | None) -> str:
 def p_text(p: float | None) -> str:
     """A p-value with three digits, or more if it is smaller; a dash without one."""
     return DASH if p is None else f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
-
-
-def key_list(keys: Sequence[str]) -> str:
-    """The first few keys."""
-    more = len(keys) - SHOWN_KEYS
-    return (", ".join(keys[:SHOWN_KEYS]) + (f" and {more} more" if more > 0 else "")) or DASH
 
 
 def plural(count: int, noun: str) -> str:

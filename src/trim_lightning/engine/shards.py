@@ -60,14 +60,9 @@ def content_checksum(table: pa.Table) -> bytes:
 
 
 def finished_shards(directory: Path, rows: Mapping[int, int]) -> set[int]:
-    """Indexes of shards that an earlier attempt finished.
+    """Indexes of shards that an earlier attempt finished, of those that the plan gives so many records (``rows``).
 
-    Args:
-        directory: Where shards are.
-        rows: Index of each shard of the plan to the number of records that it must hold.
-
-    Returns:
-        Those that can be read whole; damaged ones are removed, to be computed again.
+    Damaged ones are removed, to be computed again.
     """
 
     def is_whole(path: Path, expected: int) -> bool:
@@ -144,14 +139,9 @@ def checksum(tensors: dict[str, NDArray[Any]]) -> str:
 
 
 def finished_values(directory: Path, rows: Mapping[int, Sequence[int]]) -> set[int]:
-    """Indexes of shards that an earlier attempt finished.
+    """Indexes of shards that an earlier attempt finished, of those that the plan gives these ``rows``, in order.
 
-    Args:
-        directory: Where shards are.
-        rows: Index of each shard of the plan to the rows that it must hold, in order.
-
-    Returns:
-        Those that are whole; damaged ones are removed, to be computed again.
+    Damaged ones are removed, to be computed again.
     """
 
     def is_whole(path: Path, expected: Sequence[int]) -> bool:

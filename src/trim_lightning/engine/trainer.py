@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -72,10 +73,7 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
         arguments["strategy"] = "auto"
     try:
         return Trainer(**{**quiet, **arguments, **extra}, callbacks=list(callbacks))
-    except Exception as error:
-        refused = isinstance(error, ValueError | TypeError | ImportError)
-        if not refused and type(error).__name__ != "MisconfigurationException":
-            raise
+    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
         unusual = {name: value for name, value in settings.items() if value not in (1, "auto", None)}
         given = ", ".join(f"trainer.{name}={value}" for name, value in unusual.items()) or "trainer"
         reason = str(error).strip().splitlines()[0].rstrip(".!")

@@ -112,28 +112,28 @@ def measure_losses(
     trainee: Trainee, model: Any, held_out: RecordFile, tokens: Any, directory: Path, title: str
 ) -> list[dict[str, Any]]:
     """Summed response loss and response tokens of each record."""
-    from trim_lightning.engine.response_loss import response_counts, response_losses
+    from trim_lightning.engine.response_loss import response_counts
 
-    counts = response_counts(tokens)
-    losses = response_losses(
-        model,
-        tokens,
-        trainer=trainee.trainer,
-        tokens_per_batch=trainee.tokens_per_batch,
-        title=f"loss {title}",
-        within=directory,
-    )
+    counts, losses = response_counts(tokens), summed_losses(trainee, model, tokens, directory, f"loss {title}")
     return [
         {"id": held_out.id(row), "num_tokens": int(counts[row]), "nll": float(losses[row])}
         for row in range(len(held_out))
     ]
 
 
+def summed_losses(trainee: Trainee, model: Any, tokens: Any, directory: Path, title: str) -> NDArray[np.float64]:
+    """``[records]`` summed response losses, on the trainee's devices."""
+    from trim_lightning.engine.response_loss import response_losses
+
+    options: dict[str, Any] = {"trainer": trainee.trainer, "tokens_per_batch": trainee.tokens_per_batch}
+    return response_losses(model, tokens, **options, title=title, within=directory)
+
+
 def measure_options(
     trainee: Trainee, model: Any, held_out: RecordFile, results: list[dict[str, Any]], directory: Path, title: str
 ) -> None:
     """Add ``choice`` and ``choice_correct`` to the results."""
-    from trim_lightning.engine.response_loss import response_counts, response_losses
+    from trim_lightning.engine.response_loss import response_counts
     from trim_lightning.evaluation.options import LastResponses, correct_option, likeliest, write_option_records
     from trim_lightning.records.indexing import index
     from trim_lightning.records.record_file import LineSource, ReadOptions
@@ -147,14 +147,7 @@ def measure_options(
     options = index(LineSource(file, label="options", name="options", what="evaluation"), ReadOptions())
     tokenize_records(options, trainee.renderer, trainee.max_length, folder, "options")
     tokens = LastResponses(folder)
-    losses = response_losses(
-        model,
-        tokens,
-        trainer=trainee.trainer,
-        tokens_per_batch=trainee.tokens_per_batch,
-        title=f"options {title}",
-        within=directory,
-    )
+    losses = summed_losses(trainee, model, tokens, directory, f"options {title}")
     whole = tokens.lengths < trainee.max_length  # a response that was cut cannot be compared
     for row, option in likeliest(lines, losses, np.where(whole, response_counts(tokens), 0)).items():
         results[row]["choice"] = option

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.records.layouts import scalar_text
+from trim_lightning.records.record import messages_of
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.spans import PROMPT, RESPONSE
 from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
@@ -75,7 +76,7 @@ def write_option_records(records: RecordFile, path: Path) -> list[tuple[int, int
             responses = option_responses(record, turns[-1].content)
             if responses is None or correct_option(record) is None:
                 continue
-            before = [{"role": turn.role, "content": turn.content} for turn in turns[:-1]]
+            before = messages_of(turns[:-1])
             for option, response in enumerate(responses):
                 messages = [*before, {"role": "assistant", "content": response}]
                 file.write(json.dumps({"messages": messages}) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,24 @@ def nested_too_deeply(value: Any) -> bool:
             return False
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
     return True
+
+
+def with_leaves(value: Any, change: Callable[[str, Any], Any], prefix: str = "") -> Any:
+    """A JSON-like value whose leaves are what ``change`` gives for their dotted names and them; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: with_leaves(item, change, f"{prefix}{key}.") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_leaves(item, change, f"{prefix}{place}.") for place, item in enumerate(value)]
+    return change(prefix.removesuffix("."), value)
+
+
+def dotted(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in nested mappings that is no mapping itself."""
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            yield from dotted(item, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", item
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class TrimSelector(Selector):
 
     def _pool(self, task: SelectionTask) -> ScoreTable:
         """Pool token similarities into scores, shard by shard."""
-        shards = shard_facts(self._scoring)
+        shards = shard_facts(self._scoring.path)
         groups: list[str] = shards["groups"]
         size = len(task.pool)
         parts = {group: np.full((4, size), np.nan) for group in groups}

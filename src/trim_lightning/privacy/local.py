@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trim_lightning.files.json_files import read_json_object
+from trim_lightning.files.json_files import read_json_object, with_leaves
 from trim_lightning.privacy.keys import hide_keys
 from trim_lightning.privacy.paths import shareable_text
 
@@ -53,11 +53,11 @@ def read_local(directory: Path) -> dict[str, dict[str, str]]:
         return {}
 
 
-def with_local(config: Any, paths: Mapping[str, Mapping[str, str]], prefix: str = "") -> Any:
+def with_local(config: Any, paths: Mapping[str, Mapping[str, str]]) -> Any:
     """A manifest's config with the paths that it leaves out; a value that was changed since stays as it is."""
-    if isinstance(config, Mapping):
-        return {name: with_local(item, paths, f"{prefix}{name}.") for name, item in config.items()}
-    if isinstance(config, list):
-        return [with_local(item, paths, f"{prefix}{place}.") for place, item in enumerate(config)]
-    entry = paths.get(prefix.removesuffix("."))
-    return entry["here"] if entry is not None and entry["shared"] == config else config
+
+    def here(name: str, value: Any) -> Any:
+        entry = paths.get(name)
+        return entry["here"] if entry is not None and entry["shared"] == value else value
+
+    return with_leaves(config, here)

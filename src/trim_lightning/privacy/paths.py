@@ -12,10 +12,11 @@ import functools
 import getpass
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from trim_lightning.files.json_files import with_leaves
 from trim_lightning.privacy.keys import hide_keys
 
 # a slash that begins a path of at least two parts: not that of an address, a fraction, or a word/word
@@ -28,13 +29,7 @@ def shareable(value: Any) -> Any:
 
     A path below the working directory is written relative to it, any other as ``.../name``.
     """
-    if isinstance(value, str):
-        return shareable_text(value)
-    if isinstance(value, Mapping):
-        return {name: shareable(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [shareable(item) for item in value]
-    return value
+    return with_leaves(value, lambda _, leaf: shareable_text(leaf) if isinstance(leaf, str) else leaf)
 
 
 def shareable_text(text: str) -> str:

@@ -11,25 +11,21 @@ from typing import Any
 import numpy as np
 
 from trim_lightning.errors import UserError, suggest
+from trim_lightning.files.json_files import dotted
 from trim_lightning.records.layouts import MISSING, field_names, lookup, scalar_text
 
 # Field names remembered for the suggestion; a file can have any number of them.
 _FIELDS_REMEMBERED = 500
 
 
-def conditions(filters: Mapping[str, Any], prefix: str = "") -> dict[str, list[Any]]:
+def conditions(filters: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Normalise a filter: dotted field -> list of accepted values, sorted by field.
 
     ``{"meta": {"lang": "en"}}``, which is what an override ``pool.where.meta.lang=en`` gives, is the same as
     ``{"meta.lang": "en"}``.
     """
-    flat: dict[str, list[Any]] = {}
-    for field, value in filters.items():
-        if isinstance(value, Mapping):
-            flat.update(conditions(value, f"{prefix}{field}."))
-        else:
-            flat[f"{prefix}{field}"] = list(value) if isinstance(value, list | tuple) else [value]
-    return dict(sorted(flat.items()))
+    flat = sorted(dict(dotted(filters)).items())
+    return {field: list(value) if isinstance(value, list | tuple) else [value] for field, value in flat}
 
 
 def matches(value: Any, accepted: Any) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trim_lightning.errors import UserError
+from trim_lightning.files.json_files import with_leaves
 from trim_lightning.records import generated_pool
 from trim_lightning.records.indexing import index
 from trim_lightning.records.layouts import check_fields
@@ -297,7 +298,7 @@ def _json_line(row: Mapping[str, Any]) -> str:
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text)
     except ValueError:
-        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False, default=_as_text)
+        return json.dumps(with_leaves(row, _finite), ensure_ascii=False, allow_nan=False, default=_as_text)
 
 
 def _as_text(value: Any) -> str:
@@ -308,15 +309,9 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-def _finite(value: Any) -> Any:
+def _finite(name: str, value: Any) -> Any:
     """NaN and the infinities as null: JSON does not have them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _one_line(error: BaseException) -> str:

@@ -19,17 +19,19 @@ def histogram(populations: Mapping[str, NDArray[np.floating]], bins: int = BINS)
     if not len(known):
         return None
     edges = np.histogram_bin_edges(known, bins)
-    return Histogram(_rounded(edges), {name: _counts(values, edges) for name, values in populations.items()})
+    return Histogram(
+        [float(f"{edge:.6g}") for edge in edges], {name: _counts(values, edges) for name, values in populations.items()}
+    )
 
 
-def length_histogram(populations: Mapping[str, NDArray[np.integer]], bins: int = BINS) -> Histogram | None:
+def length_histogram(populations: Mapping[str, NDArray[np.integer]]) -> Histogram | None:
     """Counts of lengths over bins of whole numbers; the longest records share the last one."""
     known = np.concatenate(list(populations.values()))
     if not len(known):
         return None
     low, longest = int(known.min()), int(known.max())
     high = max(int(np.quantile(known, TAIL)), low + 1)
-    width = max(1, -(-(high - low) // bins))
+    width = max(1, -(-(high - low) // BINS))
     edges = np.arange(low, high + width + 1, width, dtype=np.float64)
     counts = {name: _counts(np.minimum(values, edges[-1]), edges) for name, values in populations.items()}
     return Histogram(edges.tolist(), counts, overflow=bool(longest > edges[-1]))
@@ -47,7 +49,3 @@ def quantiles_of(name: str, values: NDArray[np.number]) -> Quantiles:
 def _counts(values: NDArray[np.number], edges: NDArray[np.float64]) -> list[int]:
     counts: list[int] = np.histogram(values[np.isfinite(values)], edges)[0].tolist()
     return counts
-
-
-def _rounded(edges: NDArray[np.floating]) -> list[float]:
-    return [float(f"{edge:.6g}") for edge in edges]

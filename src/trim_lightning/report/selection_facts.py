@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from trim_lightning.methods.base import Selector
 from trim_lightning.privacy.paths import run_name, shareable_text
-from trim_lightning.records.record_file import RecordFile
 from trim_lightning.report.distributions import histogram, length_histogram, quantiles_of
 from trim_lightning.report.facts import Candidate, FileLink, MatchView, Occurrence, Quantiles, SelectionFacts
 from trim_lightning.report.mix import mixes_of, short_fields
@@ -63,11 +62,11 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
     coverage = None if scores.coverage is None or np.isnan(scores.coverage).all() else scores.coverage
     mixes, counted = mixes_of(outcome.task.pool, outcome.task.targets, chosen.tolist())
     fields = {mix.field for mix in mixes}
-    reader = Reader(outcome.task.pool, scores, outcome.order, picked, fields)
     places = candidate_places(outcome.order, picked, examples)
     tokens, views = token_facts(outcome, [row for rows in places.values() for row in rows])
     top, borderline, bottom = (
-        [replace(reader.candidate(row), view=views.get(row)) for row in rows] for rows in places.values()
+        [replace(item, view=views.get(item.row)) for item in candidates(outcome, rows, fields)]
+        for rows in places.values()
     )
     return SelectionFacts(
         title=run_name(outcome.directory),
@@ -86,18 +85,17 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
         top=top,
         borderline=borderline,
         bottom=bottom,
-        coreset=listed(reader, chosen.tolist()),
+        coreset=listed(candidates(outcome, chosen.tolist(), fields)),
         command=None if command is None else shareable_text(command),
         files=files_of(outcome.directory),
     )
 
 
-def listed(reader: Reader, rows: Iterable[int]) -> list[Candidate]:
+def listed(picked: Iterable[Candidate]) -> list[Candidate]:
     """The picked records, best first, as far as a page can hold them."""
     found: list[Candidate] = []
     room = LISTED_CHARACTERS
-    for row in rows:
-        item = reader.candidate(row)
+    for item in picked:
         room -= sum(len(text) for _, text in item.turns)
         if room < 0 and found:
             break
@@ -129,38 +127,23 @@ def candidate_places(order: NDArray[np.int64], picked: NDArray[np.bool_], exampl
     return {"top": top, "borderline": edge, "bottom": bottom}
 
 
-class Reader:
-    """Reads candidates from the pool, with their place in the ranking."""
-
-    def __init__(
-        self,
-        pool: RecordFile,
-        scores: ScoreTable,
-        order: NDArray[np.int64],
-        picked: NDArray[np.bool_],
-        fields: Collection[str],
-    ) -> None:
-        self._pool, self._scores, self._picked, self._fields = pool, scores, picked, fields
-        self._rank = np.zeros(len(scores), dtype=np.int64)
-        self._rank[order] = np.arange(1, len(order) + 1)
-
-    def candidate(self, row: int) -> Candidate:
-        """One record with its text and the fields that the page counts by."""
-        record = self._pool.record(row)
-        fields = dict(short_fields(self._pool.object(row)))
-        scores = self._scores
-        return Candidate(
+def candidates(outcome: Outcome, rows: Iterable[int], fields: Collection[str]) -> Iterator[Candidate]:
+    """Read some records, each with its text, its place in the ranking and the fields that the page counts by."""
+    pool, scores = outcome.task.pool, outcome.scores
+    ranks, picked = np.zeros(len(scores), dtype=np.int64), np.zeros(len(scores), dtype=bool)
+    ranks[outcome.order], picked[outcome.chosen] = np.arange(1, len(outcome.order) + 1), True
+    for row in rows:
+        record = pool.record(row)
+        parts: Any = {name: number(getattr(scores, name), row) for name in ("score", "mean", "max", "coverage")}
+        yield Candidate(
             row=row,
             id=record.id,
-            rank=int(self._rank[row]) or None,
-            score=number(scores.score, row),
-            mean=number(scores.mean, row),
-            max=number(scores.max, row),
-            coverage=number(scores.coverage, row),
+            rank=int(ranks[row]) or None,
+            **parts,
             num_tokens=int(scores.num_tokens[row]),
-            selected=bool(self._picked[row]),
+            selected=bool(picked[row]),
             turns=[(turn.role, turn.content) for turn in record.turns],
-            fields={name: text for name, text in fields.items() if name in self._fields},
+            fields={name: text for name, text in short_fields(pool.object(row)) if name in fields},
         )
 
 

@@ -117,14 +117,13 @@ class TargetTokenFile:
         """Where each class of a group's targets weighs most, the first of equals: one sort for all classes."""
         if group not in self._best:
             ids, saliency, target, _ = self._flat
-            scoped = np.flatnonzero(np.isfinite(saliency) & np.isin(target, self._members(group)))
+            scoped = np.flatnonzero(
+                np.isfinite(saliency) & np.isin(target, self._groups.get(group, np.arange(len(self))))
+            )
             order = scoped[np.lexsort((scoped, -saliency[scoped], ids[scoped]))]
             classes, first = np.unique(ids[order], return_index=True)
             self._best[group] = dict(zip(classes.tolist(), order[first].tolist(), strict=True))
         return self._best[group]
-
-    def _members(self, group: str) -> NDArray[np.int64]:
-        return self._groups.get(group, np.arange(len(self)))
 
     def _texts_of(self, place: int) -> list[str]:
         if place not in self._decoded:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +24,7 @@ from trim_lightning.runs.names import MANIFEST
 from trim_lightning.runs.selection import read_scores
 from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.stages.task import MatchedTokens
-from trim_lightning.stages.token_scores import best_group, read_matched
+from trim_lightning.stages.token_scores import best_group, read_matched, shard_facts
 from trim_lightning.store import Store
 from trim_lightning.store.inventory import KEY
 from trim_lightning.store.receipt import StoreError
@@ -109,7 +108,7 @@ class OpenedRun:
         scoring = self.stage("score")
         if scoring is None:
             return None
-        facts = json.loads((scoring / "shards.json").read_text())
+        facts = shard_facts(scoring)
         for index in range(facts["shards"]):
             path = shard_path(scoring, index)
             if row in pq.read_table(path, columns=["row"])["row"].to_numpy():

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from trim_lightning.errors import UserError
+from trim_lightning.files.json_files import dotted, with_leaves
 from trim_lightning.privacy.local import leaves
 from trim_lightning.privacy.paths import is_path, shareable, told_apart
 from trim_lightning.records.record_file import sha256_of
@@ -190,20 +191,15 @@ def without_paths(runs: Sequence[Run]) -> list[Run]:
     configs = [config for run in runs for config in (run.config, run.coreset.config) if config is not None]
     texts = told_apart([text for config in configs for _, text in leaves(config) if is_path(text)])
 
-    def shown(config: Any) -> Any:
-        if isinstance(config, Mapping):
-            return {name: shown(item) for name, item in config.items()}
-        if isinstance(config, list):
-            return [shown(item) for item in config]
-        if not isinstance(config, str):
-            return config
-        if config not in texts:  # the same few texts stand in every run of a sweep
-            texts[config] = shareable(config)
-        return texts[config]
+    def short(name: str, text: Any) -> Any:
+        if isinstance(text, str) and text not in texts:  # the same few texts stand in every run of a sweep
+            texts[text] = shareable(text)
+        return texts[text] if isinstance(text, str) else text
 
+    shown = [(with_leaves(run.config, short), with_leaves(run.coreset.config, short)) for run in runs]
     return [
-        replace(run, config=shown(run.config), coreset=replace(run.coreset, config=shown(run.coreset.config)))
-        for run in runs
+        replace(run, config=config, coreset=replace(run.coreset, config=chosen))
+        for run, (config, chosen) in zip(runs, shown, strict=True)
     ]
 
 
@@ -293,15 +289,9 @@ def is_training_key(name: str) -> bool:
     return name.partition(".")[0] in TRAINING_SECTIONS
 
 
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(value: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys of the leaves; lists become tuples, so that every value can be hashed."""
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            flat.update(flatten(item, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = frozen(item)
-    return flat
+    return {name: frozen(item) for name, item in dotted(value)}
 
 
 def frozen(value: Any) -> Any:

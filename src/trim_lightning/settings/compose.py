@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trim_lightning.errors import UserError
+from trim_lightning.files.json_files import with_leaves
 from trim_lightning.settings.key import known_keys
 from trim_lightning.settings.mistakes import explain, no_such_key
 from trim_lightning.settings.schema import SelectSettings, TrainSettings
@@ -71,15 +72,15 @@ def as_plain(value: Any) -> Any:
     Raises:
         ValueError: for a text with both an interpolation and a backslash, which cannot be kept as it is.
     """
-    if isinstance(value, Mapping):
-        return {name: as_plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_plain(inner) for inner in value]
-    if isinstance(value, str) and "${" in value:
-        if "\\" in value:
+
+    def escaped(name: str, leaf: Any) -> Any:
+        if not isinstance(leaf, str) or "${" not in leaf:
+            return leaf
+        if "\\" in leaf:
             raise ValueError("a text with ${ and a backslash")
-        return value.replace("${", "\\${")
-    return value
+        return leaf.replace("${", "\\${")
+
+    return with_leaves(value, escaped)
 
 
 def composed(command: str, overrides: Sequence[str] = ()) -> DictConfig:

@@ -68,7 +68,7 @@ def write_token_scores(task: SelectionTask, scoring: Entry, path: Path) -> None:
     """
     from trim_lightning.files.tables import table_writer
 
-    facts = shard_facts(scoring)
+    facts = shard_facts(scoring.path)
     groups: list[str] = facts["groups"]
     fields = [("row", pa.int64()), ("id", pa.string()), ("token_ids", pa.list_(pa.int32()))]
     fields.append(("scope", pa.list_(pa.bool_())))
@@ -91,10 +91,14 @@ def write_token_scores(task: SelectionTask, scoring: Entry, path: Path) -> None:
 
 def token_line(record: Mapping[str, Any] | None, row: int, task: SelectionTask, groups: list[str]) -> dict[str, Any]:
     """One line of ``token_scores.parquet``."""
-    line: dict[str, Any] = {"row": row, "id": task.pool.id(row), "token_ids": [], "scope": []}
     token_ids = np.array(record["token_ids"] if record else [], dtype=np.int32)
     scope = np.array(record["scope"] if record else [], dtype=bool)
-    line["token_ids"], line["scope"] = token_ids.tolist(), scope.tolist()
+    line: dict[str, Any] = {
+        "row": row,
+        "id": task.pool.id(row),
+        "token_ids": token_ids.tolist(),
+        "scope": scope.tolist(),
+    }
     for group in groups:
         suffix = f"/{group}" if group else ""
         match = np.array(record[f"match{suffix}"] if record else [], dtype=np.int32)

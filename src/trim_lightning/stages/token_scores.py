@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from trim_lightning.settings.schema import FallbackSettings, PoolerSettings
 from trim_lightning.stages.scoring import BANKS
 from trim_lightning.stages.task import MatchedTokens
-from trim_lightning.store import Entry
 from trim_lightning.trim.pooling import Pooled, penalise, pool
 
 
@@ -117,9 +116,9 @@ def scaled_idf(token_ids: NDArray[np.int64], idf: NDArray[np.float64]) -> NDArra
     return table
 
 
-def shard_facts(entry: Entry) -> dict[str, Any]:
+def shard_facts(directory: Path) -> dict[str, Any]:
     """Number of shards, groups and records per shard of a scoring pass."""
-    facts: dict[str, Any] = json.loads((entry.path / "shards.json").read_text())
+    facts: dict[str, Any] = json.loads((directory / "shards.json").read_text())
     return facts
 
 

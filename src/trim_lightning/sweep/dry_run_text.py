@@ -35,7 +35,7 @@ def plan_text(plan: Plan, estimated: Estimate, opening: float, names: Mapping[in
     else:
         parts.append("no costly stage is needed" if plan.jobs > len(plan.problems) else "no job can run")
     total = estimated.total(plan, opening)
-    disk = sum(estimated.written(cost) for cost in plan.missing)
+    disk = sum(estimated.sizes.get(cost, 0.0) for cost in plan.missing)
     memory = f"{size_text(estimated.memory)} of memory"
     if estimated.accelerator:
         memory += f", {size_text(estimated.accelerator)} on the accelerator"
@@ -83,7 +83,7 @@ def plan_dict(plan: Plan, estimated: Estimate, opening: float) -> dict[str, Any]
             }
             for cost, need in estimated.trainings.items()
         ],
-        "disk_bytes": sum(estimated.written(cost) for cost in plan.missing),
+        "disk_bytes": sum(estimated.sizes.get(cost, 0.0) for cost in plan.missing),
     }
 
 
@@ -109,14 +109,14 @@ def stage_totals(stage: str, plan: Plan, estimated: Estimate) -> dict[str, Any]:
     """What one stage needs: results, passes, tokens, seconds (None if they cannot be said), bytes."""
     wanted = [item for item in plan.wanted if item.cost is not None and item.cost.stage == stage]
     passes = [cost for cost in plan.passes if cost.stage == stage]
-    seconds = [estimated.seconds(cost) for cost in passes]
+    seconds = [estimated.times.get(cost) for cost in passes]
     return {
         "results": len(wanted),
         "stored": sum(item.found for item in wanted),
         "passes": len(passes),
         "tokens": sum(cost.tokens for cost in passes),
         "seconds": None if None in seconds else sum(value for value in seconds if value is not None),
-        "bytes": sum(estimated.written(cost) for cost in plan.missing if cost.stage == stage),
+        "bytes": sum(estimated.sizes.get(cost, 0.0) for cost in plan.missing if cost.stage == stage),
         "assumed": unique(cost.assumed for cost in passes if cost.assumed),
     }
 

@@ -50,14 +50,6 @@ class Estimate:
     accelerator: int | None = None
     measuring: float = 0.0
 
-    def seconds(self, cost: Cost) -> float | None:
-        """Of one piece of work; None if it cannot be said."""
-        return self.times.get(cost)
-
-    def written(self, cost: Cost) -> float:
-        """Bytes that a result will take in the store."""
-        return self.sizes.get(cost, 0.0)
-
     def load_seconds(self, plan: Plan) -> float:
         """Seconds of loading models: each once, and again for each work that loads its own."""
         known = [cost for cost in plan.passes if cost.model in self.loading]
@@ -70,7 +62,7 @@ class Estimate:
 
         Going through the jobs took ``opening`` seconds, which the run repeats.
         """
-        stages = sum(self.seconds(cost) or 0.0 for cost in plan.passes)
+        stages = sum(self.times.get(cost, 0.0) for cost in plan.passes)
         jobs = plan.jobs - len(plan.problems)
         each = JOB_SECONDS + JOB_SECONDS_PER_RECORD * plan.pool_records
         return opening + self.load_seconds(plan) + stages + jobs * each
