@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_lightning.cli.exits import Parser, command
+from trim_lightning.console.amounts import place_text
 from trim_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     if report.comparisons:
         written += write_rows(difference_rows(report.comparisons), folder / "compare_differences", TESTED)
     written.append(write_comparison(report, folder))
-    where = os.path.relpath(folder)
-    print(f"\nwritten: {', '.join(path.name for path in written)} in {folder if where.startswith('..') else where}")
+    print(f"\nwritten: {', '.join(path.name for path in written)} in {place_text(folder)}")
 
 
 def embedder(model: str | None) -> Embed | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from trim_lightning.cli.exits import Parser, command
+from trim_lightning.console.amounts import place_text
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import read_json_object
 
@@ -28,8 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser().parse_args(list(arguments))
     directory = options.output or options.run / "export" / options.format
     names, responses_missing = export(options.run, options.format, directory)
-    where = os.path.relpath(directory)
-    print(f"written: {', '.join(names)} in {directory if where.startswith('..') else where}")
+    print(f"written: {', '.join(names)} in {place_text(directory)}")
     if responses_missing:
         print(
             f"warning: {responses_missing} of the records end without an assistant turn: there is nothing to train on"

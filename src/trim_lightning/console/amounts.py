@@ -1,6 +1,9 @@
-"""Sizes and times for people."""
+"""Sizes, times and places for people."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 SIZES = ("B", "kB", "MB", "GB", "TB")
 
@@ -20,3 +23,9 @@ def time_text(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def place_text(path: Path) -> str:
+    """A path relative to the working directory if it is below, else as it is."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from trim_lightning.console.amounts import place_text
 from trim_lightning.console.visible import visible
 from trim_lightning.records.kinds import count_kinds, kind_field
 from trim_lightning.records.record_file import RecordFile
@@ -91,8 +91,7 @@ def selection_summary(
     if mix:
         parts.append(mix)
     parts += told_again(manifest)
-    where = os.path.relpath(directory)
-    parts.append(f"files: {where if not where.startswith('..') else directory}")
+    parts.append(f"files: {place_text(directory)}")
     return "\n\n".join(parts)
 
 
@@ -144,8 +143,7 @@ def training_summary(metrics: dict[str, Any], manifest: dict[str, Any], director
         headers = ["held-out", "before", "after", "95 % interval"]
         parts.append(tabulate(measured, headers=headers, tablefmt="simple", disable_numparse=True))
     parts += told_again(manifest)
-    where = os.path.relpath(directory)
-    parts.append(f"files: {where if not where.startswith('..') else directory}")
+    parts.append(f"files: {place_text(directory)}")
     return "\n\n".join(parts)
 
 

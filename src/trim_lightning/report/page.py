@@ -35,47 +35,9 @@ def render(page: str, values: Mapping[str, Any], data: Any) -> str:
         values: What it shows itself; escaped.
         data: JSON-able; what the page's script shows.
     """
-    assets = page_assets()
-    return (
-        environment()
-        .get_template(f"{page}.html.j2")
-        .render(
-            **values,
-            page=page,
-            version=version("trim-lightning"),
-            policy=assets.policy,
-            css=assets.css,
-            plot=assets.plot,
-            script=assets.script,
-            data=Markup(data_block(data)),
-        )
-    )
-
-
-def read_asset(name: str) -> Markup:
-    """Text of a style or script of ours, which is no data."""
-    return Markup((HOME / "assets" / name).read_text(encoding="utf-8"))
-
-
-class Assets:
-    """The style and the scripts that every page carries.
-
-    Attributes:
-        css: Our style.
-        plot: Observable Plot, bundled.
-        script: Our script.
-        policy: Content security policy: these two scripts run and nothing else, and nothing is fetched.
-    """
-
-    def __init__(self) -> None:
-        self.css, self.plot = (read_asset(name) for name in ("page.css", "plot.min.js"))
-        own = "".join(map(read_asset, SCRIPTS))
-        self.script = Markup(f'"use strict";\n(() => {{\n{own}}})();\n')  # a scope of its own: `name` is the window's
-        hashes = " ".join(f"'sha256-{digest(text)}'" for text in (self.plot, self.script))
-        self.policy = (
-            f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-            "form-action 'none'"
-        )
+    template = environment().get_template(f"{page}.html.j2")
+    shown = {"page": page, "version": version("trim-lightning"), "data": Markup(data_block(data))}
+    return template.render(**values, **page_assets(), **shown)
 
 
 def digest(text: str) -> str:
@@ -84,9 +46,22 @@ def digest(text: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def page_assets() -> Assets:
-    """Read once for all jobs of a process."""
-    return Assets()
+def page_assets() -> dict[str, str]:
+    """The style and the scripts that every page carries, by their names in the template; read once for all jobs.
+
+    ``plot`` is Observable Plot, bundled; ``policy`` lets the two scripts run and nothing else, and fetches nothing.
+    """
+    css, plot, *own = (
+        Markup((HOME / "assets" / name).read_text(encoding="utf-8"))  # ours, and no data
+        for name in ("page.css", "plot.min.js", *SCRIPTS)
+    )
+    script = Markup(f'"use strict";\n(() => {{\n{"".join(own)}}})();\n')  # a scope of its own: `name` is the window's
+    hashes = " ".join(f"'sha256-{digest(text)}'" for text in (plot, script))
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    return {"css": css, "plot": plot, "script": script, "policy": policy}
 
 
 @lru_cache(maxsize=1)

@@ -39,18 +39,21 @@ class ScopedTokens:
     def read(cls, table: pa.Table, group: str) -> ScopedTokens:
         """Take one bank's columns of a shard table."""
         suffix = f"/{group}" if group else ""
-        scope_column = table["scope"].combine_chunks()
-        scope = scope_column.flatten().to_numpy(zero_copy_only=False)
-        offsets = scope_column.offsets.to_numpy()
+        scope, offsets = flat(table, "scope"), table["scope"].combine_chunks().offsets.to_numpy()
         running = np.concatenate([[0], np.cumsum(scope, dtype=np.int64)])
-        token_ids = table["token_ids"].combine_chunks().flatten().to_numpy()[scope]
-        match = table[f"match{suffix}"].combine_chunks().flatten().to_numpy()[scope]
+        match = flat(table, f"match{suffix}")[scope]
         return cls(
-            similarity=table[f"similarity{suffix}"].combine_chunks().flatten().to_numpy()[scope].astype(np.float64),
+            similarity=flat(table, f"similarity{suffix}")[scope].astype(np.float64),
             match=match,
-            direct=match == token_ids,
+            direct=match == flat(table, "token_ids")[scope],
             lengths=np.diff(running[offsets]),
         )
+
+
+def flat(table: pa.Table, name: str) -> NDArray[Any]:
+    """The values of a list column, record after record."""
+    values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values
 
 
 def pool_tokens(
@@ -78,8 +81,7 @@ def pool_tokens(
 
 def scoped_classes(table: pa.Table) -> list[int]:
     """The token classes in the scope of one shard table."""
-    scope = table["scope"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    classes: list[int] = np.unique(table["token_ids"].combine_chunks().flatten().to_numpy()[scope]).tolist()
+    classes: list[int] = np.unique(flat(table, "token_ids")[flat(table, "scope")]).tolist()
     return classes
 
 

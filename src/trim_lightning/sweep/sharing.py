@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,9 @@ def share_passes(jobs: Sequence[SelectSettings]) -> int:
         Number of passes that were run.
     """
     groups: list[list[PreparedJob]] = []
-    holder = Holder()
+    watch = one_model_at_a_time()
     for settings in jobs:
-        job = prepare(settings, holder)
+        job = prepare(settings, watch)
         if job is None:
             continue
         group = next((group for group in groups if group[0].shares_with(job)), None)
@@ -66,24 +66,23 @@ def share_passes(jobs: Sequence[SelectSettings]) -> int:
     return passes
 
 
-class Holder:
-    """Lets one scorer at a time hold its model: copies of many jobs have no room beside each other."""
+def one_model_at_a_time() -> Callable[[Scorer], None]:
+    """Gives what watches scorers: before one loads its model, that of the one before is released."""
+    holding: list[Scorer] = []  # copies of many jobs have no room beside each other
 
-    def __init__(self) -> None:
-        self._scorer: Scorer | None = None
-
-    def watch(self, scorer: Scorer) -> None:
-        """Have the model of any other scorer released before this one loads its own."""
-
+    def watch(scorer: Scorer) -> None:
         def before_load() -> None:
-            if self._scorer is not None and self._scorer is not scorer:
-                self._scorer.release()
-            self._scorer = scorer
+            for other in holding:
+                if other is not scorer:
+                    other.release()
+            holding[:] = [scorer]
 
         scorer.before_load = before_load
 
+    return watch
 
-def prepare(settings: SelectSettings, holder: Holder) -> PreparedJob | None:
+
+def prepare(settings: SelectSettings, watch: Callable[[Scorer], None]) -> PreparedJob | None:
     """A job up to its pass over the pool; None if it has none to share, or fails: it will say itself why."""
     try:
         check_settings(settings)
@@ -94,7 +93,7 @@ def prepare(settings: SelectSettings, holder: Holder) -> PreparedJob | None:
         if store.processes.size > 1:
             return None  # processes of a launcher share passes in their own way
         task = open_task(settings, selector, store, announce=False)
-        holder.watch(task.scorer)
+        watch(task.scorer)
         return PreparedJob(task, selector.prepare(task))
     except UserError:
         return None

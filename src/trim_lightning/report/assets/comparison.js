@@ -1,6 +1,4 @@
 // A comparison of runs.
-// ---- comparison ----------------------------------------------------------------------------------------------
-
 const KINDS = [["circle", "●"], ["square", "■"], ["triangle", "▲"], ["diamond", "◆"], ["star", "★"], ["cross", "✚"], ["wye", "Y"]];
 const hue = (order) => `var(--hue${order % 7})`;
 
