@@ -168,7 +168,7 @@ def test_a_training_is_planned_with_a_coreset_that_is_not_known_yet(inputs: Inpu
     ]  # fmt: skip
     (tuning,) = (cost for cost in plan.missing if cost.stage == "finetune")
     assert tuning.assumed == "a coreset of 4 records of the pool's lengths"
-    assert all((estimate(plan).seconds(cost) or 0) > 0 for cost in plan.missing)
+    assert all(estimate(plan).times.get(cost, 0) > 0 for cost in plan.missing)
     train(settings)
     assert plan_jobs({0: settings}).missing == [], "the coreset is known now, and all that follows from it is there"
     other = plan_jobs({0: compose_train([*overrides, "train.epochs=2"])})
@@ -180,7 +180,7 @@ def test_disk_is_computed_from_what_the_stages_write(inputs: Inputs, tmp_path: P
     store = tmp_path / "store"
     plan = plan_of(inputs, store)
     found = estimate(plan)
-    computed = {cost.stage: found.written(cost) for cost in plan.missing}
+    computed = {cost.stage: found.sizes.get(cost, 0) for cost in plan.missing}
     paths = [f"paths.store_dir={store}", f"paths.output_dir={tmp_path / 'out'}", "logger=none"]
     select(compose_select([*inputs.arguments, *paths]))
     for stage, folder, file in (
@@ -225,9 +225,9 @@ def test_full_fine_tuning_can_be_measured(inputs: Inputs, tmp_path: Path) -> Non
     })  # fmt: skip
     assert [cost.stage for cost in plan.missing] == ["finetune"]
     measured = estimate(plan)
-    assert (measured.seconds(plan.missing[0]) or 0) > 0
+    assert measured.times[plan.missing[0]] > 0
     weights = (inputs.root / "tiny" / "model.safetensors").stat().st_size
-    assert measured.written(plan.missing[0]) == pytest.approx(weights, rel=0.1), "the whole model is kept"
+    assert measured.sizes[plan.missing[0]] == pytest.approx(weights, rel=0.1), "the whole model is kept"
 
 
 @pytest.mark.slow

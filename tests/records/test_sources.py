@@ -333,7 +333,7 @@ def test_reading_records_imports_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "pool.jsonl").write_bytes(json_lines(ROWS))
     code = (
         "import sys\n"
-        "from trim_lightning.records import filters, generated, layouts, record_file, sources\n"
+        "from trim_lightning.records import filters, generated_pool, layouts, record_file, sources\n"
         "from trim_lightning.settings.schema import PoolSettings\n"
         "settings = PoolSettings(source='jsonl', path=sys.argv[1])\n"
         "assert len(sources.open_records(settings, what='pool', seed=0, spool=None)) == 5\n"

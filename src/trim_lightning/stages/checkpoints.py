@@ -88,9 +88,6 @@ class Checkpoints:
         rates = np.array(self.entry.facts["rates"])
         return rates / rates.sum()
 
-    def __len__(self) -> int:
-        return self.number
-
     def moments(self, number: int) -> Path:
         """File of Adam's moments after epoch ``number``; its place is known before it is there."""
         from trim_lightning.engine.adam_moments import FILE
@@ -128,17 +125,17 @@ def gradient_features(
 
     seed = task.settings.seed
     pool_entries, target_entries = [], []
-    for number in range(1, len(checkpoints) + 1):
+    for number in range(1, checkpoints.number + 1):
         weights = checkpoints.at(number, gradients=True)
         if targets is not None:
             tokens, entry = targets
             plain = GradientFeatures(dimension, seed)
             inputs = {"tokens": entry.key.hex}
-            title = f"fingerprint {number}/{len(checkpoints)}"
+            title = f"fingerprint {number}/{checkpoints.number}"
             target_entries.append(record_values(task, plain, tokens, inputs, "fingerprint", weights, title))
         adam = GradientFeatures(dimension, seed, checkpoints.moments(number))
         inputs = {"tokens": task.pool_key.hex}
-        title = f"score {number}/{len(checkpoints)}"
+        title = f"score {number}/{checkpoints.number}"
         pool_entries.append(record_values(task, adam, task.pool_tokens, inputs, "score", weights, title))
         weights.release()
     return pool_entries, target_entries
@@ -161,7 +158,7 @@ def loss_passes(
 
     entries = []
     models: list[Checkpoint | Scorer] = [task.scorer] if from_start else []
-    models += [checkpoints.at(number, gradients=False) for number in range(1, len(checkpoints) + 1)]
+    models += [checkpoints.at(number, gradients=False) for number in range(1, checkpoints.number + 1)]
     for place, weights in enumerate(models, start=1):
         title = f"{booked} {place}/{len(models)}"
         entries.append(record_values(task, ResponseLoss("given"), records, inputs, booked, weights, title))

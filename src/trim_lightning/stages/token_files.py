@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trim_lightning.engine.batches import WINDOW
-from trim_lightning.engine.shards import shard_path
+from trim_lightning.engine.shards import column_name, shard_path
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.stages.token_scores import shard_facts
 from trim_lightning.store import Entry
@@ -70,14 +70,13 @@ def write_token_scores(task: SelectionTask, scoring: Entry, path: Path) -> None:
 
     facts = shard_facts(scoring.path)
     groups: list[str] = facts["groups"]
-    fields = [("row", pa.int64()), ("id", pa.string()), ("token_ids", pa.list_(pa.int32()))]
-    fields.append(("scope", pa.list_(pa.bool_())))
+    lists = {"token_ids": pa.int32(), "scope": pa.bool_()}
     for group in groups:
-        suffix = f"/{group}" if group else ""
-        fields += [(f"similarity{suffix}", pa.list_(pa.float32())), (f"direct{suffix}", pa.list_(pa.bool_()))]
+        lists |= {column_name("similarity", group): pa.float32(), column_name("direct", group): pa.bool_()}
+    schema = pa.schema({"row": pa.int64(), "id": pa.string(), **{name: pa.list_(kind) for name, kind in lists.items()}})
     shard_rows = iter(range(facts["shards"]))
     pending: dict[int, dict[str, Any]] = {}
-    with table_writer(path, pa.schema(fields)) as writer:
+    with table_writer(path, schema) as writer:
         for start in range(0, len(task.pool), WINDOW):
             rows = range(start, min(len(task.pool), start + WINDOW))
             expected = int((task.pool_tokens.lengths[rows.start : rows.stop] > 0).sum())
@@ -85,7 +84,7 @@ def write_token_scores(task: SelectionTask, scoring: Entry, path: Path) -> None:
                 table = pq.read_table(shard_path(scoring.path, next(shard_rows)))
                 pending.update((record["row"], record) for record in table.to_pylist())
             lines = [token_line(pending.get(row), row, task, groups) for row in rows]
-            writer.write(pa.Table.from_pylist(lines, schema=pa.schema(fields)))
+            writer.write(pa.Table.from_pylist(lines, schema=schema))
             pending.clear()
 
 
@@ -100,13 +99,10 @@ def token_line(record: Mapping[str, Any] | None, row: int, task: SelectionTask, 
         "scope": scope.tolist(),
     }
     for group in groups:
-        suffix = f"/{group}" if group else ""
-        match = np.array(record[f"match{suffix}"] if record else [], dtype=np.int32)
-        similarity = np.array(record[f"similarity{suffix}"] if record else [], dtype=np.float64)
-        direct = (match == token_ids) & scope
-        penalised = penalise(
-            similarity, match == token_ids, task.settings.fallback.mode, task.settings.fallback.penalty
-        )
-        line[f"similarity{suffix}"] = spread(penalised[scope], scope)
-        line[f"direct{suffix}"] = direct.tolist()
+        similarity_name, fallback = column_name("similarity", group), task.settings.fallback
+        direct = np.array(record[column_name("match", group)] if record else [], dtype=np.int32) == token_ids
+        similarity = np.array(record[similarity_name] if record else [], dtype=np.float64)
+        penalised = penalise(similarity, direct, fallback.mode, fallback.penalty)
+        line[similarity_name] = spread(penalised[scope], scope)
+        line[column_name("direct", group)] = (direct & scope).tolist()
     return line

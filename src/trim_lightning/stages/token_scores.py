@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from trim_lightning.engine.shards import column_name
 from trim_lightning.settings.schema import FallbackSettings, PoolerSettings
 from trim_lightning.stages.scoring import BANKS
 from trim_lightning.stages.task import MatchedTokens
@@ -38,12 +39,11 @@ class ScopedTokens:
     @classmethod
     def read(cls, table: pa.Table, group: str) -> ScopedTokens:
         """Take one bank's columns of a shard table."""
-        suffix = f"/{group}" if group else ""
         scope, offsets = flat(table, "scope"), table["scope"].combine_chunks().offsets.to_numpy()
         running = np.concatenate([[0], np.cumsum(scope, dtype=np.int64)])
-        match = flat(table, f"match{suffix}")[scope]
+        match = flat(table, column_name("match", group))[scope]
         return cls(
-            similarity=flat(table, f"similarity{suffix}")[scope].astype(np.float64),
+            similarity=flat(table, column_name("similarity", group))[scope].astype(np.float64),
             match=match,
             direct=match == flat(table, "token_ids")[scope],
             lengths=np.diff(running[offsets]),
@@ -132,7 +132,7 @@ def best_group(scores: Mapping[str, NDArray[Any]], row: int) -> str:
 def read_matched(path: Path, groups: Mapping[int, str], fallback: FallbackSettings) -> dict[int, MatchedTokens]:
     """Token similarities of some records of one shard, each (by its row) as a target group saw it."""
     wanted = sorted(set(groups.values()))
-    columns = [f"{kind}/{group}" if group else kind for group in wanted for kind in ("similarity", "match")]
+    columns = [column_name(kind, group) for group in wanted for kind in ("similarity", "match")]
     table = pq.read_table(path, columns=["row", "token_ids", "scope", *columns])
     places = {row: place for place, row in enumerate(table["row"].to_pylist())}
 
@@ -143,9 +143,8 @@ def read_matched(path: Path, groups: Mapping[int, str], fallback: FallbackSettin
     for row, group in groups.items():
         if row not in places:
             continue
-        suffix = f"/{group}" if group else ""
-        token_ids, match = values("token_ids", row), values(f"match{suffix}", row)
-        similarity = values(f"similarity{suffix}", row).astype(np.float64)
+        token_ids, match = values("token_ids", row), values(column_name("match", group), row)
+        similarity = values(column_name("similarity", group), row).astype(np.float64)
         found[row] = MatchedTokens(
             token_ids=token_ids,
             scope=values("scope", row),
