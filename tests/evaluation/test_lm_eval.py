@@ -544,6 +544,19 @@ def test_the_date_is_part_of_the_key_of_tasks_and_tokens(
 
 
 @needs_lm_eval
+def test_warnings_are_told_from_the_store_too(
+    store: Store, tiny_source: Callable[[str], ModelSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "run_tasks", lambda *_: TaskResults(warnings=("prompts lost their beginning",)))
+    for cached in (False, True):
+        ledger = Ledger()
+        trainee = Trainee(tiny_source("llama"), "float32", store, ledger, trainer={}, seed=0, max_length=64)
+        harness.task_scores(trainee, None, EvaluationSettings(tasks=["trim_svamp"]), seed=0)
+        assert ledger.stages["tasks_before"].cached is cached
+        assert ledger.warnings == ["prompts lost their beginning"]
+
+
+@needs_lm_eval
 def test_a_given_template_replaces_the_tokenizers(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, says: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
+from composing import compose_train
 from running import run_select, run_train
 from training.conftest import TrainingFiles, write_lines
+from trim_lightning.pipeline.leaks import warn_of_shared
 from trim_lightning.pipeline.train import Training
+from trim_lightning.pipeline.training_inputs import measured_records
 from trim_lightning.records.indexing import index
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 from trim_lightning.stages import texts as texts_module
 from trim_lightning.stages.texts import rows_with_texts, text_digests
 from trim_lightning.store import Store
+from trim_lightning.store.ledger import Ledger
 
 Records = list[dict[str, Any]]
 
@@ -170,3 +174,20 @@ def test_mistakes(
     outcome = command(*training_files.train, *words, f"paths.store_dir={training_files.store}")
     assert outcome.code == 2
     assert line in outcome.last
+
+
+def test_the_test_records_of_local_tasks_measure_too(training_files: TrainingFiles, tmp_path: Path) -> None:
+    pool = records_of(training_files.root / "pool.jsonl")
+    write_lines(tmp_path / "svamp.test.jsonl", [respelt(pool[4], "s0"), {"prompt": "add", "response": "four"}])
+    write_lines(tmp_path / "tydiqa_goldp.test.jsonl", [{"context": "c", "question": "q", "answers": ["a"]}])
+    names = ["trim_svamp", "trim_tydiqa_goldp", "trim_gsm8k", "other"]
+    settings = compose_train(
+        [f"evaluation.tasks=[{','.join(names)}]", f"evaluation.data_dir={tmp_path}", f"paths.output_dir={tmp_path}"]
+    )
+    measured = measured_records(settings, None)
+    assert list(measured) == ["test records of trim_svamp"]
+    ledger = Ledger()
+    for what, records in measured.items():
+        source = LineSource(training_files.root / "pool.jsonl", label="pool", name="pool", what="pool")
+        warn_of_shared(records, what, index(source, ReadOptions()), "the coreset", ledger)
+    assert ledger.warnings == ["1 of the 2 test records of trim_svamp have a prompt of the coreset: s0"]

@@ -100,7 +100,9 @@ def test_a_training_selects_what_can_be_learnt_from(
         arguments = [*training_files.model, *files, "selection.count=5", "train.epochs=1", "method=bm25", *overrides]
         return run_train(*arguments, output_dir=tmp_path / "run", store_dir=training_files.store)
 
-    assert run().metrics["train/records"] == 5
+    whole = run()
+    assert whole.metrics["train/records"] == 5
+    assert "left out  2 without a response, 1 with their response cut off\n" in whole.summary
     before = run("selection.require_response=false")
     assert before.metrics["train/records"] == 4
     told = "1 of the 5 records of the coreset have no response token (1 cut off by max_length=80)"

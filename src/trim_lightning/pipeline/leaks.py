@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,15 +14,18 @@ from trim_lightning.stages.texts import rows_with_texts, text_digests
 from trim_lightning.store.ledger import Ledger
 
 
-def warn_of_leaks(task: SelectionTask, chosen: NDArray[np.int64], held_out: RecordFile | None) -> list[str]:
-    """Warn of what a selection shares with what it was made for and with what measures it; returns the warnings."""
+def warn_of_leaks(task: SelectionTask, chosen: NDArray[np.int64], measured: Mapping[str, RecordFile]) -> list[str]:
+    """Warn of what a selection shares with what it was made for and with what measures it; returns the warnings.
+
+    ``measured`` has the records that will measure it, by what they are.
+    """
     before = len(task.ledger.warnings)
     if task.targets is not None and task.settings.target.source != "from_pool":  # those are meant to be in the pool
         warn_of_targets_in_pool(task, chosen)
-    if held_out is not None:
+    for what, records in measured.items():
         if task.targets is not None:
-            warn_of_shared(task.targets.records, "targets", held_out, "the held-out records", task.ledger)
-        warn_of_shared(held_out, "held-out records", task.pool.take(chosen.tolist()), "the coreset", task.ledger)
+            warn_of_shared(task.targets.records, "targets", records, f"the {what}", task.ledger)
+        warn_of_shared(records, what, task.pool.take(chosen.tolist()), "the coreset", task.ledger)
     return task.ledger.warnings[before:]
 
 

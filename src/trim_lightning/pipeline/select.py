@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from trim_lightning.report.facts import SelectionFacts
 
 log = logging.getLogger(__name__)
+NOTHING: Mapping[str, RecordFile] = {}
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,12 @@ def run_selection(
     store: Store,
     announce: bool = True,
     command: str | None = None,
-    held_out: RecordFile | None = None,
+    measured: Mapping[str, RecordFile] = NOTHING,
 ) -> Selection:
     """Select and write the files, reporting to no tracker.
 
-    ``announce=False`` says nothing of what is found and done, and makes no report. ``held_out`` are the records that
-    will measure what is selected.
+    ``announce=False`` says nothing of what is found and done, and makes no report. ``measured`` has the records that
+    will measure what is selected, by what they are.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -137,7 +139,7 @@ def run_selection(
     write_coreset(task.pool, chosen, directory / CORESET)
     selector.write_extras(task, directory)
     task.ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, False, versions()))
-    leaks = warn_of_leaks(task, chosen, held_out)
+    leaks = warn_of_leaks(task, chosen, measured)
     unscored = first_ids(task.pool, np.flatnonzero(np.isnan(scores.score)).tolist())
     manifest = write_selection_manifest(task, scores, chosen, responses, missing, directory)
     report = None

@@ -128,6 +128,8 @@ def training_summary(metrics: dict[str, Any], manifest: dict[str, Any], director
         ["coreset", f"{inputs['coreset']['rows']:,} records, {metrics['train/trained_tokens']:,} trained tokens"],
         ["training", f"{metrics['train/steps']:,} steps, {metrics['train/seconds']:.1f} s"],
     ]
+    if manifest["selection"] is not None:
+        rows += left_out(manifest["selection"])
     taken = [name.removesuffix("_before") for name in metrics if name.startswith("eval/") and name.endswith("_before")]
     measured = [
         [

@@ -19,6 +19,7 @@ from trim_lightning.pipeline.summary import training_summary
 from trim_lightning.pipeline.training_inputs import (
     in_one_order,
     make_trainee,
+    measured_records,
     open_coreset,
     open_held_out,
     open_watched,
@@ -105,11 +106,12 @@ def run_training(
     ledger = Ledger()
     held_out = open_held_out(settings, store)
     watched = open_watched(settings, store, held_out)
+    measured = measured_records(settings, held_out)
     trainee = make_trainee(settings, store, ledger)
 
     selection = None
     if settings.coreset.path is None:
-        selection = run_selection(settings, directory / SELECTION, store, command=command, held_out=held_out)
+        selection = run_selection(settings, directory / SELECTION, store, command=command, measured=measured)
         ledger.warnings += selection.leaks  # already told
         coreset = open_coreset(settings, directory / SELECTION / CORESET, store)
     else:
@@ -120,10 +122,11 @@ def run_training(
     ordered = in_one_order(coreset, store)
     coreset_tokens, coreset_entry = trainee.tokenize(ordered)
     warn_of_coreset(trainee.max_length, ordered, coreset_tokens, ledger)
+    if selection is None:
+        for what, records in measured.items():
+            warn_of_shared(records, what, coreset, "the coreset", ledger)
     before, after = [], []
     if held_out is not None:
-        if selection is None:
-            warn_of_shared(held_out, "held-out records", coreset, "the coreset", ledger)
         warn_of_held_out(trainee.max_length, held_out, trainee.tokenize(held_out)[0], ledger)
     if watched is not None:
         warn_of_early_stop(settings, watched, held_out, coreset, ledger)

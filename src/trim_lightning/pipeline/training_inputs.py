@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -122,6 +123,21 @@ def open_watched(settings: TrainSettings, store: Store, held_out: RecordFile | N
         return open_records(source, what="early_stop", seed=0, spool=store.spool)
     except UserError as error:
         raise UserError(str(error).replace("early_stop.path=", "train.early_stop_path=", 1)) from None
+
+
+def measured_records(settings: TrainSettings, held_out: RecordFile | None) -> dict[str, RecordFile]:
+    """All records that measure the model, by what they are: held-out ones, and the test records of local tasks."""
+    measured = {} if held_out is None else {"held-out records": held_out}
+    if settings.evaluation.tasks:
+        from trim_lightning.evaluation.harness.tasks import local_test_files
+
+        for task, path in local_test_files(settings.evaluation).items():
+            source = LineSource(path, label=f"evaluation.data_dir: {path.name}", name=path.name, what="evaluation")
+            with suppress(
+                UserError
+            ):  # passages with questions are in no layout; lm-eval says what is wrong with others
+                measured[f"test records of {task}"] = index(source, ReadOptions())
+    return measured
 
 
 def tokenize_watched(trainee: Trainee, watched: RecordFile) -> tuple[TokenizedRecords, StageKey]:

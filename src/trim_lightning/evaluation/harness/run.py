@@ -11,7 +11,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.evaluation.harness.tasks import (
-    DATA_VARIABLE,
     LOCAL_TASKS,
     TASKS_FOLDER,
     _check_installed,
@@ -33,6 +31,7 @@ from trim_lightning.evaluation.harness.tasks import (
     _one_line,
     _quiet,
     _task_manager,
+    local_folder,
 )
 from trim_lightning.records.record_file import sha256_of
 from trim_lightning.settings.schema import EvaluationSettings
@@ -78,7 +77,7 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
 
     key = StageKey(
         "tasks",
-        2,
+        3,
         {
             "tasks": settings.tasks,
             "num_fewshot": settings.num_fewshot,
@@ -98,9 +97,7 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
         model = trainee.model(tuned)
         started = time.perf_counter()
         results = run_tasks(model, trainee.tokenizer, settings, seed, trainee.source.chat_template)
-        for warning in results.warnings:
-            trainee.ledger.warn(warning)
-        content = {"metrics": results.metrics, "details": results.details}
+        content = {"metrics": results.metrics, "details": results.details, "warnings": results.warnings}
         (directory / RESULTS).write_text(json.dumps(content, default=str), encoding="utf-8")
         return {"seconds": time.perf_counter() - started}
 
@@ -108,7 +105,9 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
     entry = trainee.store.get(key, build, cost=Cost(booked, lambda: 0))
     trainee.ledger.book(booked, entry)
     content = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))
-    return TaskResults(content["metrics"], content["details"])
+    for warning in content["warnings"]:  # from the store as well
+        trainee.ledger.warn(warning)
+    return TaskResults(content["metrics"], content["details"], tuple(content["warnings"]))
 
 
 def run_tasks(
@@ -207,7 +206,7 @@ def data_digest(settings: EvaluationSettings) -> str:
 
     files = [path for path in (*TASKS_FOLDER.iterdir(), TASKS_FOLDER.with_name("options.py")) if path.is_file()]
     local = LOCAL_TASKS if tasks_path is not None else [name for name in tasks if name in LOCAL_TASKS]
-    folder = Path(settings.data_dir or os.environ.get(DATA_VARIABLE) or os.devnull).expanduser()
+    folder = local_folder(settings)
     for name in local:
         pair = (folder / f"{name.removeprefix('trim_')}.{split}.jsonl" for split in ("train", "test"))
         files += [path for path in pair if path.is_file()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import random
 import statistics
 import warnings
@@ -137,6 +138,21 @@ def _load_one(manager: Any, name: str) -> Any:
 def local_counterpart(name: str) -> str | None:
     """The local task over the same data as one of lm-eval's, or None."""
     return next((local for local in LOCAL_TASKS if f"_{local.removeprefix('trim_')}_" in f"_{name}_"), None)
+
+
+def local_folder(settings: EvaluationSettings) -> Path:
+    """Where the local tasks' files are."""
+    return Path(settings.data_dir or os.environ.get(DATA_VARIABLE) or os.devnull).expanduser()
+
+
+def local_test_files(settings: EvaluationSettings) -> dict[str, Path]:
+    """Each local task that is asked for, to the file of its test records, if that is there."""
+    files = {
+        name: local_folder(settings) / f"{name.removeprefix('trim_')}.test.jsonl"
+        for name in settings.tasks
+        if name in LOCAL_TASKS
+    }
+    return {name: path for name, path in files.items() if path.is_file()}
 
 
 def _all_local(manager: Any, tasks: Iterable[str]) -> bool:
