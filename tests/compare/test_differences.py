@@ -301,7 +301,7 @@ def test_equal_budgets(records: int, tokens: int | None, responses: int | None, 
 def test_the_baseline_is_the_random_of_equal_budget(made_runs, trained: dict[str, Path], tmp_path: Path) -> None:
     tokens = json.loads((trained["longest"] / "metrics.json").read_text())["selection/tokens"]
     equal_tokens = made_runs.train(tmp_path / "tokens", "method=random", f"selection.tokens={tokens + 40}")
-    larger = made_runs.train(tmp_path / "larger", "method=random", "selection.count=9")
+    larger = made_runs.train(tmp_path / "larger", "method=random", "selection.count=12")
     groups = groups_of(trained["longest"], trained["random_0"], equal_tokens, larger)
     against = [second.first.budget for _, second in pairs_to_test(groups, all_pairs=False)]
     kept = [equal_budgets(groups[0], group) for group in groups[1:]]
@@ -310,7 +310,7 @@ def test_the_baseline_is_the_random_of_equal_budget(made_runs, trained: dict[str
     assert against == [group.first.budget for group, equal in zip(groups[1:], kept, strict=True) if equal != "neither"]
     # with nothing of equal budget, what there is has to do, and the table says so
     groups = groups_of(trained["longest"], larger)
-    assert [second.first.budget for _, second in pairs_to_test(groups, all_pairs=False)] == ["9 records"]
+    assert [second.first.budget for _, second in pairs_to_test(groups, all_pairs=False)] == ["12 records"]
 
 
 def test_the_baseline_shares_the_training(trained: dict[str, Path], variant) -> None:
