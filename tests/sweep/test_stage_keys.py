@@ -105,6 +105,7 @@ ELSEWHERE = "another kind of source reads it"  # of the keys that only another s
 SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "model.path": ("{root}/other", POOL),
     "model.revision": "of Hub models, whose files are hashed",
+    "model.base": "of adapters, whose base model's files are hashed",
     "model.dtype": ("bfloat16", MODEL),
     "model.trust_remote_code": ("true", NOTHING),
     "model.device_map": ("cpu", NOTHING),

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.files.json_files import read_json_object
+from trim_lightning.models.low_rank import beside_weights
 
 
 def apply_adapter(model: PreTrainedModel, directory: Path, *, gradients: bool = True) -> PreTrainedModel:
@@ -25,6 +26,16 @@ def apply_adapter(model: PreTrainedModel, directory: Path, *, gradients: bool = 
 
     Raises:
         UserError: if the adapter is missing, corrupt, pickled, made for another model, or empty.
+    """
+    wrapped = load_adapter(model, directory)
+    return _ready(wrapped.get_base_model()) if gradients else without_gradients(wrapped)
+
+
+def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
+    """The model in PEFT's hands, with the adapter.
+
+    Raises:
+        UserError: see `apply_adapter`.
     """
     names = check_adapter(directory)
     try:
@@ -42,9 +53,7 @@ def apply_adapter(model: PreTrainedModel, directory: Path, *, gradients: bool = 
             f"adapter {directory.name}: does not fit the model ({len(odd)} weights without a counterpart, such as "
             f"{odd[0]}); use it with the model that it was trained on"
         )
-    if not gradients:
-        return without_gradients(wrapped)
-    return _ready(wrapped.get_base_model())
+    return wrapped
 
 
 def without_gradients(wrapped: PeftModel) -> PreTrainedModel:
@@ -54,14 +63,29 @@ def without_gradients(wrapped: PeftModel) -> PreTrainedModel:
     learning rate of 2e-4 and nine tenths at 2e-5 are smaller than half a step of a bfloat16 weight), so there it stays
     beside the weights, in the model's number format.
     """
-    base = wrapped.get_base_model()
-    if base.dtype == torch.float32:  # holds all of it
+    if wrapped.get_base_model().dtype == torch.float32:  # holds all of it
         return _ready(wrapped.merge_and_unload())
-    model = _ready(base)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(model.dtype)
-    return model
+    return _ready(beside_weights(wrapped)[0])
+
+
+def build_upon(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """The model with an adapter that others than we trained, so that it can be used and trained as any model.
+
+    Raises:
+        UserError: as `apply_adapter` does, or if it has other parts than LoRA matrices on linear layers and the model
+            is not in float32, into which every kind can be merged.
+    """
+    wrapped = load_adapter(model, directory)
+    if model.dtype == torch.float32:
+        return _ready(wrapped.merge_and_unload())
+    whole, left = beside_weights(wrapped)
+    if left:
+        raise UserError(
+            f"adapter {directory.name}: has more than LoRA matrices on linear layers ({left[0]}, ...), which only "
+            "float32 weights can take up; set model.dtype=float32, or merge it with PEFT's merge_and_unload and give "
+            "the merged model"
+        )
+    return _ready(whole)
 
 
 def _ready(model: torch.nn.Module) -> PreTrainedModel:

@@ -39,7 +39,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(
-            str(source.directory), trust_remote_code=source.trust_remote_code, local_files_only=True
+            str(source.tokenizer_directory), trust_remote_code=source.trust_remote_code, local_files_only=True
         )
     except Exception as error:
         raise UserError(f"model.path={source.name}: its tokenizer cannot be loaded ({first_line(error)})") from None
@@ -49,7 +49,7 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """The causal LM in evaluation mode, with attention going through the hook.
 
     Raises:
-        UserError: if the weights are damaged, incomplete, or of an architecture without the hook.
+        UserError: if the weights or an adapter are damaged, incomplete, or of an architecture without the hook.
     """
     # peft still asks for an attribute by its old name
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -77,6 +77,10 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     model.eval()
     model.requires_grad_(False)
     assert isinstance(model, PreTrainedModel)
+    if source.adapter is not None:
+        from trim_lightning.models.adapter import build_upon
+
+        return build_upon(model, source.adapter)
     return model
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from trim_lightning.store import Store
 from trim_lightning.store.keys import digest_of
 from trim_lightning.store.receipt import RECEIPT
 
-BUNDLED = "bundled:smollm2_135m"
+BUNDLED, BUNDLED_NAME = "bundled:smollm2_135m", "smollm2_135m"
+ADAPTER_CONFIG = "adapter_config.json"
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 MOST_LAYERS = 10_000  # building more would take a machine's time and memory before any weight is read
 CODE = ("*.py",)  # part of the model where it is run
@@ -32,6 +34,8 @@ class ModelSource:
         trust_remote_code: Run the folder's own Python code.
         device_map: Passed to ``from_pretrained``.
         chat_template: Text of a chat template that replaces the tokenizer's, or None.
+        adapter: Folder of an adapter on top of those weights.
+        base: Name and sha256 of the model beneath the adapter.
     """
 
     directory: Path
@@ -42,6 +46,19 @@ class ModelSource:
     trust_remote_code: bool = False
     device_map: str | None = None
     chat_template: str | None = None
+    adapter: Path | None = None
+    base: Mapping[str, str] | None = None
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        """Folder with the tokenizer: an adapter's, if it brings one."""
+        brings = self.adapter is not None and (self.adapter / "tokenizer_config.json").is_file()
+        return self.adapter if brings and self.adapter is not None else self.directory
+
+    def describe(self) -> dict[str, Any]:
+        """Name and checksum, for a manifest; of an adapter those of its base model too."""
+        own = {"name": self.name, "sha256": self.digest}
+        return own if self.base is None else {**own, "base_model": dict(self.base)}
 
     def check_layers(self, num_layers: int) -> None:
         """Refuse to read more layers than there are.
@@ -60,17 +77,12 @@ def find_model(settings: ModelSettings, store: Store) -> ModelSource:
     """Locate, check and identify the model, downloading or converting it if needed.
 
     Raises:
-        UserError: no such model, gated or absent weights, not a model folder, or pickled weights only.
+        UserError: no such model, gated or absent weights, not a model folder, pickled weights only, or an adapter
+            whose base model cannot be found.
     """
-    if settings.path == BUNDLED:
-        from trim_lightning.models.bundled import bundled_directory
-
-        directory, name = bundled_directory(store), "smollm2_135m"
-    elif is_local(settings.path):
-        directory = Path(settings.path).expanduser()
-        name = directory.resolve().name
-    else:
-        directory, name = download(settings), settings.path
+    directory, name = locate(settings, store)
+    if (directory / ADAPTER_CONFIG).is_file():
+        return find_adapted(settings, directory, name, store)
     config = read_config(directory, settings)
     return ModelSource(
         directory=directory,
@@ -82,6 +94,57 @@ def find_model(settings: ModelSettings, store: Store) -> ModelSource:
         device_map=settings.device_map,
         chat_template=read_template(settings.chat_template),
     )
+
+
+def locate(settings: ModelSettings, store: Store) -> tuple[Path, str]:
+    """Folder and name of what ``model.path`` names, downloaded or converted if needed."""
+    if settings.path == BUNDLED:
+        from trim_lightning.models.bundled import bundled_directory
+
+        return bundled_directory(store), BUNDLED_NAME
+    if is_local(settings.path):
+        directory = Path(settings.path).expanduser()
+        return directory, directory.resolve().name
+    return download(settings), settings.path
+
+
+def find_adapted(settings: ModelSettings, adapter: Path, name: str, store: Store) -> ModelSource:
+    """The base model of an adapter's folder, with the adapter on top.
+
+    Raises:
+        UserError: if the folder is a model's as well, or the base model cannot be found.
+    """
+    where = f"model.path={settings.path}"
+    if (adapter / "config.json").is_file() and any(adapter.glob("model*.safetensors")):
+        raise UserError(
+            f"{where}: holds both a model and an adapter ({ADAPTER_CONFIG}); give a folder with one of them: the model "
+            "as it is, or the adapter, whose base model is then found"
+        )
+    try:
+        named = read_json_object(adapter / ADAPTER_CONFIG)
+    except ValueError as error:
+        raise UserError(f"{where}: {ADAPTER_CONFIG} is {error}") from None
+    path, revision = settings.base, None
+    if path is None:
+        path, revision = str(named.get("base_model_name_or_path") or ""), named.get("revision")
+        if path == BUNDLED_NAME:
+            path = BUNDLED
+        elif not Path(path).is_absolute() and path and (adapter / path).is_dir():
+            path = str(adapter / path)
+    try:
+        if not path:
+            raise UserError("the adapter names none")
+        base = find_model(replace(settings, path=path, base=None, revision=revision), store)
+    except UserError as error:
+        reason = str(error).removeprefix(f"model.path={path}: ")
+        raise UserError(
+            f"{where}: an adapter whose base model {path or ''} cannot be had ({reason}); set model.base to its "
+            "directory or Hub id"
+        ) from None
+    if base.adapter is not None:
+        raise UserError(f"{where}: an adapter of an adapter ({base.name}); merge that into its base model first")
+    digest = digest_of([base.digest, digest_directory(adapter, store)])
+    return replace(base, digest=digest, name=name, adapter=adapter, base={"name": base.name, "sha256": base.digest})
 
 
 def is_local(path: str) -> bool:

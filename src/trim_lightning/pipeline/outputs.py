@@ -140,7 +140,7 @@ def write_selection_manifest(
         inputs={
             "pool": describe(pool),
             **({} if task.targets is None else {"target": task.targets.describe()}),
-            "model": {"name": scorer.source.name, "sha256": scorer.source.digest},
+            "model": scorer.source.describe(),
         },
         counts={
             "pool": len(pool),

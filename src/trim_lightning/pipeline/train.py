@@ -148,7 +148,7 @@ def run_training(
     write_text(json.dumps(metrics, indent=2) + "\n", directory / METRICS)
     inputs: dict[str, Any] = {
         "coreset": {"name": coreset.name, "sha256": coreset.sha256, "rows": len(coreset)},
-        "trainee": {"name": trainee.source.name, "sha256": trainee.source.digest},
+        "trainee": trainee.source.describe(),
         **({} if held_out is None else {"evaluation": describe(held_out)}),
         **({} if watched is None or watched is held_out else {"early_stop": describe(watched)}),
     }

@@ -62,7 +62,7 @@ def make_trainee(settings: TrainSettings, store: Store, ledger: Ledger) -> Train
     """The model to fine-tune: the scorer's own, or ``train.model``."""
     model = settings.model
     if settings.train.model is not None:
-        model = replace(model, path=settings.train.model, revision=None)
+        model = replace(model, path=settings.train.model, revision=None, base=None)
     try:
         source: ModelSource = find_model(model, store)
     except UserError as error:

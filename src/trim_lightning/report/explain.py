@@ -202,7 +202,7 @@ def finish(
 
         return load_tokenizer(run.source)
 
-    texts = texts_of(run.source.directory, tokenizer)
+    texts = texts_of(run.source.tokenizer_directory, tokenizer)
     _, groups = read_banks(run.directory / BANKS)
     targets = TargetTokenFile(run.directory / TARGETS, groups, texts)
     matched = sorted({int(token) for token in np.unique(tokens.match[tokens.scope])})

@@ -162,7 +162,7 @@ def token_facts(outcome: Outcome, rows: Sequence[int]) -> tuple[dict[str, Any], 
     if not all((directory / name).exists() for name in (BANKS, TARGETS)):
         return {}, {}
     scorer = outcome.task.scorer
-    texts = texts_of(scorer.source.directory, lambda: scorer.tokenizer)
+    texts = texts_of(scorer.source.tokenizer_directory, lambda: scorer.tokenizer)
     banks, groups = read_banks(directory / BANKS)
     targets = TargetTokenFile(directory / TARGETS, groups, texts)
     matched = outcome.selector.matched_tokens(outcome.task, rows)

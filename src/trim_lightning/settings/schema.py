@@ -19,6 +19,7 @@ class ModelSettings:
 
     path: str = key("???", "a directory, a Hub id, or bundled:smollm2_135m")
     revision: str | None = key(None, "branch, tag or commit of a Hub model")
+    base: str | None = key(None, "base model where `model.path` is an adapter; null takes the one that it names")
     dtype: str = key(
         "auto",
         "precision of the model; auto is bfloat16 where native",

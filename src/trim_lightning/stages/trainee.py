@@ -107,5 +107,5 @@ class Trainee(ModelHandle):
         from trim_lightning.tuning.run import ADAPTER, MODEL
 
         if self.mode == "full":
-            return load_model(replace(self.source, directory=tuned.path / MODEL), self.dtype)
+            return load_model(replace(self.source, directory=tuned.path / MODEL, adapter=None), self.dtype)
         return apply_adapter(self.base_model(), tuned.path / ADAPTER)
