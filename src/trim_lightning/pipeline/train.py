@@ -11,7 +11,6 @@ from typing import Any
 from trim_lightning.evaluation.evaluate import evaluate, paired, summarise
 from trim_lightning.files.atomic import write_text
 from trim_lightning.pipeline.checks import check_training
-from trim_lightning.pipeline.leaks import warn_of_shared
 from trim_lightning.pipeline.opening import for_helper, open_store
 from trim_lightning.pipeline.outputs import describe, writable_directory
 from trim_lightning.pipeline.select import Selection, run_selection
@@ -24,9 +23,7 @@ from trim_lightning.pipeline.training_inputs import (
     open_held_out,
     open_watched,
     tokenize_watched,
-    warn_of_coreset,
-    warn_of_early_stop,
-    warn_of_held_out,
+    warn_of_inputs,
 )
 from trim_lightning.pipeline.training_outputs import (
     ADAPTER,
@@ -121,15 +118,9 @@ def run_training(
 
     ordered = in_one_order(coreset, store)
     coreset_tokens, coreset_entry = trainee.tokenize(ordered)
-    warn_of_coreset(trainee.max_length, ordered, coreset_tokens, ledger)
-    if selection is None:
-        for what, records in measured.items():
-            warn_of_shared(records, what, coreset, "the coreset", ledger)
+    told = {} if selection is not None else measured  # the selection has told what it shares with them
+    warn_of_inputs(settings, trainee, ordered, coreset_tokens, told, held_out, watched, ledger)
     before, after = [], []
-    if held_out is not None:
-        warn_of_held_out(trainee.max_length, held_out, trainee.tokenize(held_out)[0], ledger)
-    if watched is not None:
-        warn_of_early_stop(settings, watched, held_out, coreset, ledger)
     stop = None if watched is None else tokenize_watched(trainee, watched)
     if held_out is not None:
         before = evaluate(trainee, None, held_out, settings.evaluation, title="before")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -150,6 +151,29 @@ def tokenize_watched(trainee: Trainee, watched: RecordFile) -> tuple[TokenizedRe
     if not tokens.content_lengths("response").any():
         raise UserError(f"train.early_stop: {watched.name} has no response token to watch; give records with responses")
     return tokens, entry.key
+
+
+def warn_of_inputs(
+    settings: TrainSettings,
+    trainee: Trainee,
+    coreset: RecordFile,
+    tokens: TokenizedRecords,
+    measured: Mapping[str, RecordFile],
+    held_out: RecordFile | None,
+    watched: RecordFile | None,
+    ledger: Ledger,
+) -> None:
+    """Say what a training leaves out, and what makes its result look better than it is.
+
+    ``measured`` are the records to be looked for in the coreset, by what they are.
+    """
+    warn_of_coreset(trainee.max_length, coreset, tokens, ledger)
+    for what, records in measured.items():
+        warn_of_shared(records, what, coreset, "the coreset", ledger)
+    if held_out is not None:
+        warn_of_held_out(trainee.max_length, held_out, trainee.tokenize(held_out)[0], ledger)
+    if watched is not None:
+        warn_of_early_stop(settings, watched, held_out, coreset, ledger)
 
 
 def warn_of_held_out(max_length: int, held_out: RecordFile, tokens: TokenizedRecords, ledger: Ledger) -> None:
