@@ -47,7 +47,7 @@ logger, checkpoints and the progress bar are the run's own; arguments that would
 with the key to use in their place."""
 KEY_HEAD = ("key", "type", "default", "permitted", "meaning")
 RECIPES = "Recipes that set keys of several groups; none is on by default."
-TYPE_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+TYPE_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "text or list of text"}
 
 
 def reference_page() -> str:
@@ -113,7 +113,7 @@ def type_name(hint: Any) -> str:
 def permitted(metadata: Mapping[str, Any]) -> str:
     """The choices or bounds of a key; empty where its type says all."""
     if metadata["choices"]:
-        return ", ".join(code(choice) for choice in metadata["choices"])
+        return ", ".join([code(choice) for choice in metadata["choices"]] + ["names"] * metadata["names"])
     bounds = (("low", "≥"), ("above", ">"), ("high", "≤"))
     return ", ".join(f"{sign} {compact(metadata[name])}" for name, sign in bounds if metadata[name] is not None)
 

@@ -39,13 +39,19 @@ class AdamMoments:
 
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> AdamMoments:
-        """The state of a torch Adam or AdamW that has taken a step."""
-        states = {name: optimizer.state[weight] for name, weight in weights.items()}
+        """The state of a torch Adam or AdamW that has taken a step; zeros of a weight that never got a gradient."""
+        states = {name: optimizer.state.get(weight, {}) for name, weight in weights.items()}
         group = optimizer.param_groups[0]
+
+        def moments(of: str) -> dict[str, Tensor]:
+            return {
+                name: state[of] if of in state else torch.zeros_like(weights[name]) for name, state in states.items()
+            }
+
         return cls(
-            first={name: state["exp_avg"] for name, state in states.items()},
-            second={name: state["exp_avg_sq"] for name, state in states.items()},
-            step=int(next(iter(states.values()))["step"]),
+            first=moments("exp_avg"),
+            second=moments("exp_avg_sq"),
+            step=max(int(state["step"]) for state in states.values() if "step" in state),
             beta1=float(group["betas"][0]),
             beta2=float(group["betas"][1]),
             eps=float(group["eps"]),

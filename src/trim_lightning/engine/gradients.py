@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from trim_lightning.engine.adam_moments import AdamMoments
 from trim_lightning.engine.labels import trained_labels
 from trim_lightning.engine.sketch import CountSketch
+from trim_lightning.errors import UserError
+from trim_lightning.models.lora import TRAINED
 from trim_lightning.models.loss import IGNORED, predictions, response_logits
 
 A, B = "lora_A", "lora_B"
@@ -83,20 +85,22 @@ class GradientFeatures:
 
 
 def lora_matrices(model: nn.Module) -> dict[str, nn.Linear]:
-    """Name of the weight to module of every LoRA A and B, in the model's order."""
-    found = {}
-    for layer, module in lora_layers(model).items():
-        for kind in (A, B):
-            for adapter, matrix in getattr(module, kind).items():
-                found[f"{layer}.{kind}.{adapter}.weight"] = matrix
-    return found
+    """Name of the weight to module of every trained LoRA A and B, in the model's order."""
+    layers = lora_layers(model)
+    return {weight_of(name, kind): getattr(layers[name], kind)[TRAINED] for name in layers for kind in (A, B)}
+
+
+def weight_of(layer: str, kind: str) -> str:
+    """Name of the weight of a layer's trained A or B."""
+    return f"{layer}.{kind}.{TRAINED}.weight"
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """Name to module of every layer that has LoRA matrices."""
+    """Name to module of every layer with LoRA matrices that are trained, not given with the model."""
     from peft.tuners.lora import LoraLayer
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name: layer for name, layer in layers.items() if TRAINED in layer.lora_A}
 
 
 def record_gradients(
@@ -143,12 +147,8 @@ def watching(model: PreTrainedModel, collect: Callable[[str, Tensor], None]) -> 
 
             # the layer's input as it comes: LoRA's float32 copy of it would be kept for each of q, k and v
             hook(layer.register_forward_pre_hook(keep))
-            for adapter in layer.active_adapters:
-                if adapter in layer.lora_A:
-                    first = watched(f"{name}.{A}.{adapter}.weight", collect, held)
-                    hook(layer.lora_A[adapter].register_forward_hook(first))
-                    second = watched(f"{name}.{B}.{adapter}.weight", collect)
-                    hook(layer.lora_B[adapter].register_forward_hook(second))
+            hook(layer.lora_A[TRAINED].register_forward_hook(watched(weight_of(name, A), collect, held)))
+            hook(layer.lora_B[TRAINED].register_forward_hook(watched(weight_of(name, B), collect)))
         yield
 
 
@@ -161,9 +161,16 @@ def watched(
         name: Of the weight.
         collect: Takes name and gradients.
         held: The input under ``states``, if it is kept elsewhere; it is let go after its use.
+
+    The hook raises UserError in a layer whose input has no batch dimension.
     """
 
     def hook(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        if output.dim() != 3:  # experts and routers see the tokens of all records in one row
+            raise UserError(
+                f"warmup.lora_targets: the gradients of {name.partition('.lora_')[0]} cannot be told apart by record; "
+                "use warmup.lora_targets=auto with this method"
+            )
         inputs = {"states": given[0].detach()} if held is None else held
 
         def arrived(gradient: Tensor) -> None:

@@ -40,7 +40,7 @@ def evaluate(
     choices = {name: value for name, value in asdict(settings).items() if name in ("max_new_tokens", "stop")}
     key = StageKey(
         "evaluate",
-        2,
+        3,
         {**wanted, **(choices if wanted["exact_match"] else {})},
         {
             "held_out": tokens_entry.key.hex,

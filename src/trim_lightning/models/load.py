@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.models.attention import NAME, refusal, register
+from trim_lightning.models.check import check_model
 from trim_lightning.models.source import ModelSource
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """The causal LM in evaluation mode, with attention going through the hook.
 
     Raises:
-        UserError: if the weights or an adapter are damaged, incomplete, or of an architecture without the hook.
+        UserError: if the weights or an adapter are damaged, incomplete, or of an architecture without the hook, or if the
+            model is not causal as it is loaded.
     """
     # peft still asks for an attribute by its old name
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -77,6 +79,7 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     model.eval()
     model.requires_grad_(False)
     assert isinstance(model, PreTrainedModel)
+    check_model(model, source.name)
     if source.adapter is not None:
         from trim_lightning.models.adapter import build_upon
 

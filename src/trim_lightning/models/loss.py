@@ -12,10 +12,7 @@ from transformers import PreTrainedModel
 from trim_lightning.errors import UserError
 
 IGNORED = -100  # torch's cross entropy leaves such labels out
-AFTER_THE_HEAD = (  # config keys of architectures that do more to logits than their LM head
-    "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "logit_scale", "logits_scaling",
-    "lm_head_multiplier",
-)  # fmt: skip
+HEAD_ALONE = "trim_head_alone"  # attribute of a loaded model, see `head_alone`
 CHUNK = 1024  # predictions whose logits are held at once when no gradient is needed
 
 
@@ -28,13 +25,27 @@ def last_hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     Raises:
         UserError: if the architecture has no base model beneath its LM head.
     """
-    base: Any = model.base_model
-    states: Tensor | None = getattr(base(input_ids=input_ids, use_cache=False), "last_hidden_state", None)
+    states: Tensor | None = getattr(base_of(model)(input_ids=input_ids, use_cache=False), "last_hidden_state", None)
     if states is None:
         raise UserError(
             f"model.path: {type(model).__name__} gives no last hidden state to compare; use another architecture"
         )
     return states.to(input_ids.device)  # accelerate leaves it on the last layer's device
+
+
+def base_of(model: PreTrainedModel) -> Any:
+    """The model beneath the LM head; some classes (Llama 4's text model) call themselves their own base."""
+    base: Any = model.base_model
+    return getattr(model, "model", base) if base is model else base
+
+
+def head_alone(model: PreTrainedModel) -> bool:
+    """True if the model's logits are its output embedding of its last hidden states and nothing else.
+
+    `trim_lightning.models.check.check_model` finds that out when a model is loaded; of one that was not checked
+    nothing is assumed.
+    """
+    return bool(getattr(model, HEAD_ALONE, False))
 
 
 def hidden_width(model: PreTrainedModel) -> int:
@@ -46,19 +57,14 @@ def hidden_width(model: PreTrainedModel) -> int:
 def response_logits(model: PreTrainedModel, input_ids: Tensor, wanted: Tensor) -> Tensor:
     """Float32 logits ``[wanted, vocabulary]`` of the positions where ``wanted [batch, seq]`` is True.
 
-    The LM head runs on those positions only, unless the architecture changes logits after its head.
+    The LM head runs on those positions only, unless there is more to the model's logits, see `head_alone`.
     """
-    head = model.get_output_embeddings()
-    if head is None or changes_logits(model):
-        return model(input_ids=input_ids, use_cache=False).logits[wanted].float()
+    if not head_alone(model):
+        whole: Tensor = model(input_ids=input_ids, use_cache=False).logits
+        return whole[wanted.to(whole.device)].float().to(input_ids.device)
+    head: Any = model.get_output_embeddings()
     logits: Tensor = head(last_hidden_states(model, input_ids)[wanted])
     return logits.float()
-
-
-def changes_logits(model: PreTrainedModel) -> bool:
-    """True if the architecture caps or scales logits after its LM head."""
-    config = model.config.get_text_config()
-    return any(getattr(config, name, None) for name in AFTER_THE_HEAD)
 
 
 def summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -80,10 +86,10 @@ def record_losses(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> 
     """
     wanted, following = predictions(labels)
     owner = wanted.nonzero()[:, 0]
-    head = model.get_output_embeddings()
-    if head is None or changes_logits(model):
+    if not head_alone(model):
         parts = [cross_entropy(response_logits(model, input_ids, wanted), following, reduction="none")]
     else:
+        head: Any = model.get_output_embeddings()
         states = last_hidden_states(model, input_ids)[wanted]
         parts = [
             cross_entropy(head(piece).float().to(answer.device), answer, reduction="none")

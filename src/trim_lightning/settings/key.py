@@ -18,6 +18,7 @@ def key(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    names: bool = False,
 ) -> Any:
     """Declare one config key.
 
@@ -28,8 +29,9 @@ def key(
         low: The smallest permitted number.
         above: A number that the value must exceed.
         high: The largest permitted number.
+        names: A list of names is permitted besides the choices.
     """
-    metadata = {"meaning": meaning, "choices": choices, "low": low, "above": above, "high": high}
+    metadata = {"meaning": meaning, "choices": choices, "low": low, "above": above, "high": high, "names": names}
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -49,6 +51,9 @@ def check(settings: Any, prefix: str = "") -> None:
         if value is None or not spec.metadata:
             continue
         choices, low, above, high = (spec.metadata[part] for part in ("choices", "low", "above", "high"))
+        if spec.metadata["names"]:
+            check_names(name, value, choices)
+            continue
         if choices and value not in choices:
             raise UserError(f"{name}={value}: must be one of {', '.join(choices)}{suggest(str(value), choices)}")
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -61,6 +66,19 @@ def check(settings: Any, prefix: str = "") -> None:
             raise UserError(f"{name}={value}: must be above {above}")
         if high is not None and value > high:
             raise UserError(f"{name}={value}: must be at most {high}")
+
+
+def check_names(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Check a value that is a choice or a list of names.
+
+    Raises:
+        UserError: naming the key, the value and what is permitted.
+    """
+    listed = isinstance(value, list) and value and all(isinstance(item, str) and item for item in value)
+    if not listed and value not in choices:
+        hint = suggest(value, choices) if isinstance(value, str) else ""
+        permitted = f"{', '.join(choices)} or a list of names such as [q_proj,v_proj]"
+        raise UserError(f"{name}={value}: must be {permitted}{hint}")
 
 
 def known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any], Any]]:

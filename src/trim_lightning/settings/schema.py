@@ -88,9 +88,11 @@ class TuningSettings:
     lora_rank: int = key(16, "rank of the LoRA matrices", low=1)
     lora_alpha: int = key(32, "LoRA scale numerator", low=1)
     lora_dropout: float = key(0.05, "dropout before the LoRA matrices", low=0, high=0.99)
-    lora_targets: list[str] = key(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"],
-        "modules that get LoRA, where the model has them",
+    lora_targets: Any = key(
+        "auto",
+        "modules of the language model that get LoRA; auto is the projections of its attention, found by class",
+        choices=("auto", "all-linear"),
+        names=True,
     )
     checkpoint_seconds: float = key(60.0, "seconds between checkpoints that a killed run resumes from", above=0)
 

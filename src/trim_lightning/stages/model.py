@@ -175,6 +175,18 @@ class ModelHandle:
             )
         return tokens, entry
 
+    def book_training(self, stage: str, entry: Entry, settings: TuningSettings) -> None:
+        """Book a training, and say which of the modules that were named for LoRA the model does not have."""
+        self.ledger.book(stage, entry)
+        absent = (entry.facts.get("lora") or {}).get("absent")
+        if absent:
+            from trim_lightning.models.lora import key_of
+
+            self.ledger.warn(
+                f"{key_of(settings)}: {self.source.name} has no {', '.join(absent)}; trained: "
+                f"{', '.join(entry.facts['lora']['modules'])}"
+            )
+
     def base_model(self) -> PreTrainedModel:
         """A freshly loaded model as it is on disk."""
         from trim_lightning.models.load import load_model

@@ -83,7 +83,7 @@ def record_values(
         resources = resources.alone()
     key = StageKey(
         statistic.stage,
-        1,
+        2,
         {**statistic.settings, "tokens_per_batch": resources.tokens_per_batch},
         {**inputs, "scorer": weights.identity},
     )

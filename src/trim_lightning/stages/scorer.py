@@ -81,7 +81,7 @@ class Scorer(ModelHandle):
         matters = {name: value for name, value in asdict(settings).items() if name != "checkpoint_seconds"}
         key = StageKey(
             stage,
-            2,
+            3,
             {"warmup": matters, "seed": self.seed},
             {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
         )
@@ -104,7 +104,7 @@ class Scorer(ModelHandle):
         kept = 1 if stage == "warmup" else 3 * settings.epochs  # with Adam's two moments at every checkpoint
         cost = self.cost("warmup", "lora training", pool, training=settings, rows=rows, how_many=lambda: kept)
         entry = self.store.get(key, build, resumable=True, cost=cost)
-        self.ledger.book("warmup", entry)
+        self.book_training("warmup", entry, settings)
         return entry
 
     def model(self) -> PreTrainedModel:

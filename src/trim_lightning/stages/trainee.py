@@ -56,7 +56,7 @@ class Trainee(ModelHandle):
             "trainee": {"model": self.source.digest, "dtype": str(self.training_dtype)},
             "held_out": held_out[1].hex if settings.early_stop is not None and held_out is not None else None,
         }
-        key = StageKey("finetune", 2, {"train": matters, "seed": self.seed}, inputs)
+        key = StageKey("finetune", 3, {"train": matters, "seed": self.seed}, inputs)
 
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.engine.response_loss import mean_response_loss
@@ -85,7 +85,7 @@ class Trainee(ModelHandle):
         kind, rows = f"{settings.mode} training", range(len(coreset))
         cost = self.cost("finetune", kind, coreset, training=settings, rows=rows, loads=True)
         entry = self.store.get(key, build, resumable=True, cost=cost)
-        self.ledger.book("finetune", entry)
+        self.book_training("finetune", entry, settings)
         return entry
 
     def model(self, tuned: Entry | None) -> PreTrainedModel:

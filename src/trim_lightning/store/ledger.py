@@ -23,6 +23,7 @@ class StageRecord:
         cached: True if the result was found in the store.
         versions: Package to the version that it was computed with, to all of them where several results add up; None
             if that is not known.
+        lora: What a training of LoRA trained, see `trim_lightning.models.lora.lora_facts`; None of other stages.
     """
 
     key: str | None
@@ -30,6 +31,7 @@ class StageRecord:
     tokens: int
     cached: bool
     versions: Mapping[str, str] | None = None
+    lora: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The form in ``manifest.json``."""
@@ -41,6 +43,7 @@ class StageRecord:
             "tokens_per_second": round(rate, 2),
             "cached": self.cached,
             "versions": None if self.versions is None else dict(self.versions),
+            **({} if self.lora is None else {"lora": dict(self.lora)}),
         }
 
 
@@ -66,7 +69,7 @@ class Ledger:
         if entry.cached and stage not in self.stages and not self.quiet:
             log.info("%s: from the store", stage)
         seconds, tokens = float(facts.get("seconds", 0.0)), int(facts.get("tokens", 0))
-        record = StageRecord(entry.key.hex, seconds, tokens, entry.cached, entry.versions)
+        record = StageRecord(entry.key.hex, seconds, tokens, entry.cached, entry.versions, facts.get("lora"))
         if record.tokens and not entry.cached:
             log.info("%s: %s tokens in %.1f s", stage, f"{record.tokens:,}", record.seconds)
         self.add(stage, record)
@@ -81,6 +84,7 @@ class Ledger:
                 before.tokens + record.tokens,
                 before.cached and record.cached,
                 together(before.versions, record.versions),
+                record.lora,
             )
         self.stages[stage] = record
 

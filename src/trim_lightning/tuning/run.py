@@ -20,7 +20,7 @@ from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import write_text
 from trim_lightning.files.json_files import read_json_object
-from trim_lightning.models.lora import add_lora, save_adapter
+from trim_lightning.models.lora import add_lora, lora_facts, save_adapter
 from trim_lightning.models.loss import response_logits
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -98,12 +98,17 @@ def train_model(
     Returns:
         The trained PEFT model (``full``: the model) and facts: ``records`` learned from, ``tokens`` fed to the model,
         ``trained_tokens`` labelled, ``steps``, ``loss`` of the last step, ``seconds`` of earlier attempts that a kill
-        ended, ``tokens_per_micro_batch`` and ``gradient_checkpointing`` as they were chosen.
+        ended, ``tokens_per_micro_batch`` and ``gradient_checkpointing`` as they were chosen, and of LoRA ``lora``, see
+        `trim_lightning.models.lora.lora_facts`.
 
     Raises:
         UserError: if no record has a response token, the training diverged, or the adapter changed nothing.
     """
     wrapped = add_lora(model, settings, seed) if mode == "lora" else model.requires_grad_(True)
+    trained = lora_facts(wrapped, settings) if isinstance(wrapped, PeftModel) else {}
+    if trained:
+        modules = ", ".join(f"{number} {name}" for name, number in trained["modules"].items())
+        log.info("%s: LoRA on %s, %s numbers", around.title, modules, f"{trained['parameters']:,}")
     micro = choose_micro_batches(wrapped, records, rows, settings, around)
     plan = make_plan(records, rows, settings, micro.tokens, around.title, seed, length_grouped)
     module = TuningModule(wrapped, settings, total_steps=count_steps(plan))
@@ -122,6 +127,7 @@ def train_model(
     checkpoint = around.directory / CHECKPOINT
     for path in (checkpoint, half_written(checkpoint), around.directory / MICRO_BATCHES):  # a kill can leave the second
         path.unlink(missing_ok=True)
+    facts |= {"lora": trained} if trained else {}
     return wrapped, {**facts, "tokens_per_micro_batch": micro.tokens, "gradient_checkpointing": module.recomputes}
 
 
