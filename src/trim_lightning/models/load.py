@@ -50,8 +50,8 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """The causal LM in evaluation mode, with attention going through the hook.
 
     Raises:
-        UserError: if the weights or an adapter are damaged, incomplete, or of an architecture without the hook, or if the
-            model is not causal as it is loaded.
+        UserError: if the weights or an adapter are damaged, incomplete, or of an architecture without the hook, or if
+            the model is not causal as it is loaded.
     """
     # peft still asks for an attribute by its old name
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
