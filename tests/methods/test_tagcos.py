@@ -32,7 +32,8 @@ def pursue(vectors: list[np.ndarray], mean: np.ndarray, picks: int) -> list[int]
             break
         chosen.append(products.index(max(products)))
         columns = np.stack([vectors[place] for place in chosen], axis=1)
-        stacked = np.concatenate([columns, np.eye(len(chosen))])  # a ridge of 1
+        ridge = float(len(chosen) > 1)  # the authors' code fits its first vector without
+        stacked = np.concatenate([columns, ridge * np.eye(len(chosen))])
         wanted = np.concatenate([mean, np.zeros(len(chosen))])
         weights = lsq_linear(stacked, wanted, bounds=(0, np.inf), tol=1e-14).x
         residual = mean - columns @ weights

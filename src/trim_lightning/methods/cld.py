@@ -20,17 +20,19 @@ from trim_lightning.stages.task import SelectionTask
 class CldSelector(Selector):
     """Pearson correlation between a record's differences of loss from checkpoint to checkpoint and the targets'.
 
-    The first checkpoint is the model before its warm-up. The targets are the paper's validation set, and a target
-    group is its class: each group's mean loss is a trajectory of its own. A pool record has no class, so it is
-    compared with every group (our choice); ``target.aggregate=round_robin`` then takes the best of each group in
-    turn, which is nearest to the paper's best of each class.
+    The first checkpoint is the model before its warm-up. The paper trains on all that it selects from; the warm-up
+    group trains on its fraction of the pool (our choice, told in a warning; ``warmup.fraction=1`` is the paper's). The
+    targets are the paper's validation set, and a target group is its class: each group's mean loss is a trajectory of
+    its own. A pool record has no class, so it is compared with every group (our choice);
+    ``target.aggregate=round_robin`` then takes the best of each group in turn, which is nearest to the paper's best of
+    each class.
     """
 
     num_checkpoints: int = key(8, CHECKPOINTS, low=2)
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Warm-up, a pass over targets and pool at every checkpoint, then correlations."""
-        checkpoints = train_checkpoints(task, "cld", self.num_checkpoints)
+        checkpoints = train_checkpoints(task, "cld", self.num_checkpoints, whole_pool=True)
         targets, entry = target_tokens(task)
         responses = targets.content_lengths("response")
         groups = usable_groups(task, lambda row: responses[row] > 0, "no response", whatever_scope=True)

@@ -14,6 +14,15 @@ from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import StageKey
 
+MOST_CLUSTERS = 100  # S2L's and TAGCOS's own number, for hundreds of thousands of records
+POINTS_A_CLUSTER = 39  # fewest points for a centre that faiss asks for, with which S2L's code clusters
+CLUSTERS = f"null: one for {POINTS_A_CLUSTER} records, {MOST_CLUSTERS} at most"
+
+
+def cluster_number(wanted: int | None, points: int) -> int:
+    """Clusters for some points: as many as wanted, else the originals' number scaled down to them (our choice)."""
+    return wanted or max(1, min(MOST_CLUSTERS, points // POINTS_A_CLUSTER))
+
 
 def cluster(points: NDArray[Any], number: int, seed: int) -> NDArray[np.int64]:
     """``[n]`` the k-means cluster of each point (scikit-learn, k-means++, Lloyd).

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.shards import read_values
 from trim_lightning.methods.base import Selector
-from trim_lightning.methods.clusters import cluster, members_of, ranked_by_order, scoped_rows
+from trim_lightning.methods.clusters import (
+    CLUSTERS,
+    cluster,
+    cluster_number,
+    members_of,
+    ranked_by_order,
+    scoped_rows,
+)
 from trim_lightning.methods.shared import unit
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.key import key
@@ -36,7 +43,7 @@ class TagcosSelector(Selector):
     needs_targets: ClassVar[bool] = False
     num_checkpoints: int = key(4, CHECKPOINTS, low=1)
     projection_dim: int = key(8192, "numbers that a gradient is projected to", low=1)
-    num_clusters: int = key(100, "clusters of gradients", low=1)
+    num_clusters: int | None = key(None, f"clusters of gradients; {CLUSTERS}", low=1)
     round_share: float = key(
         0.05, "share of a cluster that one round of matching picks; the next one starts anew", above=0, high=1
     )
@@ -60,7 +67,7 @@ class TagcosSelector(Selector):
             features = weighted_mean(entries, checkpoints.weights, len(task.pool))
             rows = scoped_rows(task, features.any(1))
             features = features[rows]
-            clusters = members_of(cluster(features, self.num_clusters, seed))
+            clusters = members_of(cluster(features, cluster_number(self.num_clusters, len(rows)), seed))
             orders = []
             with progress_bar("matching", total=len(rows), unit="records") as bar:
                 for members in clusters:
@@ -69,7 +76,7 @@ class TagcosSelector(Selector):
                     bar.update(len(members))
             return rows[spread_by_size(orders)]
 
-        return ranked_by_order(task, StageKey("order", 1, choices, inputs), order_rows)
+        return ranked_by_order(task, StageKey("order", 2, choices, inputs), order_rows)
 
 
 def weighted_mean(entries: Sequence[Entry], weights: NDArray[np.float64], size: int) -> NDArray[np.float32]:
@@ -125,8 +132,9 @@ def pursue(gram: NDArray[np.float64], products: NDArray[np.float64], square: flo
     """One round of orthogonal matching pursuit with weights that are not negative, from inner products alone.
 
     Each step picks the vector with the largest product with the residual, if it is positive, and fits all weights
-    anew by ridge regression (non-negative least squares; `RIDGE`). The authors' code drops a vector whose weight
-    would become negative; here it keeps its place with the weight 0 (our choice).
+    anew by ridge regression (non-negative least squares; `RIDGE`, but none for the first vector alone, as in the
+    authors' code). That code drops a vector whose weight would become negative; here it keeps its place with the weight
+    0 (our choice).
 
     Args:
         gram: ``[n, n]`` inner products of the vectors.
@@ -153,6 +161,7 @@ def pursue(gram: NDArray[np.float64], products: NDArray[np.float64], square: flo
             break
         chosen.append(best)
         # ‖Lᵀw − L⁻¹p‖² is the ridge objective up to a constant, with LLᵀ the Gram matrix plus the ridge
-        lower = np.linalg.cholesky(gram[np.ix_(chosen, chosen)] + RIDGE * np.eye(len(chosen)))
+        ridge = RIDGE if len(chosen) > 1 else 0.0
+        lower = np.linalg.cholesky(gram[np.ix_(chosen, chosen)] + ridge * np.eye(len(chosen)))
         weights, _ = nnls(lower.T, solve_triangular(lower, products[chosen], lower=True))
     return chosen

@@ -86,17 +86,21 @@ class Cap(RowFilter):
         self._taken[self._value_of(row)] += 1
 
 
-def field_value(pool: RecordFile, field: str, row: int) -> str:
-    """The value of ``selection.cap_field`` in a record.
+def field_value(pool: RecordFile, field: str, row: int, key: str = "selection.cap_field") -> str:
+    """The value of a field in a record.
+
+    Args:
+        pool: The records.
+        field: Dotted name.
+        row: Of the record.
+        key: Config key that names the field, for the message.
 
     Raises:
         UserError: if it has no such field.
     """
     value = lookup(pool.object(row), field)
     if value is MISSING:
-        raise UserError(
-            f"selection.cap_field={field}: {pool.place(row)} has no such field; name one that every record has"
-        )
+        raise UserError(f"{key}={field}: {pool.place(row)} has no such field; name one that every record has")
     return str(value)
 
 

@@ -100,7 +100,7 @@ class Checkpoints:
         return Checkpoint(self.task.scorer, self.entry, number, gradients)
 
 
-def train_checkpoints(task: SelectionTask, name: str, number: int) -> Checkpoints:
+def train_checkpoints(task: SelectionTask, name: str, number: int, *, whole_pool: bool = False) -> Checkpoints:
     """Warm the scorer up for ``number`` epochs, or find that in the store.
 
     Raises:
@@ -109,6 +109,11 @@ def train_checkpoints(task: SelectionTask, name: str, number: int) -> Checkpoint
     settings = task.settings.warmup
     if not settings.enabled:
         raise UserError(f"method={name}: needs the checkpoints of a warm-up, which warmup=none switches off")
+    if whole_pool and settings.fraction < 1:
+        task.ledger.warn(
+            f"method={name}: the original follows a training on the whole pool, "
+            f"this one is on warmup.fraction={settings.fraction:g} of it"
+        )
     entry = task.scorer.train_checkpoints(settings, number, task.pool_tokens, task.pool_key)
     return Checkpoints(task, entry, number)
 
