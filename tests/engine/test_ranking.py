@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trim_lightning.selection.ranking import DEFAULT_FRACTION, budget_count, choose, rank_by_score, rank_round_robin
+from trim_lightning.selection.ranking import (
+    DEFAULT_FRACTION,
+    budget_count,
+    choose,
+    rank_by_score,
+    rank_round_robin,
+    rank_single_targets,
+)
 
 score_lists = st.lists(st.sampled_from([0.0, -0.0, 0.5, 1.0, -1.0, math.nan, 0.25]), max_size=20)
 
@@ -48,6 +55,13 @@ def test_a_group_that_runs_out_passes_its_turn() -> None:
     first = scores_of([math.nan, 0.9, math.nan, math.nan])
     second = scores_of([0.1, 0.3, 0.2, math.nan])
     assert rank_round_robin([first, second]).tolist() == [1, 2, 0]
+
+
+@given(st.lists(st.lists(st.sampled_from([0.1, 0.4, 0.7, math.nan]), min_size=6, max_size=6), min_size=1, max_size=4))
+def test_a_target_that_names_a_record_again_loses_its_turn(targets: list[list[float]]) -> None:
+    orders = [rank_by_score(scores_of(target)).tolist() for target in targets]
+    named = [order[turn] for turn in range(6) for order in orders if turn < len(order)]
+    assert rank_single_targets([scores_of(target) for target in targets]).tolist() == list(dict.fromkeys(named))
 
 
 # --------------------------------------------------------------------------------------------- budgets

@@ -80,6 +80,15 @@ def test_round_robin_lets_groups_take_turns(method_runs, best_first) -> None:
     assert result.order.tolist() == expected
 
 
+def test_round_robin_lets_single_targets_take_turns(method_runs, best_first) -> None:
+    by_id = method_runs.run("method=bm25", "target.group_field=id").scores
+    result = method_runs.run("method=bm25", "method.aggregate=round_robin")
+    queues = [best_first(scores) for scores in by_id.groups.values()]
+    named = list(dict.fromkeys(row for turn in zip(*queues, strict=True) for row in turn))
+    assert result.order.tolist() == named != best_first(by_id.score)
+    np.testing.assert_array_equal(result.scores.score, by_id.score)
+
+
 def test_targets_without_a_word_are_a_user_error(method_runs, tmp_path) -> None:
     (tmp_path / "dots.jsonl").write_text('{"prompt": "?!", "response": "..."}\n')
     with pytest.raises(UserError, match="target: the target set has no word in scope=all; give targets with text"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import string
 import sys
@@ -87,6 +88,21 @@ def test_scores(method_runs, best_first, encoder: Path, scope: str, aggregate: s
     expected = table.max(0) if aggregate == "max" else table.mean(0)
     np.testing.assert_allclose(result.scores.score, expected, atol=1e-6)
     assert result.chosen.tolist() == best_first(result.scores.score)[:6]
+
+
+def test_single_targets_take_turns_and_may_have_a_prompt(method_runs, best_first, encoder: Path) -> None:
+    path = f"method.path={encoder}"
+    result = method_runs.run("method=embedding", path)
+    by_id = method_runs.run("method=embedding", path, "method.aggregate=max", "target.group_field=id").scores
+    queues = [best_first(scores) for scores in by_id.groups.values()]
+    named = list(dict.fromkeys(row for turn in zip(*queues, strict=True) for row in turn))
+    assert result.order.tolist() == named != best_first(by_id.score)
+    np.testing.assert_array_equal(result.scores.score, by_id.score)
+    prompted = method_runs.run("method=embedding", path, "method.target_prompt='query: '")
+    assert not np.array_equal(prompted.scores.score, result.scores.score, equal_nan=True)
+    shown = [{**target, "prompt": "query: " + target["prompt"]} for target in method_runs.targets]
+    expected = cosines(dataclasses.replace(method_runs, targets=shown), "all").max(0)
+    np.testing.assert_allclose(prompted.scores.score, expected, atol=1e-6)
 
 
 def test_groups(method_runs, encoder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -60,15 +62,72 @@ def test_groups(method_runs, expected) -> None:
         np.testing.assert_allclose(result.scores.groups[group], expected[place::2].max(0), atol=2e-5)
 
 
-def test_targets_take_turns_as_in_the_paper(method_runs, expected, best_first) -> None:
-    result = method_runs.run("method=rds", "target.group_field=id", "target.aggregate=round_robin")
-    queues = [best_first(result.scores.groups[f"r{place}"]) for place in range(4)]
+def named_in_turns(queues: list[list[int]]) -> list[int]:
+    """Every queue in its turn names its next record; one that is named already counts once."""
+    return list(dict.fromkeys(row for turn in itertools.zip_longest(*queues) for row in turn if row is not None))
+
+
+def best_in_turns(queues: list[list[int]]) -> list[int]:
+    """Every queue in its turn gives its first record that is not taken."""
     taken: list[int] = []
-    while len(taken) < len(queues[0]):
+    while len(taken) < len({row for queue in queues for row in queue}):
         for queue in queues:
             taken += [row for row in queue if row not in taken][:1]
-    assert result.order.tolist() == taken
+    return taken
+
+
+@pytest.fixture(scope="module")
+def singles(method_runs, expected) -> list[np.ndarray]:
+    """Scores against each target."""
+    by_id = method_runs.run("method=rds", "method.aggregate=max", "target.group_field=id")
+    scores = [by_id.scores.groups[f"r{place}"] for place in range(4)]
+    np.testing.assert_allclose(np.stack(scores), expected, atol=2e-5)
+    return scores
+
+
+def test_single_targets_take_turns_as_in_the_authors_code(method_runs, singles, best_first) -> None:
+    """By default, with no ids and drawn targets as well; the score is the best target's."""
+    result = method_runs.run("method=rds", "selection.count=5")
+    queues = [best_first(scores) for scores in singles]
+    assert result.order.tolist() == named_in_turns(queues) != best_in_turns(queues)
+    assert result.chosen.tolist() == named_in_turns(queues)[:5]
+    np.testing.assert_array_equal(result.scores.score, np.max(singles, axis=0))
+    assert result.order.tolist() != best_first(result.scores.score)
+    drawn = method_runs.run("method=rds", "target.num_examples=2", "seed=5")
+    pairs = [
+        pair for pair in itertools.permutations(range(4), 2)
+        if np.array_equal(drawn.scores.score, np.max([singles[place] for place in pair], axis=0), equal_nan=True)
+    ]  # fmt: skip
+    assert drawn.order.tolist() in [named_in_turns([queues[place] for place in pair]) for pair in pairs]
+
+
+def test_groups_take_turns_on_request(method_runs, expected, best_first) -> None:
+    result = method_runs.run(
+        "method=rds", "method.aggregate=max", "target.group_field=id", "target.aggregate=round_robin"
+    )
+    queues = [best_first(result.scores.groups[f"r{place}"]) for place in range(4)]
+    assert result.order.tolist() == best_in_turns(queues)
     np.testing.assert_allclose(np.stack(list(result.scores.groups.values())), expected, atol=2e-5)
+
+
+def test_turns_of_targets_within_turns_of_groups(method_runs, expected, singles, best_first) -> None:
+    queues = [best_first(scores) for scores in singles]
+    grouped = ("method=rds", "target.group_field=subtask")
+    nested = method_runs.run(*grouped, "target.aggregate=round_robin")
+    assert nested.order.tolist() == best_in_turns([named_in_turns(queues[0::2]), named_in_turns(queues[1::2])])
+    together = method_runs.run(*grouped)
+    assert together.order.tolist() == named_in_turns([queues[place] for place in (0, 2, 1, 3)])
+    for result in (nested, together):
+        np.testing.assert_allclose(result.scores.groups["second"], expected[1::2].max(0), atol=2e-5)
+        np.testing.assert_allclose(result.scores.score, expected.max(0), atol=2e-5)
+
+
+def test_groups_whose_targets_take_turns_are_not_averaged(method_runs, tmp_path) -> None:
+    wanted = r"target\.aggregate=mean: with method\.aggregate=round_robin targets take turns"
+    with pytest.raises(UserError, match=wanted):
+        method_runs.run("method=rds", "target.group_field=subtask", "target.aggregate=mean", store=tmp_path)
+    assert not (tmp_path / "vectors").exists(), "refused before any pass"
+    method_runs.run("method=rds", "target.aggregate=mean")  # without groups there is nothing to average
 
 
 def test_warm_up_is_asked_for_twice(method_runs) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from trim_lightning.console.progress import progress_bar
 from trim_lightning.methods.base import Selector
-from trim_lightning.methods.shared import AGGREGATES, fold_targets, group_scores, score_table, usable_groups
+from trim_lightning.methods.shared import (
+    AGGREGATE,
+    AGGREGATES,
+    check_aggregates,
+    fold_targets,
+    group_scores,
+    targets_table,
+    usable_groups,
+)
 from trim_lightning.records.word_file import WordFile
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.key import key
@@ -34,29 +42,34 @@ class Bm25Selector(Selector):
     uses_model: ClassVar[bool] = False
     k1: float = key(1.5, "how slowly a repeated word saturates", low=0)
     b: float = key(0.75, "how much a long document is discounted", low=0, high=1)
-    aggregate: str = key("max", "how the scores against a group's targets become one", choices=AGGREGATES)
+    aggregate: str = key("max", AGGREGATE, choices=AGGREGATES)
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score the pool against every target."""
         assert task.targets is not None
+        check_aggregates(task, self.aggregate)
         targets, targets_entry = record_words(task, task.targets.records, "fingerprint")
         queries = [[targets.vocabulary[word] for word in targets[row]] for row in range(len(targets))]
         queries = [[word for word in query if is_word(word)] for query in queries]
         groups = usable_groups(task, lambda row: bool(queries[row]), "no word")
         pool, pool_entry = record_words(task, task.pool, "score")
-        stage_key = StageKey(
-            "similarity",
-            1,
-            {"method": "bm25", "k1": self.k1, "b": self.b, "aggregate": self.aggregate, "groups": groups},
-            {"pool": pool_entry.key.hex, "targets": targets_entry.key.hex},
-        )
 
-        def blocks() -> Iterator[tuple[Any, NDArray[Any]]]:
-            against = make_index(pool, self.k1, self.b)
-            for place, rows in enumerate(groups.values()):
-                yield place, fold_targets((against(queries[row]) for row in rows), len(rows), self.aggregate)
+        def score(groups: Mapping[str, Sequence[int]], aggregate: str) -> dict[str, NDArray[np.float32]]:
+            stage_key = StageKey(
+                "similarity",
+                1,
+                {"method": "bm25", "k1": self.k1, "b": self.b, "aggregate": aggregate, "groups": groups},
+                {"pool": pool_entry.key.hex, "targets": targets_entry.key.hex},
+            )
 
-        return score_table(task, group_scores(task, stage_key, list(groups), blocks))
+            def blocks() -> Iterator[tuple[Any, NDArray[Any]]]:
+                against = make_index(pool, self.k1, self.b)
+                for place, rows in enumerate(groups.values()):
+                    yield place, fold_targets((against(queries[row]) for row in rows), len(rows), aggregate)
+
+            return group_scores(task, stage_key, list(groups), blocks)
+
+        return targets_table(task, groups, self.aggregate, score)
 
 
 def is_word(text: str) -> bool:

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from trim_lightning.engine.shards import gather_values, read_values
 from trim_lightning.errors import UserError
-from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
+from trim_lightning.selection.ranking import ScoreTable, merge_in_turns, rank_round_robin, rank_single_targets
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry, StageKey
 
-AGGREGATES = ("max", "mean")
+ROUND_ROBIN = "round_robin"
+AGGREGATES = ("max", "mean", ROUND_ROBIN)
+AGGREGATE = "how the scores against a group's targets become one; round_robin: single targets take turns"
 
 
 def score_table(
@@ -26,7 +28,8 @@ def score_table(
     """The scores of a method that has neither mean, maximum nor coverage.
 
     Records without scoped tokens get NaN. Scores of several target groups are combined by ``target.aggregate``:
-    ``mean``, or for ``max`` and ``round_robin`` the best group's; with ``round_robin`` the groups take turns.
+    ``mean``, or for ``max`` and ``round_robin`` the best group's; with ``round_robin`` the groups take turns, unless an
+    order is given.
     ``groups`` has ``[records]`` scores by name, ``{"": scores}`` without groups; ``order`` the scored rows best first,
     where the method ranks otherwise than by score.
     """
@@ -35,7 +38,7 @@ def score_table(
     stacked = np.stack([np.where(scoped > 0, scores, np.nan) for scores in groups.values()])
     combined = stacked.mean(0) if aggregate == "mean" else stacked.max(0)
     named = {group: values.astype(np.float32) for group, values in zip(groups, stacked, strict=True) if group}
-    if named and aggregate == "round_robin":
+    if named and aggregate == ROUND_ROBIN and order is None:
         order = rank_round_robin(list(named.values()))
     return ScoreTable(
         score=combined.astype(np.float32),
@@ -44,6 +47,53 @@ def score_table(
         groups=named,
         order=order,
     )
+
+
+def check_aggregates(task: SelectionTask, aggregate: str) -> None:
+    """Check ``method.aggregate`` against ``target.aggregate``, before anything is computed.
+
+    Raises:
+        UserError: if groups whose targets take turns are to be averaged.
+    """
+    assert task.targets is not None
+    if aggregate == ROUND_ROBIN and task.settings.target.aggregate == "mean" and "" not in task.targets.groups:
+        raise UserError(
+            "target.aggregate=mean: with method.aggregate=round_robin targets take turns and are not averaged; choose "
+            "target.aggregate=round_robin (groups take turns too), or method.aggregate=mean"
+        )
+
+
+def targets_table(
+    task: SelectionTask,
+    groups: Mapping[str, Sequence[int]],
+    aggregate: str,
+    score: Callable[[Mapping[str, Sequence[int]], str], dict[str, NDArray[np.float32]]],
+) -> ScoreTable:
+    """The table of a method that scores a record against every single target.
+
+    With ``round_robin`` a group's score is its best target's, and the targets take turns (`rank_single_targets`): those
+    of all groups one after the other, or with ``target.aggregate=round_robin`` those of each group, and then the groups
+    (`rank_round_robin`). Takes 4 bytes for each target and record.
+
+    Args:
+        task: For settings and token counts.
+        groups: Group name to rows of the targets.
+        aggregate: One of `AGGREGATES`.
+        score: Gives the scores of the pool against groups, folded by ``max`` or ``mean``.
+    """
+    if aggregate != ROUND_ROBIN:
+        return score_table(task, score(groups, aggregate))
+    # by row, not by group: the key of the stored scores knows names, not their order
+    single = score({str(row): [row] for row in sorted(row for rows in groups.values() for row in rows)}, "max")
+    unscoped = task.pool_tokens.content_lengths(task.settings.scope) == 0
+    for scores in single.values():
+        scores[unscoped] = np.nan
+    members = [[single[str(row)] for row in rows] for rows in groups.values()]
+    if task.settings.target.aggregate != ROUND_ROBIN:
+        members = [[scores for group in members for scores in group]]
+    order = merge_in_turns([rank_single_targets(group) for group in members])
+    best = {name: np.stack([single[str(row)] for row in rows]).max(0) for name, rows in groups.items()}
+    return score_table(task, best, order)
 
 
 def group_scores(

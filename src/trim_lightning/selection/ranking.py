@@ -70,8 +70,12 @@ def rank_round_robin(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]
     Args:
         groups: ``[records]`` scores of each group; a record unscored in all groups is left out.
     """
-    orders = [rank_by_score(score) for score in groups]
-    taken = np.zeros(len(groups[0]), dtype=bool)
+    return merge_in_turns([rank_by_score(score) for score in groups])
+
+
+def merge_in_turns(orders: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """One order of all rows in some, each of which in its turn gives the first of its rows that is still free."""
+    taken = np.zeros(max((int(order.max()) + 1 for order in orders if len(order)), default=0), dtype=bool)
     places, result = [0] * len(orders), []
     while True:
         picked = False
@@ -85,6 +89,22 @@ def rank_round_robin(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]
                 picked = True
         if not picked:
             return np.array(result, dtype=np.int64)
+
+
+def rank_single_targets(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
+    """Rows in the order in which targets, taking turns, name their next best record.
+
+    A target that names a record once more has lost that turn, as in the code of RDS+ (arXiv 2503.01807).
+
+    Args:
+        scores: ``[records]`` scores against each target; a record unscored by all is left out.
+    """
+    never = np.iinfo(np.int64).max
+    first = np.full(len(scores[0]), never)
+    for place, score in enumerate(scores):
+        order = rank_by_score(score)
+        first[order] = np.minimum(first[order], np.arange(len(order)) * len(scores) + place)
+    return np.argsort(first)[: int((first < never).sum())]
 
 
 def budget_count(pool_size: int, fraction: float) -> int:
