@@ -83,6 +83,15 @@ def test_groups_have_target_models_of_their_own(method_runs) -> None:
     np.testing.assert_array_equal(result.scores.score, np.max(list(result.scores.groups.values()), axis=0))
 
 
+def test_records_with_few_words_have_no_score_on_request(method_runs) -> None:
+    counts = np.array([len(words(record)) for record in method_runs.pool])
+    least = int(np.median(counts))
+    every = method_runs.run("method=dsir").scores.score
+    long = method_runs.run("method=dsir", f"method.min_words={least}").scores.score
+    assert (counts == least).any(), "the bound itself must be tried"
+    np.testing.assert_array_equal(long, np.where(counts >= least, every, np.nan))
+
+
 def test_noise_is_a_seeded_draw_by_importance(method_runs) -> None:
     top = method_runs.run("method=dsir").scores.score
     first = method_runs.run("method=dsir", "method.noise=true").scores.score

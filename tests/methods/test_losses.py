@@ -144,6 +144,11 @@ def test_warm_up_is_on_by_default_and_both_passes_use_it(method_runs) -> None:
     assert "warmup" in warm.manifest["stages"]
     assert "warmup" not in cold.manifest["stages"]
     assert not np.array_equal(warm.scores.score, cold.scores.score, equal_nan=True)
+    off = method_runs.run("method=ifd", "warmup=none")
+    told = [
+        [line for line in run.manifest["warnings"] if "method=ifd: the original" in line] for run in (warm, cold, off)
+    ]
+    assert [len(lines) for lines in told] == [0, 1, 1]
 
 
 def test_cost_is_that_of_two_passes(method_runs) -> None:

@@ -8,10 +8,14 @@ import pytest
 
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("scope", ["all", "prompt", "response"])
-def test_longest_counts_scoped_tokens(method_runs, best_first, scope: str) -> None:
-    result = method_runs.run("method=longest", f"scope={scope}", "selection.count=7")
-    counts = method_runs.scoped(scope)
-    expected = np.where(counts > 0, counts, np.nan)
+@pytest.mark.parametrize("tokens", ["response", "scoped"])
+def test_longest_counts_the_response_or_on_request_scoped_tokens(
+    method_runs, best_first, scope: str, tokens: str
+) -> None:
+    default = [] if tokens == "response" else ["method.tokens=scoped"]
+    result = method_runs.run("method=longest", f"scope={scope}", "selection.count=7", *default)
+    counts = method_runs.scoped(scope if tokens == "scoped" else "response")
+    expected = np.where(method_runs.scoped(scope) > 0, counts, np.nan)
     np.testing.assert_array_equal(result.scores.score, expected.astype(np.float32))
     assert len(set(expected[~np.isnan(expected)])) < np.isfinite(expected).sum(), "there are no ties to break"
     assert result.chosen.tolist() == best_first(expected)[:7]

@@ -37,6 +37,7 @@ class DsirSelector(Selector):
     buckets: int = key(10_000, "hash buckets of the n-grams", low=1)
     smoothing: float = key(3000.0, "n-grams that the pool's distribution weighs against the targets'", above=0)
     per_ngram: bool = key(False, "divide by the number of n-grams, which takes away the effect of length")
+    min_words: int = key(0, "fewest words and punctuation runs of a scored record; 100 is the original's", low=0)
     noise: bool = key(False, "add Gumbel noise by seed: a draw by importance instead of the top")
 
     def score(self, task: SelectionTask) -> ScoreTable:
@@ -74,6 +75,8 @@ class DsirSelector(Selector):
                     bar.update(len(rows))
 
         scores = group_scores(task, stage_key, list(groups), blocks)
+        long_enough = np.diff(pool.offsets) >= self.min_words
+        scores = {group: np.where(long_enough, values, np.nan) for group, values in scores.items()}
         if self.noise:
             draws = np.random.default_rng([task.settings.seed, 0xD5]).gumbel(size=len(task.pool))
             return score_table(task, {group: values + draws for group, values in scores.items()})

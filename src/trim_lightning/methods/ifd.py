@@ -24,7 +24,8 @@ from trim_lightning.tokens.tokenized import TokenizedRecords, write_without_prom
 class IfdSelector(Selector):
     """A record's instruction-following difficulty: loss of its response given the prompt over its loss alone.
 
-    The paper gives its model a brief experience of the data first; the warm-up plays that part here. It drops
+    The paper gives its model a brief experience of the data first; the warm-up plays that part here, and to go without
+    is told in a warning. It drops
     records whose ratio is above 1, where the prompt does not help (our 1 itself is among them).
     """
 
@@ -36,6 +37,11 @@ class IfdSelector(Selector):
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Two passes over the pool: responses with their prompts, and without."""
+        if not (self.use_warmup and task.settings.warmup.enabled):
+            task.ledger.warn(
+                "method=ifd: the original scores with a model that a part of the data gave some experience; "
+                "this run scores with the model as it is (warmup=lora and method.use_warmup=true train one)"
+            )
         warm_up(task, self.use_warmup)
         size = len(task.pool)
         passes = response_losses(task), self._losses_alone(task)
