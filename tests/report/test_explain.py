@@ -148,6 +148,16 @@ def test_methods_without_tokens_are_explained_by_their_score(room: Room, said) -
     assert "has no fingerprints" in err
 
 
+def test_turns_rank_a_record_behind_others_with_lower_scores(room: Room, said) -> None:  # type: ignore[no-untyped-def]
+    run = room.select("explain_turns", "method=bm25", "method.aggregate=round_robin", "selection.count=6")
+    scores = pq.read_table(run / "scores.parquet").to_pandas().dropna(subset=["rank"]).set_index("rank").sort_index()
+    passed = scores[~scores.selected & (scores.score > scores.score[6])].iloc[0]
+    code, out, _ = said(run, "--row", passed.row)
+    assert code == 0
+    assert f"{passed.score - scores.score[6]:.4f} above the last picked record" in " ".join(out.split())
+    assert "Targets or groups took turns" in out
+
+
 def test_groups_are_explained_by_their_best(room: Room) -> None:
     run = open_run(room.select("explain_groups", "selection.count=12", "target.group_field=subtask"))
     scores = run.scores.to_pandas()

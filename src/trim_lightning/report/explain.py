@@ -162,10 +162,15 @@ def verdict_of_row(run: OpenedRun, candidate: Candidate) -> list[str]:
             "a length bound or the token budget (the keys of selection)."
         )
     else:
+        side = "below" if candidate.score <= cut else "above"
         lines.append(
-            f"It scores {candidate.score:.4f}, {cut - candidate.score:.4f} below the last picked record "
+            f"It scores {candidate.score:.4f}, {abs(cut - candidate.score):.4f} {side} the last picked record "
             f"(rank {last:,}, {cut:.4f})."
         )
+        if candidate.score > cut:
+            lines.append(
+                "Targets or groups took turns: a rank follows from whose turn it was, not from score alone."
+            )
     return lines
 
 
