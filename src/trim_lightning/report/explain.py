@@ -168,9 +168,7 @@ def verdict_of_row(run: OpenedRun, candidate: Candidate) -> list[str]:
             f"(rank {last:,}, {cut:.4f})."
         )
         if candidate.score > cut:
-            lines.append(
-                "Targets or groups took turns: a rank follows from whose turn it was, not from score alone."
-            )
+            lines.append("Targets or groups took turns: a rank follows from whose turn it was, not from score alone.")
     return lines
 
 
