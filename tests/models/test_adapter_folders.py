@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from running import run_select, run_train
 from tiny_models import write_records
@@ -98,7 +98,7 @@ def test_its_base_is_found_beside_it_or_where_the_user_says(base: Path, tmp_path
     for named, given in (("../beside", None), ("gone/away", str(base))):
         (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": named}))
         found = find_model(ModelSettings(path=str(folder), base=given), store)
-        assert (found.name, found.adapter) == ("adapter", folder)
+        assert (found.name, found.adapters) == ("adapter", (folder,))
         assert found.base is not None
         assert own.base is not None
         assert found.base["sha256"] == own.base["sha256"]
@@ -140,6 +140,88 @@ def test_an_adapter_of_another_kind_needs_float32(base: Path, tmp_path: Path, st
     load_model(source, torch.float32)
     with pytest.raises(UserError, match=r"has more than LoRA matrices .*model\.dtype=float32"):
         load_model(source, torch.bfloat16)
+
+
+def test_an_adapter_that_names_itself_is_one_clear_line(base: Path, tmp_path: Path, store: Store) -> None:
+    folder = save_adapter(base, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "../adapter"}))
+    with pytest.raises(UserError, match=r"the adapter names itself.*; set model\.base to") as caught:
+        find_model(ModelSettings(path=str(folder)), store)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_for_what_is_no_adapter_is_refused(base: Path, store: Store) -> None:
+    with pytest.raises(
+        UserError, match=r"^model\.base=other: model\.path=.* is no adapter's folder; leave model\.base out"
+    ):
+        find_model(ModelSettings(path=str(base), base="other"), store)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_on_an_adapter(dtype: torch.dtype, base: Path, tmp_path: Path, store: Store) -> None:
+    first = save_adapter(base, tmp_path / "first", seed=1)
+    second = save_adapter(base, tmp_path / "second", seed=2)
+    config = json.loads((second / "adapter_config.json").read_text())
+    (second / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "../first"}))
+    source = find_model(ModelSettings(path=str(second)), store)
+    assert source.adapters == (first, second)
+    assert source.describe()["base_model"]["base_model"]["name"] == base.name
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    before = logits(plain)
+    for folder in (first, second):
+        plain = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
+    found = load_model(source, dtype)
+    off = float((logits(found) - logits(plain)).abs().mean())
+    assert off < (1e-4 if dtype == torch.float32 else 0.05 * float((logits(plain) - before).std()))
+
+
+def test_a_tokenizer_that_its_base_has_no_room_for_is_refused(base: Path, tmp_path: Path, store: Store) -> None:
+    folder = save_adapter(base, tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens([f"<extra {number}>" for number in range(9)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"the adapter's tokenizer has \d+ tokens, its base model only \d+; merge"):
+        load_model(find_model(ModelSettings(path=str(folder)), store), torch.float32)
+
+
+def test_the_adapter_of_a_run_of_ours_and_one_trained_on_it(base: Path, tmp_path: Path, store: Store) -> None:
+    """A run's adapter names a local base model without its path; the run itself knows where it is."""
+    write_records(tmp_path / "coreset.jsonl", 12, seed=1, edge_cases=False)
+    words = [f"coreset.path={tmp_path / 'coreset.jsonl'}", "trainer=cpu", "logger=none", "train.learning_rate=1e-2"]
+    model = ["model=hf", "model.dtype=float32"]
+    run_train(*model, f"model.path={base}", *words, output_dir=tmp_path / "one", store_dir=tmp_path / "store")
+    first = tmp_path / "one" / "adapter"
+    found = find_model(ModelSettings(path=str(first)), store)
+    assert (found.directory, found.adapters) == (base, (first,))
+    run = run_train(
+        *model, f"model.path={base}", f"train.model={first}", *words, output_dir=tmp_path / "two",
+        store_dir=tmp_path / "store",
+    )  # fmt: skip
+    assert (
+        run.manifest["inputs"]["trainee"]["base_model"]["sha256"] == find_model(ModelSettings(str(base)), store).digest
+    )
+    second = tmp_path / "two" / "adapter"
+    stacked = find_model(ModelSettings(path=str(second)), store)
+    assert (stacked.directory, stacked.adapters) == (base, (first, second))
+    load_model(stacked, torch.float32)
+    changed = first / "adapter_config.json"
+    text = changed.read_text()
+    changed.write_text(text + "\n")
+    with pytest.raises(
+        UserError, match=r"its base model adapter has changed since .*; set model\.base to the one to use"
+    ):
+        find_model(ModelSettings(path=str(second)), store)
+    changed.write_text(text)
+    # a folder that is taken out of its run names nothing that could be found: the user says it
+    moved = shutil.copytree(first, tmp_path / "moved" / "adapter")
+    with pytest.raises(UserError, match=r"set model\.base to its directory or Hub id"):
+        find_model(ModelSettings(path=str(moved)), store)
+    given = find_model(ModelSettings(path=str(moved), base=str(base)), store)
+    assert given.digest == found.digest
+    trained = [f"train.model={moved}", f"train.base={base}", "model=hf", f"model.path={base}", "model.dtype=float32"]
+    again = run_train(*trained, *words, output_dir=tmp_path / "three", store_dir=tmp_path / "store")
+    assert again.manifest["inputs"]["trainee"]["sha256"] == given.digest
 
 
 def test_its_own_tokenizer_is_taken(base: Path, adapter: Path, tmp_path: Path, store: Store) -> None:

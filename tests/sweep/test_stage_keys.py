@@ -212,6 +212,7 @@ TRAINING: dict[str, tuple[str, set[str]] | str] = {
     "train.checkpoint_seconds": ("5", NOTHING),
     "train.early_stop_path": ("{root}/held_out2.jsonl train.early_stop=1", {"tokens", *TUNED}),
     "train.model": ("{root}/other", {"tokens", *TUNED}),
+    "train.base": "of adapters, whose base model's files are hashed",
     "evaluation.path": ("{root}/held_out2.jsonl", {"tokens", "evaluate"}),
     "evaluation.generated": "goes with generated targets",
     "evaluation.limit": ("3", {"tokens", "evaluate"}),

@@ -80,10 +80,18 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     model.requires_grad_(False)
     assert isinstance(model, PreTrainedModel)
     check_model(model, source.name)
-    if source.adapter is not None:
+    for adapter in source.adapters:
         from trim_lightning.models.adapter import build_upon
 
-        return build_upon(model, source.adapter)
+        model = build_upon(model, adapter)
+    if source.tokenizer_directory != source.directory:
+        embeddings: Any = model.get_input_embeddings()
+        tokens, rows = len(load_tokenizer(source)), len(embeddings.weight)
+        if tokens > rows:
+            raise UserError(
+                f"model.path={source.name}: the adapter's tokenizer has {tokens} tokens, its base model only {rows}; "
+                "merge it into the resized model with PEFT and give that"
+            )
     return model
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import read_json_object
+from trim_lightning.privacy.local import read_local, with_local
 from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
 from trim_lightning.store.keys import digest_of
@@ -34,8 +35,8 @@ class ModelSource:
         trust_remote_code: Run the folder's own Python code.
         device_map: Passed to ``from_pretrained``.
         chat_template: Text of a chat template that replaces the tokenizer's, or None.
-        adapter: Folder of an adapter on top of those weights.
-        base: Name and sha256 of the model beneath the adapter.
+        adapters: Folders of adapters on top of those weights, the first trained first.
+        base: What `describe` says of the model beneath the last of them.
     """
 
     directory: Path
@@ -46,14 +47,14 @@ class ModelSource:
     trust_remote_code: bool = False
     device_map: str | None = None
     chat_template: str | None = None
-    adapter: Path | None = None
-    base: Mapping[str, str] | None = None
+    adapters: tuple[Path, ...] = ()
+    base: Mapping[str, Any] | None = None
 
     @property
     def tokenizer_directory(self) -> Path:
-        """Folder with the tokenizer: an adapter's, if it brings one."""
-        brings = self.adapter is not None and (self.adapter / "tokenizer_config.json").is_file()
-        return self.adapter if brings and self.adapter is not None else self.directory
+        """Folder with the tokenizer: that of the last adapter that brings one."""
+        brought = [folder for folder in self.adapters if (folder / "tokenizer_config.json").is_file()]
+        return (self.directory, *brought)[-1]
 
     def describe(self) -> dict[str, Any]:
         """Name and checksum, for a manifest; of an adapter those of its base model too."""
@@ -73,8 +74,13 @@ class ModelSource:
             )
 
 
-def find_model(settings: ModelSettings, store: Store) -> ModelSource:
+def find_model(settings: ModelSettings, store: Store, above: tuple[Path, ...] = ()) -> ModelSource:
     """Locate, check and identify the model, downloading or converting it if needed.
+
+    Args:
+        settings: What names it.
+        store: For a converted model and checksums.
+        above: Folders of the adapters whose base model it is.
 
     Raises:
         UserError: no such model, gated or absent weights, not a model folder, pickled weights only, or an adapter
@@ -82,7 +88,11 @@ def find_model(settings: ModelSettings, store: Store) -> ModelSource:
     """
     directory, name = locate(settings, store)
     if (directory / ADAPTER_CONFIG).is_file():
-        return find_adapted(settings, directory, name, store)
+        return find_adapted(settings, directory, name, store, above)
+    if settings.base is not None:
+        raise UserError(
+            f"model.base={settings.base}: model.path={settings.path} is no adapter's folder; leave model.base out"
+        )
     config = read_config(directory, settings)
     return ModelSource(
         directory=directory,
@@ -108,8 +118,10 @@ def locate(settings: ModelSettings, store: Store) -> tuple[Path, str]:
     return download(settings), settings.path
 
 
-def find_adapted(settings: ModelSettings, adapter: Path, name: str, store: Store) -> ModelSource:
-    """The base model of an adapter's folder, with the adapter on top.
+def find_adapted(
+    settings: ModelSettings, adapter: Path, name: str, store: Store, above: tuple[Path, ...]
+) -> ModelSource:
+    """The base model of an adapter's folder, itself an adapter perhaps, with the adapter on top.
 
     Raises:
         UserError: if the folder is a model's as well, or the base model cannot be found.
@@ -124,27 +136,68 @@ def find_adapted(settings: ModelSettings, adapter: Path, name: str, store: Store
         named = read_json_object(adapter / ADAPTER_CONFIG)
     except ValueError as error:
         raise UserError(f"{where}: {ADAPTER_CONFIG} is {error}") from None
-    path, revision = settings.base, None
-    if path is None:
-        path, revision = str(named.get("base_model_name_or_path") or ""), named.get("revision")
-        if path == BUNDLED_NAME:
-            path = BUNDLED
-        elif not Path(path).is_absolute() and path and (adapter / path).is_dir():
-            path = str(adapter / path)
+    recorded = recorded_base(adapter, store) if settings.base is None else None
+    if settings.base is not None:
+        beneath: dict[str, Any] = {"path": settings.base, "revision": None, "base": None}
+    else:
+        beneath = named_base(adapter, named) if recorded is None else recorded[0]
+    path = beneath["path"]
     try:
         if not path:
             raise UserError("the adapter names none")
-        base = find_model(replace(settings, path=path, base=None, revision=revision), store)
+        if adapter.resolve() in above:
+            raise UserError("the adapter names itself")
+        base = find_model(replace(settings, **beneath), store, (*above, adapter.resolve()))
     except UserError as error:
         reason = str(error).removeprefix(f"model.path={path}: ")
         raise UserError(
             f"{where}: an adapter whose base model {path or ''} cannot be had ({reason}); set model.base to its "
             "directory or Hub id"
         ) from None
-    if base.adapter is not None:
-        raise UserError(f"{where}: an adapter of an adapter ({base.name}); merge that into its base model first")
+    if recorded is not None and base.digest != recorded[1]:
+        raise UserError(
+            f"{where}: its base model {base.name} has changed since the adapter was trained on it; set model.base to "
+            "the one to use"
+        )
     digest = digest_of([base.digest, digest_directory(adapter, store)])
-    return replace(base, digest=digest, name=name, adapter=adapter, base={"name": base.name, "sha256": base.digest})
+    return replace(base, digest=digest, name=name, adapters=(*base.adapters, adapter), base=base.describe())
+
+
+def named_base(adapter: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of the `ModelSettings` by which an adapter's config names its base model; the path is empty if it does not.
+
+    A directory may be relative to the adapter.
+    """
+    path, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
+    if path == BUNDLED_NAME:
+        path = BUNDLED
+    elif not Path(path).is_absolute() and path and (adapter / path).is_dir():
+        path = str((adapter / path).resolve())
+    return {"path": path, "revision": revision, "base": None}
+
+
+def recorded_base(adapter: Path, store: Store) -> tuple[dict[str, Any], str] | None:
+    """The same, and the base model's checksum, from the training run that an adapter lies in.
+
+    Our adapters name a local base model without its path, and the run knows that. None if the adapter lies in no run,
+    or in that of another adapter, or if its base model is not where it was.
+    """
+    try:
+        manifest = read_json_object(adapter.parent / "manifest.json")
+        weights = adapter / "adapter_model.safetensors"
+        if manifest["adapter"][weights.name] != store.file_digest(weights):
+            return None
+        config = with_local(manifest["config"], read_local(adapter.parent))
+        model, trainee = config["model"], config["train"]
+        if trainee["model"] is None:
+            found = {"path": model["path"], "revision": model["revision"], "base": model["base"]}
+        else:
+            found = {"path": trainee["model"], "revision": None, "base": trainee["base"]}
+        checksum = str(manifest["inputs"]["trainee"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    there = found["path"] == BUNDLED or Path(str(found["path"])).expanduser().is_dir()
+    return (found, checksum) if there else None
 
 
 def is_local(path: str) -> bool:

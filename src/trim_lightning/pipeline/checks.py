@@ -61,6 +61,8 @@ def check_training(settings: TrainSettings) -> None:
     """
     check_settings(settings)
     check_trainer(settings.trainer)
+    if settings.train.base is not None and settings.train.model is None:
+        raise UserError(f"train.base={settings.train.base}: the trainee is the scorer; set model.base, or train.model")
     evaluation = settings.evaluation
     if evaluation.path is not None and evaluation.generated:
         raise UserError("evaluation.path and evaluation.generated=true: two held-out sets; give one of them")

@@ -63,11 +63,13 @@ def make_trainee(settings: TrainSettings, store: Store, ledger: Ledger) -> Train
     """The model to fine-tune: the scorer's own, or ``train.model``."""
     model = settings.model
     if settings.train.model is not None:
-        model = replace(model, path=settings.train.model, revision=None, base=None)
+        model = replace(model, path=settings.train.model, revision=None, base=settings.train.base)
     try:
         source: ModelSource = find_model(model, store)
     except UserError as error:
-        named = str(error) if settings.train.model is None else str(error).replace("model.path=", "train.model=", 1)
+        named = str(error)
+        if settings.train.model is not None:
+            named = named.replace("model.path=", "train.model=", 1).replace("model.base", "train.base")
         raise UserError(named) from None
     return Trainee(
         source,

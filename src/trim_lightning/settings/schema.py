@@ -254,6 +254,7 @@ class FineTuneSettings(TuningSettings):
     """Fine-tuning of the trainee on the coreset."""
 
     model: str | None = key(None, "trainee: a directory, a Hub id or bundled:smollm2_135m; null is the scorer")
+    base: str | None = key(None, "base model where `train.model` is an adapter; null takes the one that it names")
     mode: str = key("lora", "which weights are trained", choices=("lora", "full"))
     seed: int | None = key(None, "seed of the training alone; null takes `seed`", low=0)
     length_grouped: bool = key(False, "put records of similar length into one optimiser step")

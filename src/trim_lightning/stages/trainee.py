@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-NO_PART_OF_THE_RESULT = ("checkpoint_seconds", "model", "seed", "early_stop_path")
+NO_PART_OF_THE_RESULT = ("checkpoint_seconds", "model", "base", "seed", "early_stop_path")
 
 
 class Trainee(ModelHandle):
@@ -107,5 +107,5 @@ class Trainee(ModelHandle):
         from trim_lightning.tuning.run import ADAPTER, MODEL
 
         if self.mode == "full":
-            return load_model(replace(self.source, directory=tuned.path / MODEL, adapter=None), self.dtype)
+            return load_model(replace(self.source, directory=tuned.path / MODEL, adapters=()), self.dtype)
         return apply_adapter(self.base_model(), tuned.path / ADAPTER)
