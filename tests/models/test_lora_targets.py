@@ -122,7 +122,10 @@ def test_without_attention_there_is_one_line() -> None:
 # ------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize(("model_type", "settings"), [("gpt2", GPT2), ("phi3", {}), ("gpt_neox", {}), ("gemma3", {})])
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [("gpt2", GPT2), ("phi3", {}), ("gpt_neox", {}), ("gemma3", {}), ("deepseek_v3", MLA)],
+)
 def test_record_gradients_are_autograds_whatever_the_layer(model_type: str, settings: dict[str, Any]) -> None:
     model = build(model_type, settings)
     wrapped = add_lora(model, AUTO, seed=0)

@@ -123,13 +123,13 @@ def record_gradients(
         return
     counts = wanted.sum(1)
     owner = wanted.nonzero()[:, 0]
-    with torch.enable_grad(), watching(model, collect):
+    with torch.enable_grad(), watching(model, len(input_ids), collect):
         losses = cross_entropy(response_logits(model, input_ids, wanted), following, reduction="none")
         (losses / counts[owner]).sum().backward()
 
 
 @contextmanager
-def watching(model: PreTrainedModel, collect: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watching(model: PreTrainedModel, records: int, collect: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Within it, a backward pass gives ``collect`` the LoRA matrices' gradients per record."""
     embeddings = model.get_input_embeddings()
     with ExitStack() as hooks:
@@ -147,18 +147,19 @@ def watching(model: PreTrainedModel, collect: Callable[[str, Tensor], None]) -> 
 
             # the layer's input as it comes: LoRA's float32 copy of it would be kept for each of q, k and v
             hook(layer.register_forward_pre_hook(keep))
-            hook(layer.lora_A[TRAINED].register_forward_hook(watched(weight_of(name, A), collect, held)))
-            hook(layer.lora_B[TRAINED].register_forward_hook(watched(weight_of(name, B), collect)))
+            hook(layer.lora_A[TRAINED].register_forward_hook(watched(weight_of(name, A), records, collect, held)))
+            hook(layer.lora_B[TRAINED].register_forward_hook(watched(weight_of(name, B), records, collect)))
         yield
 
 
 def watched(
-    name: str, collect: Callable[[str, Tensor], None], held: dict[str, Tensor] | None = None
+    name: str, records: int, collect: Callable[[str, Tensor], None], held: dict[str, Tensor] | None = None
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
     """Forward hook of one LoRA matrix: multiplies output gradients with inputs when they arrive.
 
     Args:
         name: Of the weight.
+        records: In the batch.
         collect: Takes name and gradients.
         held: The input under ``states``, if it is kept elsewhere; it is let go after its use.
 
@@ -166,7 +167,7 @@ def watched(
     """
 
     def hook(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
-        if output.dim() != 3:  # experts and routers see the tokens of all records in one row
+        if output.dim() < 3 or len(output) != records:  # experts and routers see the tokens of all records in one row
             raise UserError(
                 f"warmup.lora_targets: the gradients of {name.partition('.lora_')[0]} cannot be told apart by record; "
                 "use warmup.lora_targets=auto with this method"
@@ -175,6 +176,7 @@ def watched(
 
         def arrived(gradient: Tensor) -> None:
             states = inputs.pop("states")
+            gradient, states = gradient.flatten(1, -2), states.flatten(1, -2)  # DeepSeek's have an axis for heads
             collect(name, torch.bmm(gradient.transpose(1, 2), states.to(gradient.dtype)))
 
         output.register_hook(arrived)
