@@ -87,6 +87,21 @@ def test_middle_is_closeness_to_the_median(method_runs, best_first) -> None:
     assert places[0] < half <= places[-1]
 
 
+def test_mid_ppl_is_the_originals(method_runs, best_first) -> None:
+    """All tokens of the rendered record; a third of the way down from the highest loss."""
+    losses = [token_losses(method_runs, record.ids, CHATML)[1:] for record in method_runs.tokens(method_runs.pool)]
+    expected = np.array([np.mean(found) if found else np.nan for found in losses])
+    expected[method_runs.scoped() == 0] = np.nan
+    whole = method_runs.run("method=perplexity", "method.mode=top", "method.tokens=all")
+    np.testing.assert_allclose(whole.scores.score, expected, atol=2e-5)
+    ranked = best_first(whole.scores.score)
+    start = int(len(ranked) * 0.33)
+    middle = method_runs.run("method=perplexity", "method.mode=mid_ppl", "method.tokens=all", "selection.count=6")
+    assert middle.chosen.tolist() == ranked[start : start + 6]
+    assert middle.order.tolist() == ranked[start:] + ranked[:start]
+    assert np.nanmax(middle.scores.score) == 1
+
+
 def test_scope_decides_who_is_scored_but_not_what_is_measured(method_runs) -> None:
     whole = method_runs.run("method=perplexity", "method.mode=top").scores
     prompts = method_runs.run("method=perplexity", "method.mode=top", "scope=prompt").scores

@@ -69,16 +69,22 @@ class ResponseLoss:
 
     Args:
         prompt: ``given`` or ``removed``: which sequences the pass is run on, part of the stage's key.
+        whole: Count every token of the rendered record instead, template words too.
     """
 
     stage = "losses"
     needs_gradients = False
 
-    def __init__(self, prompt: str = "given") -> None:
-        self.settings = {"prompt": prompt}
+    def __init__(self, prompt: str = "given", *, whole: bool = False) -> None:
+        self.settings = {"prompt": prompt} | ({"tokens": "all"} if whole else {})
+        self._whole = whole
 
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
         """Sum; a record without a response has 0 of 0 tokens."""
-        labels = torch.where(batch["roles"] == RESPONSE, batch["input_ids"], IGNORED)
+        counted = batch["roles"] == RESPONSE
+        if self._whole:
+            places = torch.arange(1, counted.shape[1] + 1, device=counted.device)
+            counted = places <= batch["lengths"][:, None]
+        labels = torch.where(counted, batch["input_ids"], IGNORED)
         counts = (labels[:, 1:] != IGNORED).sum(1).cpu().double()
         return torch.stack([record_losses(model, batch["input_ids"], labels), counts], dim=1)
