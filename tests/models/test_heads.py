@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from tiny_models import build_tiny_tokenizer
 from trim_lightning.engine.gradients import record_gradients
 from trim_lightning.errors import UserError
+from trim_lightning.models.check import check_model
 from trim_lightning.models.load import load_model
 from trim_lightning.models.loss import IGNORED, head_alone, last_hidden_states, record_losses, summed_loss
 from trim_lightning.models.source import find_model
@@ -153,3 +154,11 @@ def test_a_model_that_was_not_checked_is_run_as_it_is(load: Load) -> None:
     ids, labels = batch()
     with torch.no_grad():
         torch.testing.assert_close(record_losses(model, ids, labels).float(), own_losses(model, ids, labels))
+
+
+def test_logits_that_are_not_finite_say_nothing(load: Load) -> None:
+    model = load("llama", {})
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    check_model(model, "model")
+    assert not head_alone(model)
