@@ -244,7 +244,7 @@ def test_a_diverged_run_is_noted(trained: dict[str, Path], variant) -> None:
     copy = rewrite(variant(trained["longest"], "copy"), lambda place, line: line | {"nll": float("inf")})
     comparisons, notes = against_random(groups_of(trained["random_0"], copy))
     assert [item.metric for item in comparisons] == ["exact_match", "option_accuracy"]
-    assert notes == ["longest (B) is in no paired test of nll: some of its values are not finite"]
+    assert notes == ["longest (B) is in no test of nll: some of its values are not finite"]
 
 
 def test_missing_or_damaged_predictions_are_noted(trained: dict[str, Path], variant) -> None:

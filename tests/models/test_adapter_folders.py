@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from running import run_select, run_train
 from tiny_models import write_records
@@ -32,7 +32,7 @@ def save_adapter(base: Path, folder: Path, seed: int = 0, **options: Any) -> Pat
     """An adapter that changes every projection, as PEFT saves it."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    targets = options.pop("target_modules", ["q_proj", "k_proj", "v_proj", "o_proj"])
     wrapped = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, **options))
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
@@ -256,3 +256,29 @@ def test_a_selection_and_a_training_with_it(dtype: str, base: Path, adapter: Pat
     selections = [folder / "scores.parquet" for folder in (plain, tmp_path / "run" / "selection")]
     assert selections[0].read_bytes() != selections[1].read_bytes()
     assert str(tmp_path) not in (tmp_path / "run" / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_on_the_output_changes_no_embedding_that_shares_its_weights(
+    tied: bool, dtype: torch.dtype, base: Path, tmp_path: Path, store: Store
+) -> None:
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, tie_word_embeddings=tied))
+    shutil.copytree(base, tmp_path / "base")
+    plain.save_pretrained(tmp_path / "base")
+    targets = ["q_proj", "lm_head"]
+    folder = save_adapter(tmp_path / "base", tmp_path / "on_output", target_modules=targets)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype)
+    expected = logits(PeftModel.from_pretrained(loaded, str(folder)))
+    found = logits(load_model(find_model(ModelSettings(path=str(folder)), store), dtype))
+    assert float((found - expected).abs().mean() / expected.abs().mean()) < (1e-4 if dtype == torch.float32 else 0.05)
+
+
+def test_other_adapters_than_lora_are_refused_by_their_name(base: Path, tmp_path: Path, store: Store) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
+    get_peft_model(model, config).save_pretrained(tmp_path / "ia3")
+    source = find_model(ModelSettings(path=str(tmp_path / "ia3")), store)
+    with pytest.raises(UserError, match="is of the kind IA3; only LoRA is taken"):
+        load_model(source, torch.float32)

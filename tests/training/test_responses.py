@@ -14,6 +14,7 @@ import pytest
 from running import run_train, selection
 from tiny_models import write_records
 from training.conftest import TrainingFiles, write_lines
+from trim_lightning.errors import UserError
 from trim_lightning.pipeline.train import Training
 from trim_lightning.selection.ranking import ScoreTable
 
@@ -144,3 +145,14 @@ def test_a_table_without_some_rows() -> None:
     assert left.max is None
     assert left.order is not None
     assert left.order.tolist() == [2, 1]
+
+
+def test_a_pool_without_any_response_is_told_before_it_is_scored(tmp_path: Path, tiny_folder: Any) -> None:
+    lines = [json.dumps({"id": str(place), "prompt": f"question {place}", "response": ""}) for place in range(5)]
+    (tmp_path / "pool.jsonl").write_text("\n".join(lines) + "\n")
+    words = [
+        "model=hf", f"model.path={tiny_folder('llama')}", "pool=jsonl", f"pool.path={tmp_path / 'pool.jsonl'}",
+        "method=random", "logger=none", "trainer=cpu", "selection.count=2",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"pool pool\.jsonl: none of its 5 records has a response to learn from"):
+        run_train(*words, output_dir=tmp_path / "out", store_dir=tmp_path / "store")

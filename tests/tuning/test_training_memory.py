@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,23 @@ from trim_lightning.models.lora import add_lora
 from trim_lightning.models.loss import IGNORED, summed_loss
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
-from trim_lightning.tuning import run
-from trim_lightning.tuning.memory import FEWEST_TOKENS, MicroBatches, TrainingMemory
-from trim_lightning.tuning.run import ADAPTER, MICRO_BATCHES, TrainingSite, train_model
+from trim_lightning.tuning import memory, run
+from trim_lightning.tuning.lora_module import TuningModule
+from trim_lightning.tuning.memory import (
+    FEWEST_TOKENS,
+    MicroBatches,
+    TrainingMemory,
+    room_for_training,
+    weight_bytes,
+)
+from trim_lightning.tuning.run import (
+    ADAPTER,
+    CHECKPOINT,
+    MICRO_BATCHES,
+    TrainingSite,
+    choose_micro_batches,
+    train_model,
+)
 
 Load = Callable[[str], PreTrainedModel]
 TOO_MUCH = 1 << 60  # bytes
@@ -163,16 +177,16 @@ def test_what_a_token_needs_is_what_autograd_keeps_of_it(mode: str, dtype: torch
     model: Any = tiny_model("llama").to(dtype)
     model = add_lora(model, FAST, seed=0) if mode == "lora" else model.requires_grad_(True)
     mode_before = model.training
-    memory = TrainingMemory.of(model, 0.5)
+    needs = TrainingMemory.of(model, 0.5)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    assert memory.state == trained * (16 if mode == "lora" else 12)
+    assert needs.state == trained * (16 if mode == "lora" else 12)
     assert model.training == mode_before
     input_ids = torch.randint(3, 300, (3, 200))
     labels = torch.where(torch.arange(200) < 100, IGNORED, input_ids)
     model.train()
     kept = saved_bytes(model, input_ids, labels) / input_ids.numel()
-    assert kept < memory.token < 1.3 * kept
-    assert memory.recomputed_token < memory.token / 2
+    assert kept < needs.token < 1.3 * kept
+    assert needs.recomputed_token < needs.token / 2
 
 
 MEMORY = TrainingMemory(state=1000, token=10, recomputed_token=1)
@@ -219,16 +233,24 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def test_a_training_that_goes_on_keeps_its_micro_batches(
-    train: Callable[..., Any], little_room: Callable[[float], None], tmp_path: Path
+    train: Callable[..., Any],
+    little_room: Callable[[float], None],
+    tiny_model: Load,
+    records: TokenizedRecords,
+    tmp_path: Path,
 ) -> None:
     little_room(1.0)
     facts, directory = train("first")
     assert (facts["tokens_per_micro_batch"], facts["gradient_checkpointing"]) == (64, True)
     assert not (directory / MICRO_BATCHES).exists()
-    (tmp_path / "second").mkdir()
-    (tmp_path / "second" / MICRO_BATCHES).write_text(json.dumps({"tokens": 77, "recomputes": False}))
-    facts, _ = train("second")  # begun where there was another room
-    assert (facts["tokens_per_micro_batch"], facts["gradient_checkpointing"]) == (77, False)
+    around = TrainingSite(tmp_path, {"accelerator": "cpu", "devices": 1}, "training")
+    model = add_lora(tiny_model("llama"), FAST, seed=0)
+    begun = MicroBatches(77, False)  # where there was another room
+    (tmp_path / MICRO_BATCHES).write_text(json.dumps(asdict(begun)))
+    (tmp_path / CHECKPOINT).touch()
+    assert choose_micro_batches(model, records, range(10), FAST, around) == begun
+    (tmp_path / CHECKPOINT).unlink()  # killed before anything was kept, perhaps for lack of memory
+    assert choose_micro_batches(model, records, range(10), FAST, around) == MicroBatches(64, True)
 
 
 def test_measuring_leaves_model_and_generators_alone(tiny_model: Load) -> None:
@@ -239,3 +261,35 @@ def test_measuring_leaves_model_and_generators_alone(tiny_model: Load) -> None:
     TrainingMemory.of(wrapped, 0.3)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(weight.grad is None for weight in wrapped.parameters())
+
+
+def test_what_lack_of_memory_led_to_is_resumed_too(tiny_model: Load) -> None:
+    def module() -> TuningModule:
+        return TuningModule(add_lora(tiny_model("llama"), FAST, seed=0), FAST, total_steps=4)
+
+    first, second = module(), module()
+    first.parts = 4
+    first.recompute_activations()
+    checkpoint: dict[str, Any] = {}
+    first.on_save_checkpoint(checkpoint)
+    second.on_load_checkpoint(checkpoint)
+    assert (second.parts, second.recomputes) == (4, True)
+    assert second.causal_lm.model.gradient_checkpointing
+
+
+def test_weights_take_the_room_of_their_device(tiny_model: Load) -> None:
+    model = tiny_model("llama")
+    whole = sum(weight.nbytes for weight in model.parameters())
+    assert weight_bytes(model, torch.device("cpu")) == whole
+    assert weight_bytes(model, torch.device("cuda")) == whole  # it will be there
+    model.hf_device_map = {"": "cpu"}
+    assert weight_bytes(model, torch.device("cuda", 0)) == 0
+    free = room_for_training(torch.device("cpu"), 0)
+    assert room_for_training(torch.device("cpu"), whole) == free - whole
+
+
+def test_the_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "limit").write_text("1000000\n")
+    (tmp_path / "none").write_text("max\n")
+    monkeypatch.setattr(memory, "LIMITS", [tmp_path / "absent", tmp_path / "none", tmp_path / "limit"])
+    assert room_for_training(torch.device("cpu"), 0) == 800_000

@@ -212,7 +212,7 @@ def read_all(groups: Sequence[Group]) -> tuple[dict[str, list[Predictions]], lis
                 found.append(read_predictions(run.directory / PREDICTIONS))
             except BrokenRun as error:
                 if run.measurements.keys() & FIELDS.keys():
-                    notes.append(f"{group.title} is in no paired test: {error} in run {run.label}")
+                    notes.append(f"{group.title} is in no test: {error} in run {run.label}")
         if found and len(found) == len(group.runs):
             predictions[group.name] = found
     return predictions, notes
@@ -233,11 +233,9 @@ def panels_of(
             continue
         keys = {(held_out(group, part), part.weights(metric).tobytes()) for part in parts}
         if len(keys) > 1:
-            notes.append(
-                f"{group.title} is in no paired test of {metric}: its runs were evaluated on different records"
-            )
+            notes.append(f"{group.title} is in no test of {metric}: its runs were evaluated on different records")
         elif not all(np.isfinite(part.values[metric][part.weights(metric) > 0]).all() for part in parts):
-            notes.append(f"{group.title} is in no paired test of {metric}: some of its values are not finite")
+            notes.append(f"{group.title} is in no test of {metric}: some of its values are not finite")
         elif parts[0].weights(metric).any():
             members[keys.pop()].append(group)
     return [panel_of(metric, together, predictions, units) for together in members.values()]

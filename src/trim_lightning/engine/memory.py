@@ -52,7 +52,9 @@ def in_halves(step: Callable[[Mapping[str, Any]], Any], batch: Mapping[str, Any]
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for what PyTorch raises when an accelerator's memory or the machine's runs out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    told = str(error)
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(name in told for name in ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED"))
 
 
 def part_of(batch: Mapping[str, Any], lines: slice) -> dict[str, Any]:

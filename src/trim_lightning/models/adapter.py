@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -46,7 +47,9 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
         raise UserError(
             f"adapter {directory.name}: does not fit the model or is damaged ({first_line(error)}); train it again"
         ) from None
-    wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    wanted = {
+        name for name in get_peft_model_state_dict(wrapped, save_embedding_layers=False) if ".base_layer." not in name
+    }
     if wanted != names:
         odd = sorted(wanted ^ names)
         raise UserError(
@@ -59,31 +62,41 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
 def without_gradients(wrapped: PeftModel) -> PreTrainedModel:
     """The model with its adapter, ready to score.
 
-    The adapter is merged into float32 weights. Lower precision would round most of it away (half of an update at a
-    learning rate of 2e-4 and nine tenths at 2e-5 are smaller than half a step of a bfloat16 weight), so there it stays
-    beside the weights, in the model's number format.
+    The adapter is merged into float32 weights, unless it changes one place of two that share their weights. Lower
+    precision would round most of it away (half of an update at a learning rate of 2e-4 and nine tenths at 2e-5 are
+    smaller than half a step of a bfloat16 weight), so there it stays beside the weights, in the model's number format.
     """
-    if wrapped.get_base_model().dtype == torch.float32:  # holds all of it
+    if holds_update(wrapped):
         return _ready(wrapped.merge_and_unload())
     return _ready(beside_weights(wrapped)[0])
+
+
+def holds_update(wrapped: PeftModel) -> bool:
+    """True for float32 weights, unless embeddings and output share one that the adapter changes in one place only."""
+    model: Any = wrapped.get_base_model()
+    head = model.get_output_embeddings()
+    shared = model.get_input_embeddings().weight
+    tied = head is not None and head.weight is shared
+    adapted = any(getattr(getattr(part, "base_layer", None), "weight", None) is shared for part in model.modules())
+    return model.dtype == torch.float32 and not (tied and adapted)
 
 
 def build_upon(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """The model with an adapter that others than we trained, so that it can be used and trained as any model.
 
     Raises:
-        UserError: as `apply_adapter` does, or if it has other parts than LoRA matrices on linear layers and the model
-            is not in float32, into which every kind can be merged.
+        UserError: as `apply_adapter` does, or if it has other parts than LoRA matrices on linear layers and cannot be
+            merged.
     """
     wrapped = load_adapter(model, directory)
-    if model.dtype == torch.float32:
+    if holds_update(wrapped):
         return _ready(wrapped.merge_and_unload())
     whole, left = beside_weights(wrapped)
     if left:
         raise UserError(
             f"adapter {directory.name}: has more than LoRA matrices on linear layers ({left[0]}, ...), which only "
-            "float32 weights can take up; set model.dtype=float32, or merge it with PEFT's merge_and_unload and give "
-            "the merged model"
+            "float32 weights of their own can take up; set model.dtype=float32, or merge it with PEFT's "
+            "merge_and_unload and give the merged model"
         )
     return _ready(whole)
 
@@ -116,6 +129,8 @@ def check_adapter(directory: Path) -> set[str]:
         tensors = load_file(weights)
     except (ValueError, SafetensorError, OSError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise UserError(f"adapter {directory.name}: is corrupt ({first_line(error)}); train it again") from None
+    if settings.get("peft_type", "LORA") != "LORA":
+        raise UserError(f"adapter {directory.name}: is of the kind {settings['peft_type']}; only LoRA is taken")
     if settings.get("megatron_config") is not None:
         raise UserError(f"adapter {directory.name}: asks for a library of its own (megatron_core); train it again")
     if not tensors:
@@ -124,7 +139,8 @@ def check_adapter(directory: Path) -> set[str]:
         raise UserError(f"adapter {directory.name}: its weights are not finite; train it again with a lower rate")
     if not any(changes_something(name, tensors) for name in tensors):
         raise UserError(f"adapter {directory.name}: all its weights are zero, it changes nothing; train it again")
-    return set(tensors)
+    # of an adapter on embeddings or output PEFT saves the weights beneath it too
+    return {name for name in tensors if ".base_layer." not in name}
 
 
 def changes_something(name: str, tensors: Mapping[str, Tensor]) -> bool:

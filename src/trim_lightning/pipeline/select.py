@@ -117,6 +117,9 @@ def run_selection(
     """
     selector = load_selector(settings.method)
     task = open_task(settings, selector, store, announce)
+    missing = missing_responses(task.pool, task.pool_tokens, task.scorer.max_length)
+    if settings.selection.require_response:
+        missing.leave_some(task.pool_tokens, task.pool.name)
 
     scores = selector.score(task)
     store.dismiss_helpers()
@@ -124,7 +127,6 @@ def run_selection(
         selector.profile(task, Path(settings.paths.output_dir) / "profile")
 
     started = time.perf_counter()
-    missing = missing_responses(task.pool, task.pool_tokens, task.scorer.max_length)
     if settings.selection.require_response:
         scores = scores.without(missing.rows)
     order = scores.order if scores.order is not None else rank_by_score(scores.score)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from trim_lightning.errors import UserError
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
@@ -33,6 +34,19 @@ class MissingResponses:
         parts = [f"{number} empty or absent"] * (number > 0)
         parts += [f"{len(self.cut)} cut off by max_length={self.max_length}"] * (len(self.cut) > 0)
         return ", ".join(parts)
+
+    def leave_some(self, tokens: TokenizedRecords, name: str) -> None:
+        """Refuse records of which none has a response.
+
+        Raises:
+            UserError: naming them by ``name``.
+        """
+        rendered = int((tokens.lengths > 0).sum())
+        if rendered and rendered == len(self):
+            raise UserError(
+                f"pool {name}: none of its {rendered} records has a response to learn from ({self}); give another "
+                "pool, or set selection.require_response=false"
+            )
 
     def among(self, rows: NDArray[np.int64]) -> MissingResponses:
         """Those that are among some rows."""

@@ -8,16 +8,26 @@ from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 
 # what a receipt records
-PACKAGES = ("trim-lightning", "torch", "lightning", "transformers", "tokenizers", "peft", "numpy")
+PACKAGES = (
+    "trim-lightning",
+    "torch",
+    "lightning",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "numpy",
+    "sentence-transformers",
+)
 
 # Which packages change the tokens or numbers of a stage by themselves. What is made from stored results alone has them
 # in the keys of those; a stage that is not listed is taken to run a model.
 TOKENS, MODEL, ADAPTER = ("tokenizers", "transformers"), ("torch", "transformers"), ("torch", "transformers", "peft")
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "tokens": TOKENS,
-    "model": MODEL, "signals": MODEL, "score": MODEL, "vectors": MODEL, "losses": MODEL, "embeddings": MODEL,
+    "model": MODEL, "signals": MODEL, "score": MODEL, "vectors": MODEL, "losses": MODEL,
+    "embeddings": (*MODEL, "sentence-transformers"),
     "evaluate": MODEL, "tasks": MODEL,
-    "gradients": ADAPTER, "warmup": ADAPTER, "checkpoints": ADAPTER, "finetune": ADAPTER,
+    "adapter": ("peft",), "gradients": ADAPTER, "warmup": ADAPTER, "checkpoints": ADAPTER, "finetune": ADAPTER,
     **dict.fromkeys(("generated", "decompressed", "parquet", "hub", "conversations", "texts", "words"), ()),
     **dict.fromkeys(("fingerprint", "alone", "similarity", "order"), ()),
 }  # fmt: skip

@@ -124,7 +124,7 @@ def training_need(cost: Cost, model: Any) -> TrainingNeed | None:
     _ = model.requires_grad_(False) if full else trained.unload()
     longest = int(cost.records.lengths.max(initial=1))
     most = most_tokens(cost.training, model.device)
-    room = room_for_training(model.device, 0 if model.device.type == "cuda" else weight_bytes(model))
+    room = room_for_training(model.device, weight_bytes(model, model.device))
     if cost.work == "gradients":  # as many as are set, in halves where that is too much
         micro = MicroBatches(most, recomputes=False)
     else:

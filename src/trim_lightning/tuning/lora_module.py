@@ -94,7 +94,7 @@ class TuningModule(LightningModule):
         self._step: list[Mapping[str, Any]] = []  # micro-batches of the present step
         self._generators: list[torch.Tensor] = []  # as the step found them
         self.recomputes = False
-        self._parts = 1  # into which a micro-batch is cut, once memory has run out
+        self.parts = 1  # into which a micro-batch is cut, once memory has run out
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -141,7 +141,7 @@ class TuningModule(LightningModule):
     def learn_from(self, batch: Mapping[str, Any]) -> None:
         """Add a micro-batch's gradients and loss to those of the step, in as many parts as memory asks for."""
         size = len(batch["input_ids"])
-        each = -(-size // self._parts)
+        each = -(-size // self.parts)
         for start in range(0, size, each):
             input_ids, labels = (batch[name][start : start + each] for name in ("input_ids", "labels"))
             loss = summed_loss(self.causal_lm, input_ids, labels) / batch["step_labels"]
@@ -161,18 +161,19 @@ class TuningModule(LightningModule):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             size = max(len(batch["input_ids"]) for batch in self._step)
-            if self._parts < size:
-                self._parts *= 2
-                log.warning("memory ran out: micro-batches are cut into %d parts from here on", self._parts)
+            if self.parts < size:
+                self.parts *= 2
+                log.warning("memory ran out: micro-batches are cut into %d parts from here on", self.parts)
             elif self.settings.gradient_checkpointing is None and not self.recomputes:
                 log.warning("memory ran out: activations are recomputed from here on (gradient_checkpointing)")
                 self.recompute_activations()
             else:
                 longest = max(batch["input_ids"].shape[1] for batch in self._step)
+                thrifty = "" if self.recomputes else "set gradient_checkpointing=true, "
                 raise UserError(
-                    f"memory does not suffice to train on a single record of {longest} tokens: lower max_length, set "
-                    "gradient_checkpointing=true, choose a smaller model, or spread it (model.device_map=auto); "
-                    "finished work is kept"
+                    f"memory does not suffice to train on a single record of {longest} tokens: lower max_length, "
+                    f"{thrifty}choose a smaller model, or spread it (model.device_map=auto); what was done before this "
+                    "training is kept"
                 )
             for parameter in self.model.parameters():
                 parameter.grad = None
@@ -225,8 +226,12 @@ class TuningModule(LightningModule):
         spent = self.done.seconds + time.perf_counter() - self._started
         checkpoint["trim_done"] = asdict(replace(self.done, seconds=spent))
         checkpoint["trim_generators"] = generators()
+        checkpoint["trim_memory"] = [self.parts, int(self.recomputes)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         self.done = Progress(**checkpoint["trim_done"])
         set_generators(checkpoint["trim_generators"])
+        self.parts, recomputes = checkpoint["trim_memory"]
+        if recomputes and not self.recomputes:
+            self.recompute_activations()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -17,6 +19,7 @@ from trim_lightning.tokens.tokenized import TokenizedRecords
 MOST_TOKENS = {"cpu": 2048, "cuda": 16_384}  # padded tokens of a micro-batch beyond which a device gets no faster
 FEWEST_TOKENS = 2048  # with fewer a large GPU idles: activations are recomputed before a micro-batch gets smaller
 SAMPLE = 64  # tokens of the sequence that is measured
+LIMITS = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
 USABLE = 0.8  # share of the memory that is planned with; the rest is for what the estimate leaves out
 
 
@@ -106,22 +109,27 @@ def most_tokens(settings: TuningSettings, device: torch.device) -> int:
     return settings.tokens_per_micro_batch or MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"])
 
 
-def weight_bytes(model: torch.nn.Module) -> int:
-    """Of a model's weights."""
-    return sum(weight.nbytes for weight in model.parameters())
+def weight_bytes(model: torch.nn.Module, device: torch.device) -> int:
+    """Of a model's weights: all that will be on a device, which is a part where accelerate has spread them."""
+    spread = any(getattr(part, "hf_device_map", None) for part in model.modules())
+    return sum(weight.nbytes for weight in model.parameters() if not spread or weight.device == device)
 
 
 def room_for_training(device: torch.device, weights: float) -> float:
     """Bytes that a training may take on a device beside its weights, which need not be there yet.
 
-    On a GPU what is free now; of the machine's memory all, since what others hold there changes from run to run
-    (our choice).
+    On a GPU what is free now; of the machine's memory all, or all that the process's control group may have, since
+    what others hold there changes from run to run (our choice).
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         own = torch.cuda.memory_reserved(device)  # of this process: weights that are there, and what can be had again
         return USABLE * (free + own) - weights
-    return USABLE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - weights
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in LIMITS:
+        with suppress(OSError, ValueError):  # not there, or "max"
+            whole = min(whole, int(limit.read_text()))
+    return USABLE * whole - weights
 
 
 def kept_bytes(model: PreTrainedModel, labelled: int) -> int:
@@ -146,7 +154,8 @@ def kept_bytes(model: PreTrainedModel, labelled: int) -> int:
     labels[:, SAMPLE - labelled :] = 0
     training = model.training
     model.train()
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         summed_loss(model, input_ids, labels)
     model.train(training)
     return sum(size for size, _ in kept.values())

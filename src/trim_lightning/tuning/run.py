@@ -98,8 +98,8 @@ def train_model(
     Returns:
         The trained PEFT model (``full``: the model) and facts: ``records`` learned from, ``tokens`` fed to the model,
         ``trained_tokens`` labelled, ``steps``, ``loss`` of the last step, ``seconds`` of earlier attempts that a kill
-        ended, ``tokens_per_micro_batch`` and ``gradient_checkpointing`` as they were chosen, and of LoRA ``lora``, see
-        `trim_lightning.models.lora.lora_facts`.
+        ended, ``tokens_per_micro_batch`` as they were chosen and ``micro_batch_parts`` into which lack of memory cut
+        them, ``gradient_checkpointing``, and of LoRA ``lora``, see `trim_lightning.models.lora.lora_facts`.
 
     Raises:
         UserError: if no record has a response token, the training diverged, or the adapter changed nothing.
@@ -128,7 +128,8 @@ def train_model(
     for path in (checkpoint, half_written(checkpoint), around.directory / MICRO_BATCHES):  # a kill can leave the second
         path.unlink(missing_ok=True)
     facts |= {"lora": trained} if trained else {}
-    return wrapped, {**facts, "tokens_per_micro_batch": micro.tokens, "gradient_checkpointing": module.recomputes}
+    facts |= {"tokens_per_micro_batch": micro.tokens, "micro_batch_parts": module.parts}
+    return wrapped, {**facts, "gradient_checkpointing": module.recomputes}
 
 
 def train_checkpoints(
@@ -175,14 +176,14 @@ def choose_micro_batches(
 ) -> MicroBatches:
     """Micro-batches for which the device has room; a training that goes on keeps those that it began with."""
     file = around.directory / MICRO_BATCHES
-    if file.exists():
+    if file.exists() and (around.directory / CHECKPOINT).exists():
         return MicroBatches(**read_json_object(file))
     device = device_of(around.trainer)
     most = most_tokens(settings, device)
     micro = MicroBatches(most, bool(settings.gradient_checkpointing))
     if settings.tokens_per_micro_batch is None or settings.gradient_checkpointing is None:
         memory = TrainingMemory.of(model, predicted_share(records))
-        room = room_for_training(device, weight_bytes(model))
+        room = room_for_training(device, weight_bytes(model, device))
         micro = memory.fitting(settings, most, int(records.lengths[list(rows)].max(initial=1)), room)
     if micro != MicroBatches(most, False):
         recomputed = ", activations recomputed" if micro.recomputes else ""
