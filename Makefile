@@ -6,8 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := build/tools/bin
-# a worker for each core; each begins with its share of the files in their order, and who is done helps the others
-PARALLEL := -n auto --dist worksteal
+# three workers for two cores, as some tests wait for processes and pages; each begins with its share of the files in their
+# order, and who is done helps the others
+WORKERS ?= $(shell expr \( 3 \* $$(getconf _NPROCESSORS_ONLN) + 1 \) / 2)
+PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 PAGE ?=

@@ -232,7 +232,8 @@ def test_manifest(finished: Path, inputs: Inputs) -> None:
     assert manifest["inputs"]["model"]["name"] == "tiny"
     assert {"warmup", "fingerprint", "score", "select"} <= set(manifest["stages"])
     for name, stage in manifest["stages"].items():
-        assert list(stage) == ["key", "seconds", "tokens", "tokens_per_second", "cached", "versions"]
+        trained = ["lora"] if name == "warmup" else []
+        assert list(stage) == ["key", "seconds", "tokens", "tokens_per_second", "cached", "versions", *trained]
         assert (stage["key"] is None) == (name == "select")
         assert isinstance(stage["cached"], bool)
         if stage["tokens"]:
