@@ -32,6 +32,7 @@ def picked(directory: Path, field: str) -> list[str]:
     return [json.loads(line)[field] for line in (directory / "coreset.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_few_records_of_three_families(store: Path, tmp_path: Path) -> None:
     families = "[family_relationships,chain_sum,caesar_cipher]"
     result = selection(

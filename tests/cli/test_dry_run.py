@@ -46,6 +46,7 @@ def plan_of(inputs: Inputs, store: Path, *overrides: str) -> Plan:
     return plan_jobs({0: compose_select([*inputs.arguments, *paths, *overrides])})
 
 
+@pytest.mark.slow
 def test_a_single_run_is_planned_and_nothing_is_done(inputs: Inputs, tmp_path: Path) -> None:
     told = dry(inputs, tmp_path).out
     assert lines_of(told) == {

@@ -22,7 +22,7 @@ from .recipes import sweeps
 SWEEPS = sweeps()
 TRAINING_ONLY = {name for name, axes in SWEEPS.items() if any(key.startswith("train.") for key in axes)}
 # the others in the slow tests
-OFTEN_SELECTED = {"in_domain", "layer_ablation", "saliency_ablation", "scope_ablation"}
+OFTEN_SELECTED = {"in_domain"}
 OFTEN_TRAINED = {"transfer"}
 ONE_SEED = {"method_table", "in_domain"}  # all of them in the slow tests
 
@@ -197,6 +197,7 @@ def test_a_swept_key_on_the_command_line_takes_the_place_of_its_axis(
     assert [manifest_of(cell)["config"]["pooler"]["name"] for cell in cells] == ["max"]
 
 
+@pytest.mark.slow
 def test_a_list_takes_the_place_of_an_axis_or_adds_one(run: Run, recipe_files: Path, tmp_path: Path) -> None:
     cells = cells_of(run, recipe_files, tmp_path, "scope_ablation", "scope=all,response", "pooler=mean,max")
     configs = [manifest_of(cell)["config"] for cell in cells]

@@ -104,7 +104,7 @@ def assert_same_scores(one: Path, two: Path) -> None:
 @pytest.mark.parametrize(
     ("launcher", "trainer"),
     [
-        pytest.param([sys.executable], ["trainer=ddp_cpu"], id="spawned"),
+        pytest.param([sys.executable], ["trainer=ddp_cpu"], id="spawned", marks=pytest.mark.slow),
         pytest.param(TORCHRUN, ["trainer=ddp_cpu"], id="torchrun", marks=pytest.mark.slow),
         pytest.param(TORCHRUN, FSDP, id="fsdp", marks=pytest.mark.slow),
     ],

@@ -269,6 +269,7 @@ def test_two_processes_leave_the_bytes_of_one(method_runs, run, tmp_path: Path) 
     assert (two.directory / file).read_bytes() == (run.directory / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_size_of_a_batch_does_not_matter(method_runs, run) -> None:
     alone = method_runs.run(*METHOD, "scoring.tokens_per_batch=1")
     np.testing.assert_allclose(alone.scores.score, run.scores.score, atol=1e-4)

@@ -334,6 +334,7 @@ def test_inputs_exercise_the_method(reference_files: ReferenceFiles) -> None:
     assert [row for row, scores in enumerate(response.pooled) if scores.score is None] == [1, 2, 5]
 
 
+@pytest.mark.slow
 def test_variants_change_the_scores(reference_files: ReferenceFiles) -> None:
     base = floats([scores.score for scores in reference_files.expect(Case("base")).pooled])
     for case in CASES:

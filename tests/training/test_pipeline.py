@@ -224,6 +224,7 @@ def test_methods_that_select_the_same_records_share_the_training(training_files:
     assert longest.manifest["stages"]["finetune"]["cached"]
 
 
+@pytest.mark.slow
 def test_what_matters_to_a_training_trains_anew(
     trained: Callable[..., Training], training_files: TrainingFiles, tmp_path: Path
 ) -> None:
@@ -257,6 +258,7 @@ def test_an_earlier_run_leaves_nothing_behind(
     assert {path.name for path in full.directory.iterdir()} == {"model", "metrics.json", "manifest.json", "local.json"}
 
 
+@pytest.mark.slow
 def test_a_coreset_in_the_output_directory_stays(training_files: TrainingFiles, tmp_path: Path) -> None:
     run_train(*training_files.select, output_dir=tmp_path, store_dir=training_files.store)
     coreset = tmp_path / "selection" / "coreset.jsonl"

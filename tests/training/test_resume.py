@@ -145,6 +145,7 @@ def test_a_training_cut_off_after_its_last_step_is_whole(
     assert runs[0].metrics["train/loss"] is not None
 
 
+@pytest.mark.slow
 def test_a_decision_to_stop_survives(training_files: TrainingFiles, tmp_path: Path, power_cut: Cut) -> None:
     """Cut off right after the epoch that made the training stop: it must not go on with the next epoch."""
     bad = ("train.early_stop=1", "train.epochs=20", "train.learning_rate=0.3", "train.schedule=constant")

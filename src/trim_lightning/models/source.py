@@ -14,7 +14,7 @@ from trim_lightning.settings.schema import ModelSettings
 from trim_lightning.store import Store
 from trim_lightning.store.keys import digest_of
 from trim_lightning.store.receipt import RECEIPT
-from trim_lightning.store.versions import key_versions
+from trim_lightning.store.versions import coarse_versions
 
 BUNDLED, BUNDLED_NAME = "bundled:smollm2_135m", "smollm2_135m"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -160,7 +160,7 @@ def find_adapted(
             f"{where}: its base model {base.name} has changed since the adapter was trained on it; set model.base to "
             "the one to use"
         )
-    digest = digest_of([base.digest, digest_directory(adapter, store), key_versions("adapter")])
+    digest = digest_of([base.digest, digest_directory(adapter, store), coarse_versions(["peft"])])
     return replace(base, digest=digest, name=name, adapters=(*base.adapters, adapter), base=base.describe())
 
 

@@ -27,7 +27,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "model": MODEL, "signals": MODEL, "score": MODEL, "vectors": MODEL, "losses": MODEL,
     "embeddings": (*MODEL, "sentence-transformers"),
     "evaluate": MODEL, "tasks": MODEL,
-    "adapter": ("peft",), "gradients": ADAPTER, "warmup": ADAPTER, "checkpoints": ADAPTER, "finetune": ADAPTER,
+    "gradients": ADAPTER, "warmup": ADAPTER, "checkpoints": ADAPTER, "finetune": ADAPTER,
     **dict.fromkeys(("generated", "decompressed", "parquet", "hub", "conversations", "texts", "words"), ()),
     **dict.fromkeys(("fingerprint", "alone", "similarity", "order"), ()),
 }  # fmt: skip
@@ -51,6 +51,9 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 def key_versions(stage: str) -> dict[str, str]:
     """Package to ``major.minor``, of those packages that change what a stage computes."""
-    return {
-        package: ".".join((version_of(package) or "none").split(".")[:2]) for package in LIBRARIES.get(stage, MODEL)
-    }
+    return coarse_versions(LIBRARIES.get(stage, MODEL))
+
+
+def coarse_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Package to ``major.minor``."""
+    return {package: ".".join((version_of(package) or "none").split(".")[:2]) for package in packages}
