@@ -17,6 +17,7 @@ from trim_lightning.pipeline.train import Training
 from trim_lightning.pipeline.training_inputs import measured_records
 from trim_lightning.records.indexing import index
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
+from trim_lightning.records.shared import questions
 from trim_lightning.stages import texts as texts_module
 from trim_lightning.stages.texts import rows_with_texts, text_digests
 from trim_lightning.store import Store
@@ -189,5 +190,5 @@ def test_the_test_records_of_local_tasks_measure_too(training_files: TrainingFil
     ledger = Ledger()
     for what, records in measured.items():
         source = LineSource(training_files.root / "pool.jsonl", label="pool", name="pool", what="pool")
-        warn_of_shared(records, what, index(source, ReadOptions()), "the coreset", ledger)
+        warn_of_shared(records, what, questions(index(source, ReadOptions())), "the coreset", ledger)
     assert ledger.warnings == ["1 of the 2 test records of trim_svamp have a prompt of the coreset: s0"]

@@ -19,7 +19,7 @@ from trim_lightning.methods.clusters import (
     scoped_rows,
 )
 from trim_lightning.selection.filters import field_value
-from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.selection.ranking import ScoreTable, merge_in_turns
 from trim_lightning.settings.key import key
 from trim_lightning.stages.checkpoints import CHECKPOINTS, loss_passes, train_checkpoints, trajectories
 from trim_lightning.stages.task import SelectionTask
@@ -82,10 +82,7 @@ def deal(orders: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
     Its first B rows are an equal share of each order, or all of it; what does not divide falls to the longest.
     """
-    nothing = np.zeros(0, dtype=np.int64)
-    turns = np.concatenate([nothing, *(np.arange(len(rows)) for rows in orders)])
-    sizes = np.concatenate([nothing, *(np.full(len(rows), len(rows)) for rows in orders)])
-    return np.concatenate([nothing, *orders])[np.lexsort((-sizes, turns))]
+    return merge_in_turns(sorted(orders, key=len, reverse=True))
 
 
 def take_turns(clusters: Sequence[NDArray[np.int64]], seed: int) -> NDArray[np.int64]:

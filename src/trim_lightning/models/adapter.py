@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,7 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
         raise UserError(
             f"adapter {directory.name}: does not fit the model or is damaged ({first_line(error)}); train it again"
         ) from None
-    wanted = {
-        name for name in get_peft_model_state_dict(wrapped, save_embedding_layers=False) if ".base_layer." not in name
-    }
+    wanted = of_adapter(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if wanted != names:
         odd = sorted(wanted ^ names)
         raise UserError(
@@ -60,15 +58,19 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
 
 
 def without_gradients(wrapped: PeftModel) -> PreTrainedModel:
-    """The model with its adapter, ready to score.
+    """The model with its adapter, ready to score; see `settled`."""
+    return settled(wrapped)[0]
+
+
+def settled(wrapped: PeftModel) -> tuple[PreTrainedModel, list[str]]:
+    """The model with its adapter, and the modules whose adapter PEFT still holds (`beside_weights`).
 
     The adapter is merged into float32 weights, unless it changes one place of two that share their weights. Lower
     precision would round most of it away (half of an update at a learning rate of 2e-4 and nine tenths at 2e-5 are
     smaller than half a step of a bfloat16 weight), so there it stays beside the weights, in the model's number format.
     """
-    if holds_update(wrapped):
-        return _ready(wrapped.merge_and_unload())
-    return _ready(beside_weights(wrapped)[0])
+    model, left = (wrapped.merge_and_unload(), []) if holds_update(wrapped) else beside_weights(wrapped)
+    return _ready(model), left
 
 
 def holds_update(wrapped: PeftModel) -> bool:
@@ -88,17 +90,14 @@ def build_upon(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         UserError: as `apply_adapter` does, or if it has other parts than LoRA matrices on linear layers and cannot be
             merged.
     """
-    wrapped = load_adapter(model, directory)
-    if holds_update(wrapped):
-        return _ready(wrapped.merge_and_unload())
-    whole, left = beside_weights(wrapped)
+    whole, left = settled(load_adapter(model, directory))
     if left:
         raise UserError(
             f"adapter {directory.name}: has more than LoRA matrices on linear layers ({left[0]}, ...), which only "
             "float32 weights of their own can take up; set model.dtype=float32, or merge it with PEFT's "
             "merge_and_unload and give the merged model"
         )
-    return _ready(whole)
+    return whole
 
 
 def _ready(model: torch.nn.Module) -> PreTrainedModel:
@@ -139,8 +138,12 @@ def check_adapter(directory: Path) -> set[str]:
         raise UserError(f"adapter {directory.name}: its weights are not finite; train it again with a lower rate")
     if not any(changes_something(name, tensors) for name in tensors):
         raise UserError(f"adapter {directory.name}: all its weights are zero, it changes nothing; train it again")
-    # of an adapter on embeddings or output PEFT saves the weights beneath it too
-    return {name for name in tensors if ".base_layer." not in name}
+    return of_adapter(tensors)
+
+
+def of_adapter(names: Iterable[str]) -> set[str]:
+    """The adapter's own weights: on embeddings or output PEFT saves those beneath it too."""
+    return {name for name in names if ".base_layer." not in name}
 
 
 def changes_something(name: str, tensors: Mapping[str, Tensor]) -> bool:

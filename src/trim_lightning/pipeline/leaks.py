@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.records.shared import asked_too, first_ids, text_of
+from trim_lightning.records.shared import asked_too, first_ids, questions, text_of
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.stages.texts import rows_with_texts, text_digests
 from trim_lightning.store.ledger import Ledger
@@ -22,10 +22,11 @@ def warn_of_leaks(task: SelectionTask, chosen: NDArray[np.int64], measured: Mapp
     before = len(task.ledger.warnings)
     if task.targets is not None and task.settings.target.source != "from_pool":  # those are meant to be in the pool
         warn_of_targets_in_pool(task, chosen)
+    asked = questions(task.pool.take(chosen.tolist())) if measured else set()
     for what, records in measured.items():
         if task.targets is not None:
-            warn_of_shared(task.targets.records, "targets", records, f"the {what}", task.ledger)
-        warn_of_shared(records, what, task.pool.take(chosen.tolist()), "the coreset", task.ledger)
+            warn_of_shared(task.targets.records, "targets", questions(records), f"the {what}", task.ledger)
+        warn_of_shared(records, what, asked, "the coreset", task.ledger)
     return task.ledger.warnings[before:]
 
 
@@ -49,8 +50,8 @@ def warn_of_targets_in_pool(task: SelectionTask, chosen: NDArray[np.int64]) -> N
         )
 
 
-def warn_of_shared(records: RecordFile, what: str, others: RecordFile, whose: str, ledger: Ledger) -> None:
-    """Warn of records that have a prompt of others; ``what`` and ``whose`` say what both are."""
-    rows = asked_too(records, others)
+def warn_of_shared(records: RecordFile, what: str, asked: Set[bytes], whose: str, ledger: Ledger) -> None:
+    """Warn of records that ask one of the `questions` of others; ``what`` and ``whose`` say what both are."""
+    rows = asked_too(records, asked)
     if rows:
         ledger.warn(f"{len(rows)} of the {len(records)} {what} have a prompt of {whose}: {first_ids(records, rows)}")

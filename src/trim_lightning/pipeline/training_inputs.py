@@ -16,7 +16,7 @@ from trim_lightning.models.source import ModelSource, find_model
 from trim_lightning.pipeline.leaks import warn_of_shared
 from trim_lightning.records.indexing import index
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
-from trim_lightning.records.shared import first_ids, text_of
+from trim_lightning.records.shared import first_ids, questions, text_of
 from trim_lightning.records.sources import open_records
 from trim_lightning.runs.names import CORESET
 from trim_lightning.selection.responses import missing_responses
@@ -47,8 +47,7 @@ def open_held_out(settings: TrainSettings, store: Store) -> RecordFile | None:
             generator_seed=GENERATED_SEED + evaluation.seed,
         )
     elif evaluation.path is not None:
-        kind = "parquet" if evaluation.path.endswith(".parquet") else "jsonl"
-        source = replace(SourceSettings(), source=kind, path=evaluation.path)
+        source = file_source(evaluation.path)
     else:
         return None
     read = partial(open_records, source, what="evaluation", seed=evaluation.seed, spool=store.spool)
@@ -57,6 +56,11 @@ def open_held_out(settings: TrainSettings, store: Store) -> RecordFile | None:
         held_out = read(sample=evaluation.limit)
     measures(held_out, evaluation)
     return held_out
+
+
+def file_source(path: str) -> SourceSettings:
+    """How to read a file of records, by its suffix: Parquet, or else JSONL."""
+    return replace(SourceSettings(), source="parquet" if path.endswith(".parquet") else "jsonl", path=path)
 
 
 def make_trainee(settings: TrainSettings, store: Store, ledger: Ledger) -> Trainee:
@@ -86,8 +90,7 @@ def make_trainee(settings: TrainSettings, store: Store, ledger: Ledger) -> Train
 def open_coreset(settings: TrainSettings, path: Path, store: Store) -> RecordFile:
     """The coreset's records; those of a selection are read with the pool's field names."""
     pool = settings.pool
-    kind = "parquet" if path.suffix == ".parquet" else "jsonl"
-    source = replace(SourceSettings(), source=kind, path=str(path))
+    source = file_source(str(path))
     if settings.coreset.path is None:
         source = replace(source, prompt_field=pool.prompt_field, response_field=pool.response_field)
     return open_records(source, what="coreset", seed=0, spool=store.spool)
@@ -120,10 +123,8 @@ def open_watched(settings: TrainSettings, store: Store, held_out: RecordFile | N
     tuning = settings.train
     if tuning.early_stop is None or tuning.early_stop_path is None:
         return None if tuning.early_stop is None else held_out
-    kind = "parquet" if tuning.early_stop_path.endswith(".parquet") else "jsonl"
-    source = replace(SourceSettings(), source=kind, path=tuning.early_stop_path)
     try:
-        return open_records(source, what="early_stop", seed=0, spool=store.spool)
+        return open_records(file_source(tuning.early_stop_path), what="early_stop", seed=0, spool=store.spool)
     except UserError as error:
         raise UserError(str(error).replace("early_stop.path=", "train.early_stop_path=", 1)) from None
 
@@ -170,8 +171,9 @@ def warn_of_inputs(
     ``measured`` are the records to be looked for in the coreset, by what they are.
     """
     warn_of_coreset(trainee.max_length, coreset, tokens, ledger)
+    asked = questions(coreset) if measured else set()
     for what, records in measured.items():
-        warn_of_shared(records, what, coreset, "the coreset", ledger)
+        warn_of_shared(records, what, asked, "the coreset", ledger)
     if held_out is not None:
         warn_of_held_out(trainee.max_length, held_out, trainee.tokenize(held_out)[0], ledger)
     if watched is not None:
@@ -216,5 +218,5 @@ def warn_of_early_stop(
         )
         return
     if held_out is not None:
-        warn_of_shared(watched, given, held_out, "the held-out records", ledger)
-    warn_of_shared(watched, given, coreset, "the coreset", ledger)
+        warn_of_shared(watched, given, questions(held_out), "the held-out records", ledger)
+    warn_of_shared(watched, given, questions(coreset), "the coreset", ledger)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
@@ -25,14 +25,19 @@ def digest_of_text(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def asked_too(records: RecordFile, others: RecordFile) -> list[int]:
-    """Rows of some records that ask what one of the others asks; a record without text asks nothing."""
+def questions(records: RecordFile) -> set[bytes]:
+    """Digests of what some records ask; a record without text asks nothing."""
+    return {digest_of_question(records, row) for row in range(len(records))} - {digest_of_text("")}
 
-    def asked(file: RecordFile, row: int) -> bytes:
-        return digest_of_text(question_of(file.record(row).turns))
 
-    known = {asked(others, row) for row in range(len(others))} - {digest_of_text("")}
-    return [row for row in range(len(records)) if asked(records, row) in known]
+def asked_too(records: RecordFile, asked: Set[bytes]) -> list[int]:
+    """Rows of some records that ask what is among the `questions` of others."""
+    return [row for row in range(len(records)) if digest_of_question(records, row) in asked]
+
+
+def digest_of_question(records: RecordFile, row: int) -> bytes:
+    """sha256 of what a record asks."""
+    return digest_of_text(question_of(records.record(row).turns))
 
 
 def first_ids(records: RecordFile, rows: Sequence[int], most: int = 5) -> str:

@@ -75,20 +75,19 @@ def rank_round_robin(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]
 
 def merge_in_turns(orders: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """One order of all rows in some, each of which in its turn gives the first of its rows that is still free."""
-    taken = np.zeros(max((int(order.max()) + 1 for order in orders if len(order)), default=0), dtype=bool)
-    places, result = [0] * len(orders), []
-    while True:
-        picked = False
-        for group, order in enumerate(orders):
-            while places[group] < len(order) and taken[order[places[group]]]:
-                places[group] += 1
-            if places[group] < len(order):
-                row = order[places[group]]
-                taken[row] = True
+    queues = [iter(order.tolist()) for order in orders]
+    taken: set[int] = set()
+    result: list[int] = []
+    while queues:
+        left = []
+        for queue in queues:
+            row = next((row for row in queue if row not in taken), None)
+            if row is not None:
+                taken.add(row)
                 result.append(row)
-                picked = True
-        if not picked:
-            return np.array(result, dtype=np.int64)
+                left.append(queue)
+        queues = left
+    return np.array(result, dtype=np.int64)
 
 
 def rank_single_targets(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:

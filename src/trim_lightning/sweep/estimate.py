@@ -139,7 +139,7 @@ def measure(found: Estimate, costs: Sequence[Cost], model: Any) -> None:
                 decoding = decoding or decoding_seconds(model, cost.records)
                 batches = math.ceil(cost.answers / BATCH)
                 seconds += batches * (decoding[0] + decoding[1] * (cost.answer_tokens - 1))
-            found.sizes[cost], found.times[cost] = kind_of(cost).written(cost, model), seconds
+            found.sizes[cost], found.times[cost] = kind_of(cost).written(cost, model, need), seconds
 
 
 def peak_memory() -> int:

@@ -19,21 +19,7 @@ from trim_lightning.tuning.memory import (
 )
 
 
-def trained_numbers(cost: Cost, model: Any) -> int:
-    """How many numbers get gradients: those of LoRA matrices, or all.
-
-    Raises:
-        UserError: if LoRA finds nothing to train.
-    """
-    if cost.work == "full training" or cost.training is None:
-        return sum(weight.numel() for weight in model.parameters())
-    wrapped = add_lora(model, cost.training, seed=0)
-    number = sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
-    wrapped.unload()
-    return number
-
-
-def signal_bytes(cost: Cost, model: Any) -> float:
+def signal_bytes(cost: Cost, model: Any, need: TrainingNeed | None) -> float:
     """Of the targets' tokens: hidden state, two signals a layer (float32), id (int32), role.
 
     The hidden state is float32 too, but has no more in it than the model's number format: the rest is compressed away.
@@ -42,9 +28,10 @@ def signal_bytes(cost: Cost, model: Any) -> float:
     return cost.tokens * (model.dtype.itemsize * hidden_width(model) + 8 * layers + 5)
 
 
-def trained_bytes(cost: Cost, model: Any) -> float:
+def trained_bytes(cost: Cost, model: Any, need: TrainingNeed | None) -> float:
     """Of what is trained (float32)."""
-    return 4 * cost.number * trained_numbers(cost, model)
+    assert need is not None
+    return 4 * cost.number * need.trained
 
 
 @dataclass(frozen=True)
@@ -53,24 +40,24 @@ class Kind:
 
     Attributes:
         factor: Its seconds per token over those of the plain forward pass, where `Cost.number` is 1.
-        written: Gives the bytes that it leaves in the store, compression not counted.
+        written: Gives the bytes that it leaves in the store, compression not counted; takes its `training_need`.
         each: What each further one of that number adds to the factor.
     """
 
     factor: float
-    written: Callable[[Cost, Any], float] = lambda cost, model: 0.0
+    written: Callable[[Cost, Any, TrainingNeed | None], float] = lambda cost, model, need: 0.0
     each: float = 0.0
 
 
 KINDS = {
     "target pass": Kind(1.7, signal_bytes),
     # number: banks; id, scope, and in each bank similarity and match of a token
-    "scoring pass": Kind(1.03, lambda cost, model: cost.tokens * (5 + 8 * cost.number), each=0.01),
+    "scoring pass": Kind(1.03, lambda cost, model, need: cost.tokens * (5 + 8 * cost.number), each=0.01),
     # row number (int64) and statistic of a record
-    "vectors": Kind(1.05, lambda cost, model: len(cost.records) * (8 + 4 * hidden_width(model))),
-    "losses": Kind(1.1, lambda cost, model: len(cost.records) * (8 + 16)),
+    "vectors": Kind(1.05, lambda cost, model, need: len(cost.records) * (8 + 4 * hidden_width(model))),
+    "losses": Kind(1.1, lambda cost, model, need: len(cost.records) * (8 + 16)),
     # number: of a projected gradient (float16)
-    "gradients": Kind(2.9, lambda cost, model: len(cost.records) * (8 + 2 * cost.number)),
+    "gradients": Kind(2.9, lambda cost, model, need: len(cost.records) * (8 + 2 * cost.number)),
     # number: copies of the adapter's size that are kept
     "lora training": Kind(3.3, trained_bytes),
     "full training": Kind(3.5, trained_bytes),  # not measured: products of three forward passes, and the optimiser
@@ -103,11 +90,13 @@ class TrainingNeed:
         bytes: Of memory.
         room: Bytes that this device has for it.
         micro: The micro-batches that it is planned with.
+        trained: Numbers that get gradients: those of LoRA matrices, or all.
     """
 
     bytes: float
     room: float
     micro: MicroBatches
+    trained: int
 
 
 def training_need(cost: Cost, model: Any) -> TrainingNeed | None:
@@ -121,6 +110,7 @@ def training_need(cost: Cost, model: Any) -> TrainingNeed | None:
     full = cost.work == "full training"
     trained = model.requires_grad_(True) if full else add_lora(model, cost.training, seed=0)
     memory = TrainingMemory.of(trained, predicted_share(cost.records))
+    number = sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
     _ = model.requires_grad_(False) if full else trained.unload()
     longest = int(cost.records.lengths.max(initial=1))
     most = most_tokens(cost.training, model.device)
@@ -130,4 +120,4 @@ def training_need(cost: Cost, model: Any) -> TrainingNeed | None:
     else:
         micro = memory.fitting(cost.training, most, longest, room)
     used = max(longest, min(micro.tokens, longest * cost.training.batch_size))
-    return TrainingNeed(memory.needed(replace(micro, tokens=used)), room, micro)
+    return TrainingNeed(memory.needed(replace(micro, tokens=used)), room, micro, number)

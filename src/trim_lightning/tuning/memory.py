@@ -140,12 +140,12 @@ def kept_bytes(model: PreTrainedModel, labelled: int) -> int:
         labelled: Tokens that are predicted.
     """
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, tuple[int, Tensor]] = {}  # with the tensor itself, so that no address is used twice
+    kept: dict[int, Tensor] = {}  # the tensors themselves, so that no address is used twice
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        address = tensor.untyped_storage().data_ptr()
+        if address not in weights:
+            kept[address] = tensor
         return tensor
 
     device = next(model.get_input_embeddings().parameters()).device  # others may hold the rest (device_map)
@@ -158,7 +158,7 @@ def kept_bytes(model: PreTrainedModel, labelled: int) -> int:
     with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         summed_loss(model, input_ids, labels)
     model.train(training)
-    return sum(size for size, _ in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def predicted_share(records: TokenizedRecords) -> float:
