@@ -11,20 +11,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from safetensors.numpy import load_file
 
+from composing import compose_select
 from running import run_select
 from tiny_models import write_records
-from trim_lightning.engine.devices import is_spread, one_device
+from trim_lightning.engine.devices import Resources, is_spread, model_for, one_device
 from trim_lightning.engine.trainer import with_strategy
 from trim_lightning.errors import UserError
+from trim_lightning.methods.base import load_selector
+from trim_lightning.models.load import ModelRecipe
+from trim_lightning.pipeline.opening import open_task
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store import store as store_module
 from trim_lightning.store.processes import LeaderFailed, PartDone, Processes
@@ -114,6 +122,8 @@ def test_two_processes_score_as_one(
 ) -> None:
     told = run([*launcher, *select("two", *trainer)], tmp_path)
     assert_same_scores(alone, tmp_path / "two")
+    one, two = (load_file(path / "fingerprints.safetensors")["vectors"] for path in (alone, tmp_path / "two"))
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
     (facts,) = (tmp_path / "two-store").glob("score/*/shards.json")
     assert json.loads(facts.read_text())["shards"] > 3, "the pool is too small to be spread"
     assert told.count("INFO    score:") == 1, "only one process tells"
@@ -130,11 +140,64 @@ def test_more_processes_than_shards(select: Select, pool_file: Path, tmp_path: P
     assert np.isfinite(scores(tmp_path / "two")["score"]).sum() > 30
 
 
+SHORT = ("pool.limit=150", "warmup=lora", "warmup.fraction=0.2", "method.num_checkpoints=2")
+
+
 @pytest.mark.slow
-def test_two_processes_share_the_passes_of_other_methods(select: Select, tmp_path: Path) -> None:
-    run([sys.executable, *select("one", "trainer=cpu", "method=rds")], tmp_path)
-    run([*TORCHRUN, *select("two", "trainer=ddp_cpu", "method=rds")], tmp_path)
+@pytest.mark.parametrize(
+    ("method", "trainer"),
+    [
+        pytest.param(["method=rds"], ["trainer=ddp_cpu"], id="rds"),
+        pytest.param(["method=less", *SHORT], ["trainer=ddp_cpu"], id="less"),
+        pytest.param(["method=cld", *SHORT], FSDP, id="cld-fsdp"),
+    ],
+)
+def test_two_processes_share_the_passes_of_other_methods(
+    method: list[str], trainer: list[str], select: Select, tmp_path: Path
+) -> None:
+    run([sys.executable, *select("one", "trainer=cpu", *method)], tmp_path)
+    run([*TORCHRUN, *select("two", *trainer, *method)], tmp_path)
     np.testing.assert_allclose(scores(tmp_path / "one")["score"], scores(tmp_path / "two")["score"], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["less", "tagcos"])
+def test_record_gradients_of_divided_weights_are_refused_before_anything_is_trained(
+    method: str, pool_file: Path, target_file: Path, tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    settings = compose_select(
+        ["model=hf", f"model.path={tiny_folder('llama')}", "pool=jsonl", f"pool.path={pool_file}", "target=jsonl",
+         f"target.path={target_file}", f"method={method}", *FSDP, f"paths.output_dir={tmp_path / 'out'}",
+         f"paths.store_dir={tmp_path / 'store'}"]
+    )  # fmt: skip
+    selector, store = load_selector(settings.method), Store(tmp_path / "store")
+    cpu = replace(settings, trainer={"accelerator": "cpu"})  # opening would ask for a launcher first
+    task = replace(open_task(cpu, selector, store), settings=settings)
+    with pytest.raises(UserError, match="trainer=fsdp: gradients of single records need whole weights"):
+        selector.score(task)
+    assert not list((tmp_path / "store").glob("checkpoints/*"))
+
+
+class Held:
+    """Weights that count how often they are given back."""
+
+    released = 0
+
+    def model(self) -> str:
+        return "loaded"
+
+    def recipe(self) -> ModelRecipe:
+        return ModelRecipe(SimpleNamespace(device_map=None), torch.float32)  # type: ignore[arg-type]
+
+    def release(self) -> None:
+        self.released += 1
+
+
+def test_a_spread_pass_leaves_no_model_in_the_process_that_starts_it() -> None:
+    held = Held()
+    assert model_for(Resources({"devices": 1}), held) == "loaded"  # type: ignore[arg-type]
+    assert held.released == 0
+    assert isinstance(model_for(Resources({"devices": 2}), held), ModelRecipe)  # type: ignore[arg-type]
+    assert held.released == 1
 
 
 @pytest.mark.slow

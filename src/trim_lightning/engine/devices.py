@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trim_lightning.errors import UserError
 from trim_lightning.store.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
+    from trim_lightning.models.load import ModelRecipe
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,31 @@ def device_of(trainer: Mapping[str, Any]) -> torch.device:
     return torch.device("cpu")
 
 
-def model_for(resources: Resources, model: Callable[[], Any], recipe: Callable[[], Any]) -> Any:
+class Weights(Protocol):
+    """A model that passes run on; the scorer is one."""
+
+    def model(self) -> PreTrainedModel:
+        """The model, loaded when first asked for."""
+
+    def recipe(self) -> ModelRecipe:
+        """How another process loads it."""
+
+    def release(self) -> None:
+        """Give the memory of a loaded model back."""
+
+
+def model_for(resources: Resources, weights: Weights) -> PreTrainedModel | ModelRecipe:
     """The loaded model for a pass on one device; for a spread one the recipe by which each process loads it.
+
+    Of a spread pass this process keeps no model: the first device has no room for two.
 
     Raises:
         UserError: for a model that is itself spread over devices.
     """
     if not is_spread(resources.trainer):
-        return model()
-    loader = recipe()
+        return weights.model()
+    weights.release()
+    loader = weights.recipe()
     if loader.source.device_map is not None:
         raise UserError(
             f"model.device_map={loader.source.device_map}: one process spreads the model over all devices; use "

@@ -91,7 +91,7 @@ class TargetPass(ForwardPass):
     any number of layers, weighting and scope is arithmetic afterwards.
     """
 
-    def __init__(self, model: PreTrainedModel, num_layers: int) -> None:
+    def __init__(self, model: PreTrainedModel | ModelRecipe, num_layers: int) -> None:
         super().__init__(model)
         self.num_layers = num_layers
 

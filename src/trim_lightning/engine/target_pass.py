@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.batches import ShardBatches, plan_shards
-from trim_lightning.engine.devices import one_device
+from trim_lightning.engine.batches import Shard, plan_shards
+from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import TargetPass
-from trim_lightning.engine.trainer import interruptible, make_trainer
-from trim_lightning.engine.writer import TokenProgress
+from trim_lightning.engine.sharded_pass import run_sharded_pass
+from trim_lightning.engine.shards import ShardForm, finished_shards, shard_path, write_shard
+from trim_lightning.files.atomic import replacing
+from trim_lightning.models.load import ModelRecipe
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
-FILE = "signals.parquet"
+FILE, PARTS = "signals.parquet", "parts"
+COLUMNS = ("row", "token_ids", "roles", "row_signal", "column_signal", "hidden")
 
 
 @dataclass(frozen=True)
@@ -47,34 +50,69 @@ class TargetSignals:
     hidden: Tensor
 
 
+class SignalShards(ShardForm):
+    """What the target pass saw of a shard's records, as one Parquet file: a line a record, `COLUMNS` flattened."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
+        return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
+
+    def is_there(self, index: int) -> bool:
+        return shard_path(self.directory, index).exists()
+
+    def write(self, index: int, parts: Sequence[tuple[Tensor, Any]]) -> None:
+        records = [record for _, prediction in parts for record in prediction]
+        lines = [{**record, **{name: record[name].flatten().numpy() for name in COLUMNS[1:]}} for record in records]
+        write_shard(as_table(lines), self.directory, index)
+
+    def read(self, plan: Sequence[Shard]) -> list[dict[str, Any]]:
+        """The lines of all shards in row order."""
+        lines = []
+        for shard in plan:
+            table = pq.read_table(shard_path(self.directory, shard.index))
+            values = [table[name].combine_chunks() for name in COLUMNS[1:]]
+            for place, row in enumerate(table["row"].to_pylist()):
+                own = (column[place].values.to_numpy() for column in values)
+                lines.append({"row": row, **dict(zip(COLUMNS[1:], own, strict=True))})
+        return sorted(lines, key=lambda line: line["row"])
+
+
+def as_table(lines: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Lines with `COLUMNS` as a table."""
+    return pa.table({name: [line[name] for line in lines] for name in COLUMNS})
+
+
 def run_target_pass(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelRecipe,
     records: TokenizedRecords,
     num_layers: int,
     directory: Path,
     *,
-    trainer: Mapping[str, Any],
-    tokens_per_batch: int,
-) -> dict[str, int]:
+    resources: Resources,
+) -> dict[str, Any]:
     """One forward over the targets with attention read in every layer, written to ``signals.parquet``.
 
-    The pass runs on one device, whatever the Trainer's arguments name.
+    Batches are shards of their own, of which an earlier attempt's are kept: a few targets go around all devices.
 
     Returns:
-        ``tokens`` fed to the model.
+        ``seconds`` over all attempts and ``tokens`` fed to the model.
     """
-    shards = plan_shards(records.lengths, tokens_per_batch)
-    batches = ShardBatches(records, shards, "all")
-    runner = make_trainer(one_device(trainer), [TokenProgress("fingerprint", batches.tokens)])
-    with interruptible(runner):
-        found: Any = runner.predict(TargetPass(model, num_layers), DataLoader(batches, batch_size=None))
-    seen = sorted(itertools.chain.from_iterable(found or ()), key=lambda record: record["row"])
-    table = {
-        name: [record[name].flatten().numpy() if name != "row" else record[name] for record in seen]
-        for name in ("row", "token_ids", "roles", "row_signal", "column_signal", "hidden")
-    }
-    pq.write_table(pa.table(table), directory / FILE, compression="zstd")
-    return {"tokens": batches.tokens}
+    plan = plan_shards(records.lengths, resources.tokens_per_batch, shard_tokens=1)
+    folder = directory / PARTS
+    folder.mkdir(exist_ok=True)
+    form = SignalShards(folder)
+    seconds = run_sharded_pass(
+        TargetPass(model, num_layers), records, plan, form, folder, resources=resources, title="fingerprint"
+    )
+    if resources.processes.leads:
+        started = time.perf_counter()
+        with replacing(directory / FILE) as file:
+            pq.write_table(as_table(form.read(plan)), file, compression="zstd")
+        shutil.rmtree(folder)
+        seconds += time.perf_counter() - started
+    return {"seconds": seconds, "tokens": records.total_tokens}
 
 
 def read_signals(directory: Path) -> list[TargetSignals]:

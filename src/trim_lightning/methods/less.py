@@ -35,7 +35,7 @@ class LessSelector(Selector):
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Warm-up, then gradients of targets and pool at every checkpoint, then cosines shard by shard."""
-        checkpoints = train_checkpoints(task, "less", self.num_checkpoints)
+        checkpoints = train_checkpoints(task, "less", self.num_checkpoints, gradients=True)
         targets, targets_entry = target_tokens(task)
         responses = targets.content_lengths("response")
         groups = usable_groups(task, lambda row: responses[row] > 0, "no response", whatever_scope=True)

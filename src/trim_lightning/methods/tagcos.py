@@ -50,7 +50,7 @@ class TagcosSelector(Selector):
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Warm-up, gradients of the pool at every checkpoint, clusters, and a greedy order in each."""
-        checkpoints = train_checkpoints(task, "tagcos", self.num_checkpoints)
+        checkpoints = train_checkpoints(task, "tagcos", self.num_checkpoints, gradients=True)
         entries, _ = gradient_features(task, checkpoints, self.projection_dim, None)
         settings, seed = task.settings, task.settings.seed
         choices = {

@@ -79,21 +79,15 @@ class TrimSelector(Selector):
         key = StageKey("signals", 1, {}, {"targets": entry.key.hex, "scorer": task.scorer.identity})
 
         def build(directory: Path) -> dict[str, Any]:
+            from trim_lightning.engine.devices import model_for
             from trim_lightning.engine.target_pass import run_target_pass
 
-            model = task.scorer.model()
-            started = time.perf_counter()
-            facts = run_target_pass(
-                model,
-                targets,
-                task.scorer.source.num_layers,
-                directory,
-                trainer=task.scorer.trainer,
-                tokens_per_batch=task.scorer.tokens_per_batch,
-            )
-            return {**facts, "seconds": time.perf_counter() - started}
+            model = model_for(resources, task.scorer)
+            return run_target_pass(model, targets, task.scorer.source.num_layers, directory, resources=resources)
 
-        result = task.store.get(key, build, cost=task.scorer.cost("fingerprint", "target pass", targets))
+        resources = task.scorer.resources(None)
+        cost = task.scorer.cost("fingerprint", "target pass", targets, resources=resources)
+        result = task.store.get(key, build, resumable=True, together=True, cost=cost)
         task.ledger.book("fingerprint", result)
         return result
 
@@ -138,7 +132,7 @@ class TrimSelector(Selector):
             from trim_lightning.engine.scoring_pass import run_scoring_pass
 
             return run_scoring_pass(
-                model_for(work.resources, task.scorer.model, task.scorer.recipe),
+                model_for(work.resources, task.scorer),
                 task.pool_tokens,
                 {directory: work.request()},
                 resources=work.resources,

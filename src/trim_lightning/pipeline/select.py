@@ -106,11 +106,13 @@ def run_selection(
     announce: bool = True,
     command: str | None = None,
     measured: Mapping[str, RecordFile] = NOTHING,
+    keep_helpers: bool = False,
 ) -> Selection:
     """Select and write the files, reporting to no tracker.
 
     ``announce=False`` says nothing of what is found and done, and makes no report. ``measured`` has the records that
-    will measure what is selected, by what they are.
+    will measure what is selected, by what they are. With ``keep_helpers`` a launcher's other processes go on with the
+    command; of the files they write the coreset alone.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -122,7 +124,8 @@ def run_selection(
         missing.leave_some(task.pool_tokens, task.pool.name)
 
     scores = selector.score(task)
-    store.dismiss_helpers()
+    if not keep_helpers:
+        store.dismiss_helpers()
     if settings.scoring.profile:
         selector.profile(task, Path(settings.paths.output_dir) / "profile")
 
@@ -132,24 +135,30 @@ def run_selection(
     order = scores.order if scores.order is not None else rank_by_score(scores.score)
     responses = task.pool_tokens.content_lengths("response")
     costs = responses if settings.selection.token_scope == "response" else None
-    chosen = select_rows(
-        settings.selection, task.pool, scores, order, task.ledger, costs=costs, everything=selector.takes_all
-    )
 
+    def choose() -> NDArray[np.int64]:
+        budget, everything = settings.selection, selector.takes_all
+        return select_rows(budget, task.pool, scores, order, task.ledger, costs=costs, everything=everything)
+
+    chosen = store.processes.agree("coreset", choose)
     clear(directory)
-    write_scores(task.pool, scores, order, chosen, directory / SCORES)
-    write_coreset(task.pool, chosen, directory / CORESET)
-    selector.write_extras(task, directory)
-    task.ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, False, versions()))
-    leaks = warn_of_leaks(task, chosen, measured)
-    unscored = first_ids(task.pool, np.flatnonzero(np.isnan(scores.score)).tolist())
-    manifest = write_selection_manifest(task, scores, chosen, responses, missing, directory)
-    report = None
-    if settings.report.enabled and announce:
-        from trim_lightning.report.selection_facts import Outcome
-        from trim_lightning.report.selection_page import write_report
+    if not store.processes.leads:
+        write_coreset(task.pool, chosen, directory / CORESET)
+        return Selection(directory, scores, order, chosen, {}, "")
+    with store.alone():
+        write_scores(task.pool, scores, order, chosen, directory / SCORES)
+        write_coreset(task.pool, chosen, directory / CORESET)
+        selector.write_extras(task, directory)
+        task.ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, False, versions()))
+        leaks = warn_of_leaks(task, chosen, measured)
+        unscored = first_ids(task.pool, np.flatnonzero(np.isnan(scores.score)).tolist())
+        manifest = write_selection_manifest(task, scores, chosen, responses, missing, directory)
+        report = None
+        if settings.report.enabled and announce:
+            from trim_lightning.report.selection_facts import Outcome
+            from trim_lightning.report.selection_page import write_report
 
-        outcome = Outcome(task, selector, scores, order, chosen, manifest, directory)
-        report = write_report(outcome, settings.report.examples, command)
-    summary = selection_summary(manifest, task.pool, task.targets, order, chosen, directory, unscored)
-    return Selection(directory, scores, order, chosen, manifest, summary, report, tuple(leaks))
+            outcome = Outcome(task, selector, scores, order, chosen, manifest, directory)
+            report = write_report(outcome, settings.report.examples, command)
+        summary = selection_summary(manifest, task.pool, task.targets, order, chosen, directory, unscored)
+        return Selection(directory, scores, order, chosen, manifest, summary, report, tuple(leaks))

@@ -108,11 +108,12 @@ def run_training(
 
     selection = None
     if settings.coreset.path is None:
-        selection = run_selection(settings, directory / SELECTION, store, command=command, measured=measured)
+        selection = run_selection(
+            settings, directory / SELECTION, store, command=command, measured=measured, keep_helpers=True
+        )
         ledger.warnings += selection.leaks  # already told
         coreset = open_coreset(settings, directory / SELECTION / CORESET, store)
     else:
-        store.dismiss_helpers()
         coreset = open_coreset(settings, Path(settings.coreset.path), store)
     clear_training(directory, settings.coreset.path)
 
@@ -128,6 +129,7 @@ def run_training(
     if held_out is not None:
         after = evaluate(trainee, tuned, held_out, settings.evaluation, title="after")
     task_metrics, details = run_tasks(settings, trainee, tuned) if settings.evaluation.tasks else ({}, {})
+    store.dismiss_helpers()
 
     lines = paired(before, after)
     metrics = {**tuning_metrics(tuned), **selection_costs(selection)}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.stages.passes import mean_losses, record_values
+from trim_lightning.stages.passes import mean_losses, record_values, refuse_divided_weights
 from trim_lightning.stages.scorer import Scorer
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry
@@ -28,7 +28,7 @@ CHECKPOINTS = "warm-up epochs, each of which leaves a checkpoint; in place of wa
 
 @dataclass
 class Checkpoint:
-    """The scorer after one epoch of its warm-up; see `trim_lightning.stages.passes.Weights`.
+    """The scorer after one epoch of its warm-up; see `trim_lightning.stages.passes.KnownWeights`.
 
     Attributes:
         scorer: Gives base model and number format.
@@ -100,13 +100,17 @@ class Checkpoints:
         return Checkpoint(self.task.scorer, self.entry, number, gradients)
 
 
-def train_checkpoints(task: SelectionTask, name: str, number: int, *, whole_pool: bool = False) -> Checkpoints:
+def train_checkpoints(
+    task: SelectionTask, name: str, number: int, *, whole_pool: bool = False, gradients: bool = False
+) -> Checkpoints:
     """Warm the scorer up for ``number`` epochs, or find that in the store.
 
     Raises:
-        UserError: if the warm-up is switched off.
+        UserError: if the warm-up is switched off, or ``gradients`` are to be taken of weights that are divided.
     """
     settings = task.settings.warmup
+    if gradients:
+        refuse_divided_weights(task.settings.trainer)
     if not settings.enabled:
         raise UserError(f"method={name}: needs the checkpoints of a warm-up, which warmup=none switches off")
     if whole_pool and settings.fraction < 1:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trim_lightning.engine.devices import Weights, model_for
 from trim_lightning.engine.shards import gather_values
 from trim_lightning.errors import UserError
 from trim_lightning.records.record_file import RecordFile
@@ -19,24 +20,15 @@ from trim_lightning.store import Entry, StageKey
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from trim_lightning.engine.record_statistics import RecordStatistic
-    from trim_lightning.models.load import ModelRecipe
 
 
-class Weights(Protocol):
-    """A model that passes run on; the scorer is one."""
+class KnownWeights(Weights, Protocol):
+    """A model that passes run on, and what the keys of their results say of it."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """What determines its outputs."""
-
-    def model(self) -> PreTrainedModel:
-        """The model, loaded when first asked for."""
-
-    def recipe(self) -> ModelRecipe:
-        """How another process loads it."""
 
 
 def warm_up(task: SelectionTask, use_warmup: bool) -> None:
@@ -51,7 +43,7 @@ def record_values(
     records: TokenizedRecords,
     inputs: Mapping[str, str],
     booked: str,
-    weights: Weights | None = None,
+    weights: KnownWeights | None = None,
     title: str | None = None,
 ) -> Entry:
     """The stored values of one pass over some records; see `run_record_pass`.
@@ -74,13 +66,9 @@ def record_values(
     if statistic.needs_gradients:
         from trim_lightning.tuning.memory import most_tokens
 
-        if settings.trainer.get("strategy") == "fsdp":
-            raise UserError("trainer=fsdp: gradients of single records need whole weights; use trainer=ddp")
+        refuse_divided_weights(settings.trainer)
         tokens_per_batch = tokens_per_batch or most_tokens(settings.warmup, task.scorer.device)
     resources = task.scorer.resources(tokens_per_batch, settings.scoring.num_workers)
-    alone = booked == "fingerprint"  # a handful of records: other devices would only wait
-    if alone:
-        resources = resources.alone()
     key = StageKey(
         statistic.stage,
         2,
@@ -89,11 +77,10 @@ def record_values(
     )
 
     def build(directory: Path) -> dict[str, Any]:
-        from trim_lightning.engine.devices import model_for
         from trim_lightning.engine.record_pass import run_record_pass
 
         return run_record_pass(
-            model_for(resources, weights.model, weights.recipe),
+            model_for(resources, weights),
             records,
             statistic,
             directory,
@@ -110,11 +97,21 @@ def record_values(
         how_many=lambda: statistic.settings.get("dimension", 1),
         training=settings.warmup if statistic.needs_gradients else None,
     )
-    entry = task.store.get(key, build, resumable=True, together=not alone, cost=cost)
+    entry = task.store.get(key, build, resumable=True, together=True, cost=cost)
     task.ledger.book(booked, entry)
     if booked == "score":
         task.ledger.figures["padding"] = entry.facts["padding"]
     return entry
+
+
+def refuse_divided_weights(trainer: Mapping[str, Any]) -> None:
+    """Say that gradients of single records are not to be had of weights that are divided among processes.
+
+    Raises:
+        UserError: if ``trainer`` divides them.
+    """
+    if trainer.get("strategy") == "fsdp":
+        raise UserError("trainer=fsdp: gradients of single records need whole weights; use trainer=ddp")
 
 
 def target_tokens(task: SelectionTask) -> tuple[TokenizedRecords, Entry]:

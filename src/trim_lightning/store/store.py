@@ -9,8 +9,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,15 @@ class Store:
                 raise StoreError(f"{key.stage}/{key.hex[:12]} is not there after it was built")
             entries.append(replace(entry, cached=key.hex not in built))
         return entries
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it the leader works alone; the others are at the next result, and wait for it."""
+        processes, self.processes = self.processes, ALONE
+        try:
+            yield
+        finally:
+            self.processes = processes
 
     def dismiss_helpers(self) -> None:
         """From here on the leader works alone.

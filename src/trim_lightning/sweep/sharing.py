@@ -119,7 +119,7 @@ def share_pass(group: Sequence[PreparedJob]) -> bool:
 
         resources = first.work.resources
         return run_scoring_pass(
-            model_for(resources, first.task.scorer.model, first.task.scorer.recipe),
+            model_for(resources, first.task.scorer),
             first.task.pool_tokens,
             {workspace: works[key].work.request() for key, workspace in workspaces.items()},
             resources=resources,
