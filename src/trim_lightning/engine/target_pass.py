@@ -21,7 +21,7 @@ from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import TargetPass
 from trim_lightning.engine.sharded_pass import run_sharded_pass
 from trim_lightning.engine.shards import ShardForm, finished_shards, shard_path, write_shard
-from trim_lightning.files.atomic import replacing
+from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
@@ -108,8 +108,9 @@ def run_target_pass(
     )
     if resources.processes.leads:
         started = time.perf_counter()
-        with replacing(directory / FILE) as file:
-            pq.write_table(as_table(form.read(plan)), file, compression="zstd")
+        content = pa.BufferOutputStream()
+        pq.write_table(as_table(form.read(plan)), content, compression="zstd")
+        write_atomically(directory / FILE, content.getvalue().to_pybytes())
         shutil.rmtree(folder)
         seconds += time.perf_counter() - started
     return {"seconds": seconds, "tokens": records.total_tokens}
