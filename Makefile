@@ -13,7 +13,7 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 PAGE ?=
-.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench results browser vendor lint format build clean
+.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench results value browser vendor lint format build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -86,6 +86,9 @@ bench: $(INSTALLED) ## measure the engine (about half an hour)
 # PAGE=pooling takes only that one; needs TRIM_DATA_DIR, and hours for all of them
 results: $(INSTALLED) ## run the experiments and write their pages under docs/results
 	$(BIN)/python benchmarks/pages.py $(PAGE)
+
+value: $(INSTALLED) ## measure what groups of records teach, and judge every method by it (hours; ARGS="groups train")
+	$(BIN)/python benchmarks/value.py $(ARGS)
 
 # for the tests that open the pages; without it they are skipped
 browser: ## install Chromium (Debian) and fetch axe-core, for the tests of the pages

@@ -94,6 +94,11 @@ def tokens_of(source: ModelSource, number: int, name: str, max_length: int = 204
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "pool.jsonl"
     path.write_text("".join(chosen), encoding="utf-8")
+    return tokens_of_file(source, path, directory, max_length)
+
+
+def tokens_of_file(source: ModelSource, path: Path, directory: Path, max_length: int = 2048) -> TokenizedRecords:
+    """The records of a JSONL file, tokenised into a folder."""
     records = index(LineSource(path, str(path), path.name, "pool"), ReadOptions())
     tokenize_records(records, ChatRenderer(load_tokenizer(source), None), max_length, directory)
     return TokenizedRecords(directory)

@@ -1,0 +1,72 @@
+"""``make value``: what groups of records teach, measured once, and how well every method tells it.
+
+    make value ARGS="groups train collect"      hours: about 130 trainings; goes on where it was killed
+    make value ARGS="train --part 0/2"          one of two processes that share the trainings
+    make value ARGS="score candidates table"    each method's scores, and docs/results/value.md
+
+`groups` and `collect` write the small files ``benchmarks/value/groups.json`` and ``gains.json``, which are kept with
+the project: judging a method needs no training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import materials
+from trim_lightning.engine.response_loss import response_counts
+from value_gains import Gains, collect, measure, tokenized
+from value_groups import make_groups, pool_records, read_groups, write_groups, write_inputs
+from value_methods import kept, score_candidates, score_methods
+from value_page import write_page
+
+WORK = materials.ROOT / "build" / "value"
+KEPT = Path(__file__).with_name("value")
+GROUPS, GAINS = KEPT / "groups.json", KEPT / "gains.json"
+PAGE = materials.ROOT / "docs" / "results" / "value.md"
+
+
+def groups() -> None:
+    """Draw pool, targets, held-out records and groups."""
+    write_inputs(WORK)
+    records = tokenized(WORK / "pool.jsonl")
+    texts = [f"{record['prompt']}\n{record['response']}" for record in pool_records()]
+    found = make_groups(texts, response_counts(records), np.asarray(records.lengths))
+    KEPT.mkdir(exist_ok=True)
+    write_groups(found, GROUPS)
+    kinds = [group.kind for group in found]
+    tokens = [group.response_tokens for group in found]
+    print(f"{kinds.count('cluster')} clusters, {kinds.count('mixture')} mixtures; response tokens {min(tokens):,} to "
+          f"{max(tokens):,}; all tokens {sum(group.tokens for group in found):,}")  # fmt: skip
+
+
+def main() -> int:
+    """Do the named steps, one after the other."""
+    steps = ("groups", "train", "collect", "score", "candidates", "table")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", nargs="+", choices=steps)
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="the part of the trainings that this process does")
+    options = parser.parse_args()
+    part, parts = map(int, options.part.split("/"))
+    for step in options.steps:
+        if step == "groups":
+            groups()
+        elif step == "train":
+            write_inputs(WORK)
+            measure(WORK, read_groups(GROUPS), part, parts)
+        elif step == "collect":
+            collect(WORK, read_groups(GROUPS), GAINS)
+        elif step == "score":
+            score_methods(WORK, read_groups(GROUPS))
+        elif step == "candidates":
+            score_candidates(WORK)
+        else:
+            write_page(PAGE, Gains.read(GAINS), read_groups(GROUPS), kept(WORK))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""Candidate formulas for scoring a record against targets, from one forward pass (`value_features`).
+
+Each gives ``[records]`` scores of the pool against the targets of one task, NaN for a record without a response token.
+They are hypotheses; what the instrument finds of them stands in docs/results/value.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from torch import Tensor
+
+from trim_lightning.trim.fingerprints import TargetTokens, build_bank, unit
+from trim_lightning.trim.matching import Matcher
+from trim_lightning.trim.pooling import penalise, pool
+from value_features import ResponseTokens
+
+Floats = NDArray[np.float64]
+SKETCH = 64  # numbers that a state and an error are each projected to
+FLOOR = 1e-3  # least weight of a token that is weighed by its error
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The pool's response tokens, ready for formulas.
+
+    Attributes:
+        tokens: See `ResponseTokens`.
+        embeddings: ``[vocabulary, hidden]`` input embeddings, for the nearest class of one without a fingerprint.
+    """
+
+    tokens: ResponseTokens
+    embeddings: Tensor
+
+    @cached_property
+    def own(self) -> Tensor:
+        """``[tokens, hidden]`` float32."""
+        return torch.from_numpy(np.asarray(self.tokens.own, dtype=np.float32))
+
+    @cached_property
+    def predicting(self) -> Tensor:
+        """``[tokens, hidden]`` float32."""
+        return torch.from_numpy(np.asarray(self.tokens.predicting, dtype=np.float32))
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """``[tokens, hidden]`` float32."""
+        return torch.from_numpy(np.asarray(self.tokens.gradient, dtype=np.float32))
+
+    @cached_property
+    def projections(self) -> tuple[Tensor, Tensor]:
+        """R1 and R2, each ``[hidden, 64]``, normal numbers with variance 1/64."""
+        generator = torch.Generator().manual_seed(0)
+        hidden = self.embeddings.shape[1]
+        first = torch.randn(hidden, SKETCH, generator=generator) / SKETCH**0.5
+        return first, torch.randn(hidden, SKETCH, generator=generator) / SKETCH**0.5
+
+    def states(self, which: str) -> Tensor:
+        """``own`` or ``next`` (the state that predicts the token)."""
+        return self.own if which == "own" else self.predicting
+
+    @cached_property
+    def sketches(self) -> Tensor:
+        """``[records, 64 * 64]`` unit float32, see `sketch`."""
+        return sketch(self.tokens, self.predicting, self.gradient, self.projections)
+
+
+def weights_of(tokens: ResponseTokens, how: str) -> Tensor:
+    """``[tokens]`` float32: ``uniform``, ``attention`` (TRIM's), ``error`` (1 - p(y)) or ``both`` multiplied."""
+    error = np.maximum(1 - np.asarray(tokens.probability, dtype=np.float32), FLOOR)
+    attention = np.asarray(tokens.attention, dtype=np.float32)
+    named = {"uniform": np.ones_like(error), "attention": attention, "error": error, "both": attention * error}
+    return torch.from_numpy(named[how])
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """TRIM on response tokens, with its parts as choices.
+
+    Attributes:
+        states: ``own`` (TRIM: the state at the token) or ``next`` (the state that predicts it).
+        saliency: Weights of the targets' tokens, see `weights_of`.
+        pooler: One of the package's poolers, or ``sum``.
+        token_weight: Weights of the candidates' tokens: ``uniform`` or ``error``.
+        centre: Take the mean state off: ``none``, ``pool`` (of all tokens) or ``class`` (of the token's class, where it
+            has at least 20 tokens in the pool).
+        whiten: Divide by the standard deviation along so many principal directions of the pool; None does not.
+        single: Match single targets and take the best, instead of one bank of all.
+    """
+
+    states: str = "own"
+    saliency: str = "attention"
+    pooler: str = "mean_max_coverage"
+    token_weight: str = "uniform"
+    centre: str = "none"
+    whiten: int | None = None
+    single: bool = False
+
+    def __call__(self, candidates: Pass, targets: ResponseTokens) -> Floats:
+        """Scores ``[records]`` of the pool."""
+        if self.single:
+            once = replace(self, single=False)
+            each = [once(candidates, targets.take(np.array([row]))) for row in range(len(targets))]
+            return np.stack(each).max(0)
+        wanted = torch.from_numpy(
+            np.asarray(targets.own if self.states == "own" else targets.predicting, dtype=np.float32)
+        )
+        have, wanted = self._moved(candidates, targets, wanted)
+        ids = torch.from_numpy(np.asarray(targets.token_ids))
+        bank = build_bank([TargetTokens(ids, wanted, weights_of(targets, self.saliency))])
+        matcher = Matcher.prepare(bank, candidates.embeddings)
+        token_ids = torch.from_numpy(np.asarray(candidates.tokens.token_ids))
+        similarity, match = matcher.match(token_ids, unit(have))
+        direct = (match == token_ids).numpy()
+        penalised = penalise(similarity.double().numpy(), direct)
+        weights = None if self.token_weight == "uniform" else weights_of(candidates.tokens, self.token_weight).numpy()
+        lengths = candidates.tokens.lengths
+        if self.pooler == "sum":
+            mean = pool(penalised, direct, lengths, name="mean", token_weights=weights).score
+            return mean * np.log1p(lengths)
+        return pool(penalised, direct, lengths, name=self.pooler, token_weights=weights).score
+
+    def _moved(self, candidates: Pass, targets: ResponseTokens, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """States of pool and targets after centring and whitening."""
+        have = candidates.states(self.states)
+        if self.centre == "none" and self.whiten is None:
+            return have, wanted
+        mean = have.mean(0)
+        if self.centre == "class":
+            ids, theirs = (torch.from_numpy(np.asarray(part.token_ids)) for part in (candidates.tokens, targets))
+            size = len(candidates.embeddings)
+            count = torch.bincount(ids, minlength=size)
+            sums = torch.zeros(size, have.shape[1]).index_add_(0, ids, have)
+            means = torch.where((count >= 20)[:, None], sums / count.clamp(min=1)[:, None], mean)
+            have, wanted = have - means[ids], wanted - means[theirs]
+        else:
+            have, wanted = have - mean, wanted - mean
+        if self.whiten is not None:
+            sample = have[torch.randperm(len(have), generator=torch.Generator().manual_seed(0))[:20_000]]
+            _, spread, directions = torch.linalg.svd(sample, full_matrices=False)
+            turn = directions[: self.whiten].T / spread[: self.whiten]
+            have, wanted = have @ turn, wanted @ turn
+        return have, wanted
+
+
+def sketch(tokens: ResponseTokens, states: Tensor, gradients: Tensor, projections: tuple[Tensor, Tensor]) -> Tensor:
+    """``phi = sum_k (R1 h_k) (x) (R2 g_k)`` of each record, ``[records, 64 * 64]`` float32 of unit length.
+
+    The gradient of a last linear layer (the output embedding, seen through itself), projected on both sides.
+    """
+    left, right = states @ projections[0], gradients @ projections[1]
+    rows = []
+    for start, end in zip(tokens.offsets[:-1].tolist(), tokens.offsets[1:].tolist(), strict=True):
+        rows.append((left[start:end].T @ right[start:end]).flatten())
+    return torch.nn.functional.normalize(torch.stack(rows), dim=-1, eps=1e-12)
+
+
+@dataclass(frozen=True)
+class HeadGradients:
+    """Cosine of forward-only gradient features.
+
+    Attributes:
+        aggregate: Over the targets: ``max``, ``mean``, or ``turns`` (1 / best rank, what taking turns picks first).
+    """
+
+    aggregate: str = "mean"
+
+    def __call__(self, candidates: Pass, targets: ResponseTokens) -> Floats:
+        """Scores ``[records]`` of the pool."""
+        states, gradients = (
+            torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in (targets.predicting, targets.gradient)
+        )
+        wanted = sketch(targets, states, gradients, candidates.projections)
+        cosines = (candidates.sketches @ wanted.T).double().numpy()
+        cosines[candidates.tokens.lengths == 0] = np.nan
+        if self.aggregate == "turns":
+            ranks = np.stack([rankdata(-column, nan_policy="omit") for column in cosines.T])
+            return 1 / ranks.min(0)
+        whole: Floats = cosines.max(1) if self.aggregate == "max" else cosines.mean(1)
+        return whole
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Standardised scores of two candidates, added."""
+
+    first: Callable[[Pass, ResponseTokens], Floats]
+    second: Callable[[Pass, ResponseTokens], Floats]
+
+    def __call__(self, candidates: Pass, targets: ResponseTokens) -> Floats:
+        """Scores ``[records]`` of the pool."""
+        return standard(self.first(candidates, targets)) + standard(self.second(candidates, targets))
+
+
+def standard(scores: Floats) -> Floats:
+    """Scores with mean 0 and standard deviation 1; NaN stays."""
+    spread = np.nanstd(scores)
+    whole: Floats = (scores - np.nanmean(scores)) / (spread if spread > 0 else 1)
+    return whole
+
+
+def record_loss(candidates: Pass, targets: ResponseTokens) -> Floats:
+    """Mean loss of the record's response tokens, in nats."""
+    tokens = candidates.tokens
+    losses = -np.log(np.maximum(np.asarray(tokens.probability, dtype=np.float64), 1e-30))
+    sums = np.bincount(tokens.owner, losses, minlength=len(tokens))
+    return np.where(tokens.lengths > 0, sums / np.maximum(tokens.lengths, 1), np.nan)
+
+
+def record_length(candidates: Pass, targets: ResponseTokens) -> Floats:
+    """Response tokens."""
+    lengths = candidates.tokens.lengths.astype(np.float64)
+    return np.where(lengths > 0, lengths, np.nan)
+
+
+def named() -> Iterator[tuple[str, Callable[[Pass, ResponseTokens], Floats]]]:
+    """All candidates with their names, one change from TRIM on responses at a time, then what is built of several."""
+    plain = Fingerprints()
+    mean = replace(plain, pooler="mean")
+    yield "trim, responses", plain
+    for saliency in ("uniform", "error", "both"):
+        yield f"trim, responses, {saliency} saliency", replace(plain, saliency=saliency)
+    yield "trim, responses, mean", mean
+    for saliency in ("uniform", "error", "both"):
+        yield f"trim, responses, mean, {saliency} saliency", replace(mean, saliency=saliency)
+    yield "trim, responses, mean, error weight", replace(mean, token_weight="error")
+    yield "trim, responses, mean, error both", replace(mean, saliency="error", token_weight="error")
+    yield "trim, responses, mean times log length", replace(mean, pooler="sum")
+    yield "trim, responses, mean, single targets", replace(mean, single=True)
+    for centre in ("pool", "class"):
+        yield f"trim, responses, mean, centred by {centre}", replace(mean, centre=centre)
+    for width in (128, 256):
+        yield f"trim, responses, mean, whitened {width}", replace(mean, centre="pool", whiten=width)
+    following = replace(mean, states="next")
+    yield "next-token classes, mean", following
+    yield "next-token classes, mean, uniform saliency", replace(following, saliency="uniform")
+    yield "next-token classes, mean, error both", replace(following, saliency="error", token_weight="error")
+    yield "next-token classes, mean, centred by pool", replace(following, centre="pool")
+    yield "next-token classes, mean, centred by class", replace(following, centre="class")
+    for aggregate in ("mean", "max", "turns"):
+        yield f"head gradients, {aggregate}", HeadGradients(aggregate)
+    yield "trim mean + head gradients", Sum(replace(mean, saliency="uniform"), HeadGradients())
+    yield "next-token classes + head gradients", Sum(replace(following, saliency="uniform"), HeadGradients())
+    yield "loss", record_loss
+    yield "response length", record_length

@@ -1,0 +1,149 @@
+"""What each group of records teaches: the same LoRA trained on each, the drop of every task's held-out loss.
+
+One training is one small file, so a killed run goes on with what is missing, and several processes can share the work.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import materials
+from trim_lightning.engine.response_loss import mean_response_loss
+from trim_lightning.files.atomic import write_text
+from trim_lightning.models.load import load_model
+from trim_lightning.models.precision import resolve_dtype
+from trim_lightning.settings.schema import TuningSettings
+from trim_lightning.tokens.tokenized import TokenizedRecords
+from trim_lightning.tuning.run import TrainingSite, train_model
+from value_groups import TASKS, Group
+
+STEPS = 16  # of every training, however many records have the group's tokens
+LEARNING_RATE = 5e-4
+TWICE = 3  # every so many groups are trained with a second seed, for the noise ceiling
+EVALUATION_TOKENS = 4_096
+
+
+def tokenized(path: Path) -> TokenizedRecords:
+    """A JSONL file's records as SmolLM2's tokens, made once beside it."""
+    directory = path.with_suffix(".tokens")
+    if not (directory / "done").exists():
+        directory.mkdir(exist_ok=True)
+        materials.tokens_of_file(materials.smollm2(), path, directory)
+        (directory / "done").touch()
+    return TokenizedRecords(directory)
+
+
+def wanted(groups: Sequence[Group]) -> list[tuple[Group, int]]:
+    """Trainings in the order in which they are done: all groups once, then every third again with a second seed."""
+    return [(group, 0) for group in groups] + [(group, 1) for group in groups[::TWICE]]
+
+
+def measure(folder: Path, groups: Sequence[Group], part: int, parts: int) -> None:
+    """Do the trainings that are not there yet; of several processes each takes its part.
+
+    Args:
+        folder: With the inputs of `write_inputs`; results go to ``runs/`` in it.
+        groups: What to train on.
+        part: Which part of the missing trainings this process takes, from 0.
+        parts: How many there are.
+    """
+    (folder / "runs").mkdir(exist_ok=True)
+    pool = tokenized(folder / "pool.jsonl")
+    held_out = {task: tokenized(folder / f"held_out.{task}.jsonl") for task in TASKS}
+    dtype = resolve_dtype("auto")
+    before = folder / "runs" / "before.json"
+    if not before.exists():
+        write_text(json.dumps(losses(load_model(materials.smollm2(), dtype), held_out)), before)
+    for group, seed in wanted(groups)[part::parts]:
+        file = folder / "runs" / f"{group.name}.{seed}.json"
+        if file.exists():
+            continue
+        settings = TuningSettings(
+            epochs=1, learning_rate=LEARNING_RATE, warmup_ratio=0.1, batch_size=math.ceil(len(group.rows) / STEPS)
+        )
+        with tempfile.TemporaryDirectory(dir=folder) as directory:
+            site = TrainingSite(Path(directory), {"accelerator": "cpu", "devices": 1}, file.stem)
+            trained, facts = train_model(
+                load_model(materials.smollm2(), dtype), pool, group.rows, settings, site, seed=seed
+            )
+            found = losses(trained.get_base_model(), held_out)
+        write_text(json.dumps({"losses": found, "steps": facts["steps"], "trained": facts["trained_tokens"]}), file)
+
+
+def losses(model: Any, held_out: Mapping[str, TokenizedRecords]) -> dict[str, float]:
+    """Nats per response token of each task's held-out records."""
+    return {task: mean_response_loss(model, records, EVALUATION_TOKENS) for task, records in held_out.items()}
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What groups teach tasks.
+
+    Attributes:
+        names: Of the groups.
+        tasks: Of the tasks.
+        first: ``[groups, tasks]`` drop of the held-out loss in nats per response token, with the first seed.
+        second: The same with the second seed; NaN where there was none.
+    """
+
+    names: tuple[str, ...]
+    tasks: tuple[str, ...]
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """``[groups, tasks]`` the mean over the seeds that there are."""
+        return np.where(np.isnan(self.second), self.first, (self.first + self.second) / 2)
+
+    @classmethod
+    def read(cls, path: Path) -> Gains:
+        """Read the small file that is kept with the project."""
+        content = json.loads(path.read_text())
+        tables = [
+            np.array([[math.nan if value is None else value for value in row] for row in content[name]])
+            for name in ("first", "second")
+        ]
+        return cls(tuple(content["names"]), tuple(content["tasks"]), *tables)
+
+
+def collect(folder: Path, groups: Sequence[Group], path: Path) -> None:
+    """Gather the trainings into one small file.
+
+    Raises:
+        SystemExit: if a training is missing.
+    """
+    before = json.loads((folder / "runs" / "before.json").read_text())
+    missing = [f"{group.name}.{seed}" for group, seed in wanted(groups)
+               if not (folder / "runs" / f"{group.name}.{seed}.json").exists()]  # fmt: skip
+    if missing:
+        raise SystemExit(f"error: {len(missing)} trainings are missing, {missing[0]} is the first; run `train` again")
+
+    def row(group: Group, seed: int) -> list[float | None]:
+        file = folder / "runs" / f"{group.name}.{seed}.json"
+        if not file.exists():
+            return [None] * len(TASKS)
+        after = json.loads(file.read_text())["losses"]
+        return [round(before[task] - after[task], 6) for task in TASKS]
+
+    content = {
+        "made by": "make value ARGS='train collect'",
+        "machine": materials.machine(),
+        "unit": "drop of the held-out loss, nats per response token",
+        "before": {task: round(value, 6) for task, value in before.items()},
+        "tasks": TASKS,
+        "names": [group.name for group in groups],
+        "first": [row(group, 0) for group in groups],
+        "second": [row(group, 1) for group in groups],
+    }
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
+    write_text("{\n" + ",\n".join(lines) + "\n}\n", path)

@@ -1,0 +1,91 @@
+"""The page of the value instrument: every method's correlation with what groups of records teach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from value_figures import Figure, best_decile, ceiling, correlation, difference, group_scores, special
+from value_gains import Gains
+from value_groups import REPORTING, TASKS, TUNING, Group
+
+REFERENCE = "trim"  # what every other line is compared with
+RANDOM_DRAWS = 20
+
+
+def write_page(path: Path, gains: Gains, groups: Sequence[Group], scores: Mapping[str, NDArray[np.float64]]) -> None:
+    """Write the tables, of what is measured alone; what they show is written by hand above them.
+
+    Args:
+        path: The page; what stands above its first ``<!-- tables -->`` is kept.
+        gains: What was measured.
+        groups: The groups, in the order of the gains.
+        scores: ``[tasks, records]`` by method.
+    """
+    assert gains.names == tuple(group.name for group in groups), "gains are of other groups"
+    tables = {"gain": gains.mean, "special": special(gains.mean)}
+    means = {name: group_scores(values, groups) for name, values in scores.items()}
+    means = {name: table for name, table in means.items() if not np.isnan(table).any()}
+    head = path.read_text().partition(MARK)[0] if path.exists() else "# What a record teaches\n\n"
+    parts = [head + MARK, spread_table(gains)]
+    for what, title in (("gain", "The gain itself"), ("special", "What is special to a task")):
+        parts += [f"## {title}", method_table(means, tables[what], ceiling(gains, what))]
+    parts += ["## The best tenth of the groups", decile_table(means, gains.mean)]
+    path.write_text("\n\n".join(parts) + "\n")
+
+
+MARK = "<!-- tables: make value ARGS=table -->"
+
+
+def spread_table(gains: Gains) -> str:
+    """What there is to tell apart: gains of each task over the groups, and how two seeds agree."""
+    rows = []
+    for place, task in enumerate(gains.tasks):
+        values = gains.mean[:, place]
+        spread = (values.mean(), values.std(), values.min(), values.max())
+        rows.append([task, *(f"{value:+.3f}" for value in spread),
+                     f"{ceiling(gains, 'gain')[place]:.2f}", f"{ceiling(gains, 'special')[place]:.2f}"])  # fmt: skip
+    headers = ["task", "mean gain", "deviation", "lowest", "highest", "ceiling, gain", "ceiling, special"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def method_table(means: Mapping[str, NDArray[np.float64]], gains: NDArray[np.float64], top: NDArray[np.float64]) -> str:
+    """One line a method, best first: correlation over all tasks, those tuned on, those reported, each task."""
+    tuning, reporting = ([TASKS.index(task) for task in tasks] for tasks in (TUNING, REPORTING))
+    found = {name: correlation(table, gains) for name, table in means.items()}
+    rows = []
+    for name, figure in sorted(found.items(), key=lambda item: -item[1].value):
+        against = "" if name == REFERENCE else str(difference(means[name], means[REFERENCE], gains))
+        rows.append([name, str(figure), against, part(figure, tuning), part(figure, reporting),
+                     *(f"{value:+.2f}" for value in figure.tasks)])  # fmt: skip
+    chance = [random_figure(gains, seed).value for seed in range(RANDOM_DRAWS)]
+    rows.append([f"random scores ({RANDOM_DRAWS} draws)", f"{np.mean(chance):+.2f}"] + [""] * (3 + len(TASKS)))
+    rows.append(["noise ceiling", f"{top.mean():.2f}", "", "", "", *(f"{value:.2f}" for value in top)])
+    headers = ["method", "Spearman", f"against {REFERENCE}", "tuning tasks", "reporting tasks", *TASKS]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def part(figure: Figure, tasks: Sequence[int]) -> str:
+    """A figure's mean over some tasks."""
+    return f"{figure.tasks[list(tasks)].mean():+.2f}"
+
+
+def random_figure(gains: NDArray[np.float64], seed: int) -> Figure:
+    """The figure of scores that know nothing."""
+    return correlation(np.random.default_rng([seed, 5]).normal(size=gains.shape), gains)
+
+
+def decile_table(means: Mapping[str, NDArray[np.float64]], gains: NDArray[np.float64]) -> str:
+    """One line a method: what the groups with its highest scores gain above the mean of all groups."""
+    found = {name: best_decile(table, gains) for name, table in means.items()}
+    found["groups with the highest gain"] = best_decile(gains, gains)
+    rows = [
+        [name, f"{values.mean():+.4f}", *(f"{value:+.4f}" for value in values)]
+        for name, values in sorted(found.items(), key=lambda item: -item[1].mean())
+    ]
+    headers = ["method", "mean", *TASKS]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)

@@ -1,0 +1,169 @@
+"""The instrument that tells what records teach: its groups, its figures, its formulas."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import value_candidates
+import value_figures
+import value_groups
+from value_features import ResponseTokens, errors
+from value_gains import Gains
+from value_groups import Group
+
+GROUPS = 60
+
+
+def table(seed: int, tasks: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(GROUPS, tasks))
+
+
+def test_groups_fill_up_to_the_same_response_tokens_and_clusters_hold_like_records() -> None:
+    generator = np.random.default_rng(0)
+    subjects = [[f"{kind}{number}" for number in range(50)] for kind in ("fruit", "engine", "violin")]
+    texts, kinds = [], []
+    for number in range(900):
+        words = subjects[number % 3]
+        texts.append(" ".join(generator.choice(words, 12)))
+        kinds.append(number % 3)
+    response, tokens = np.full(900, 100), np.full(900, 150)
+    groups = value_groups.make_groups(texts, response, tokens)
+    assert {group.kind for group in groups} == {"cluster", "mixture"}
+    for group in groups:
+        assert len(set(group.rows)) == len(group.rows)
+        assert value_groups.RESPONSE_TOKENS <= group.response_tokens < value_groups.RESPONSE_TOKENS + 100
+        found = {kinds[row] for row in group.rows}
+        assert len(found) == (1 if group.kind == "cluster" else 3)
+    assert groups == value_groups.make_groups(texts, response, tokens)
+
+
+def test_records_that_cost_too_much_for_their_responses_fill_no_group() -> None:
+    members = np.arange(5_000)
+    assert value_groups.fill(members, np.full(5_000, 1), np.full(5_000, 100)) == []
+    assert len(value_groups.fill(members, np.full(5_000, 10), np.full(5_000, 60))) == 20
+
+
+def test_an_answer_is_the_option_and_not_its_letter() -> None:
+    asked = {"prompt": "?", "response": "The answer is (B).", "answer": "B", "choices": ["one", "two"]}
+    assert value_groups.free_text(asked)["response"] == "two"
+    assert value_groups.free_text({"prompt": "?", "response": "So 4.", "answer": "4"})["response"] == "So 4."
+
+
+def test_spearman_is_scipys_column_by_column() -> None:
+    first, second = table(0), table(0) + table(1)
+    second[:5] = second[5:10]  # ties
+    expected = [stats.spearmanr(first[:, task], second[:, task]).statistic for task in range(5)]
+    assert value_figures.spearman(first, second) == pytest.approx(expected)
+    assert (value_figures.spearman(np.ones((GROUPS, 5)), second) == 0).all()
+
+
+def test_scores_that_know_nothing_give_nothing_and_the_gain_itself_gives_one() -> None:
+    gains = table(2)
+    values = [value_figures.correlation(table(seed), gains, samples=1).value for seed in range(3, 23)]
+    assert abs(np.mean(values)) < 0.05
+    assert value_figures.correlation(gains, gains).value == pytest.approx(1)
+
+
+def test_an_interval_covers_chance_about_as_often_as_it_says() -> None:
+    inside = 0
+    for seed in range(40):
+        figure = value_figures.correlation(table(100 + seed), table(200 + seed), seed, samples=200)
+        inside += figure.low <= 0 <= figure.high
+    assert inside >= 34
+
+
+def test_the_special_part_of_a_gain_is_free_of_what_is_common_to_all_tasks() -> None:
+    common = np.random.default_rng(0).normal(size=(GROUPS, 1))
+    own = table(3)
+    special = value_figures.special((10 * common + own) * np.array([1, 2, 3, 4, 5]))
+    assert special.mean(1) == pytest.approx(np.zeros(GROUPS), abs=1e-9)
+    assert (abs(value_figures.spearman(special, np.repeat(common, 5, 1))) < 0.35).all()
+    assert (value_figures.spearman(special, own - own.mean(1, keepdims=True)) > 0.9).all()
+
+
+def test_the_ceiling_is_the_root_of_the_agreement_of_two_seeds() -> None:
+    truth, noise = table(5), 0.5
+    first, second = truth + noise * table(6), truth + noise * table(7)
+    names = tuple(map(str, range(GROUPS)))
+    gains = Gains(names, value_groups.TASKS, first, second)
+    measured = value_figures.spearman(truth, first).mean()
+    assert value_figures.ceiling(gains, "gain").mean() == pytest.approx(measured, abs=0.05)
+    assert gains.mean == pytest.approx((first + second) / 2)
+
+
+def test_the_best_decile_is_of_the_groups_with_the_highest_scores() -> None:
+    gains = np.arange(GROUPS, dtype=float)[:, None].repeat(5, 1)
+    assert value_figures.best_decile(gains, gains) == pytest.approx(np.full(5, 56.5 - 29.5))
+    assert value_figures.best_decile(-gains, gains) == pytest.approx(np.full(5, 2.5 - 29.5))
+
+
+def test_a_group_scores_the_mean_of_its_scored_records() -> None:
+    scores = np.array([[1.0, 3.0, np.nan, 8.0]])
+    groups = [Group("a", "cluster", (0, 1, 2), 1, 1), Group("b", "cluster", (3,), 1, 1)]
+    assert value_figures.group_scores(scores, groups).tolist() == [[2.0], [8.0]]
+
+
+def test_errors_are_the_gradient_of_the_loss_towards_the_last_state() -> None:
+    torch.manual_seed(0)
+    weight, following = torch.randn(50, 8), torch.tensor([3, 49, 7])
+    states = torch.randn(3, 8, requires_grad=True)
+    torch.nn.functional.cross_entropy(states @ weight.T, following, reduction="sum").backward()
+    gradient, probability = errors(states.detach(), following, weight)
+    assert torch.allclose(gradient, -states.grad, atol=1e-5)
+    assert torch.allclose(probability, torch.softmax(states @ weight.T, -1)[range(3), following], atol=1e-6)
+
+
+def response_tokens(lengths: list[int], vocabulary: int = 50, hidden: int = 32, seed: int = 0) -> ResponseTokens:
+    generator = np.random.default_rng(seed)
+    number = sum(lengths)
+    states = [generator.normal(size=(number, hidden)).astype(np.float16) for _ in range(3)]
+    return ResponseTokens(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        token_ids=generator.integers(vocabulary, size=number),
+        predicting=states[0],
+        own=states[1],
+        gradient=states[2],
+        probability=generator.uniform(0.01, 1, number).astype(np.float32),
+        attention=generator.uniform(0.01, 1, number).astype(np.float32),
+    )
+
+
+def test_a_sketch_keeps_the_cosine_of_last_layer_gradients() -> None:
+    tokens = response_tokens([5, 9, 5, 7], seed=1)
+    doubled = tokens.take(np.array([0, 1, 2, 3, 0]))  # the last is the first once more
+    states, gradients = (torch.from_numpy(part.astype(np.float32)) for part in (doubled.predicting, doubled.gradient))
+    generator = torch.Generator().manual_seed(0)
+    wide = [torch.randn(32, 400, generator=generator) / 20 for _ in range(2)]
+    found = value_candidates.sketch(doubled, states, gradients, (wide[0], wide[1]))
+    exact = torch.stack([
+        torch.einsum("kh,kg->hg", states[start:end], gradients[start:end]).flatten()
+        for start, end in zip(doubled.offsets[:-1], doubled.offsets[1:], strict=True)
+    ])  # fmt: skip
+    exact = torch.nn.functional.normalize(exact, dim=-1)
+    assert torch.allclose(found @ found.T, exact @ exact.T, atol=0.15)
+    assert float(found[0] @ found[4]) == pytest.approx(1, abs=1e-5)
+
+
+def test_every_candidate_scores_records_with_a_response_and_no_other_and_prefers_the_targets_themselves() -> None:
+    tokens = response_tokens([6, 0, 8, 12, 7, 9, 10, 11])
+    targets = tokens.take(np.array([0, 2]))
+    embeddings = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
+    candidates = value_candidates.Pass(tokens, embeddings)
+    skipped = {"loss", "response length", "trim, responses, mean times log length"}  # know no targets, or like length
+    names = [name for name, _ in value_candidates.named()]
+    assert len(names) == len(set(names))
+    for name, formula in value_candidates.named():
+        if "whitened" in name:  # wider than these states
+            continue
+        scores = formula(candidates, targets)
+        assert np.isnan(scores).tolist() == [False, True] + [False] * 6, name
+        if name not in skipped:
+            assert {int(row) for row in np.argsort(-np.nan_to_num(scores, nan=-9))[:2]} == {0, 2}, name
