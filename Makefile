@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := build/tools/bin
+TRL := trl==1.13.0
 # three workers for two cores, as some tests wait for processes and pages; each begins with its share of the files in their
 # order, and who is done helps the others
 WORKERS ?= $(shell expr \( 3 \* $$(getconf _NPROCESSORS_ONLN) + 1 \) / 2)
@@ -13,7 +14,7 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 PAGE ?=
-.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench results value browser vendor lint format build clean
+.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench trl gpu gpu-wheels results value browser vendor lint format build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,7 +47,7 @@ test-faults: $(INSTALLED) ## inject faults, fuzz the readers, load the store (ab
 # LLaMA-Factory brings torchvision and torchaudio builds that do not load beside a CPU torch
 test-trainers: $(INSTALLED) ## load exported coresets with TRL and LLaMA-Factory (installs both)
 	$(PYTHON) -m venv build/trainers/trl
-	build/trainers/trl/bin/python -m pip install trl==1.13.0 torch==2.13.0
+	build/trainers/trl/bin/python -m pip install $(TRL) torch==2.13.0
 	$(PYTHON) -m venv build/trainers/lf
 	build/trainers/lf/bin/python -m pip install llamafactory==0.9.5 torch==2.13.0
 	build/trainers/lf/bin/python -m pip uninstall -y torchvision torchaudio
@@ -82,6 +83,24 @@ test-newest: ## ... with whatever is newest today
 # nothing else should run meanwhile; ARGS='engine padding' takes only those, ARGS=million the one that takes long
 bench: $(INSTALLED) ## measure the engine (about half an hour)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# TRL has an environment of its own, with the same torch, transformers and peft
+build/trl/.installed: constraints.txt
+	$(PYTHON) -m venv build/trl
+	build/trl/bin/python -m pip install -c constraints.txt $(TRL) torch peft
+	@touch $@
+
+# nothing else should run meanwhile; ARGS='records=100 rounds=5'
+trl: $(INSTALLED) build/trl/.installed ## measure LoRA training against TRL's SFTTrainer (about fifteen minutes)
+	$(BIN)/python benchmarks/against_trl.py $(ARGS)
+
+# needs no .venv: any Python with CUDA's torch, transformers, lightning and peft (GPU_PYTHON=...), as benchmarks/gpu.sh says
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu: ## check and measure what only a GPU can show; ARGS=tiny runs it through on a CPU, ARGS='agree nccl' takes only these
+	PYTHON=$(GPU_PYTHON) bash benchmarks/gpu.sh $(ARGS)
+
+gpu-wheels: ## bring what a GPU machine without a network may lack into build/gpu/wheels; COMPILED=pyarrow FOR=3.12 for more
+	PYTHON=$(PYTHON) bash benchmarks/gpu.sh wheels
 
 # PAGE=pooling takes only that one; needs TRIM_DATA_DIR, and hours for all of them
 results: $(INSTALLED) ## run the experiments and write their pages under docs/results

@@ -166,61 +166,11 @@ def rounding() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def gpu() -> dict[str, Any]:
-    """A LLaMA-2-7B-shaped random model on a GPU: the engine against bare forward and the card's product rate."""
-    if not torch.cuda.is_available():
-        return {"ratio": None, "wanted": ">= 0.95 and >= 55 % of the card's rate", "note": "no GPU here: not run"}
-    from transformers import LlamaConfig
-
-    return on_card(LlamaConfig(vocab_size=49_152, max_position_embeddings=4096), 600)
-
-
-def on_card(config: Any, number: int) -> dict[str, Any]:
-    """The GPU figures for a random model of a shape."""
-    from transformers import AutoModelForCausalLM
-
-    from trim_lightning.models.attention import register
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=register())
-    model.eval().requires_grad_(False)
-    weights = sum(weight.numel() for weight in model.base_model.parameters()) - model.config.vocab_size * (
-        model.config.hidden_size
-    )
-    records = materials.tokens_of(materials.smollm2(), number, "card")
-    bank, batches = materials.bank_for(model), materials.batches_of(records, BUDGET)
-    forward_all(model, batches[:2])
-    bare, ours = [], []
-    for _ in range(3):
-        model.to(device)  # untimed: a Lightning loop leaves its model on the CPU
-        bare.append(seconds(lambda: forward_all(model, batches)))
-        ours.append(score(model, records, bank)["seconds"])
-    rate = 2 * weights * records.total_tokens / median(ours)
-    best = product_rate(device)
-    ratios = [one / two for one, two in zip(bare, ours, strict=True)]
-    return {
-        "ratio": median(ratios), "wanted": ">= 0.95 and >= 55 % of the card's rate", "share_of_rate": rate / best,
-        "tflops": rate / 1e12, "card_tflops": best / 1e12, "tokens_per_second": records.total_tokens / median(ours),
-    }  # fmt: skip
-
-
-def product_rate(device: str, size: int = 8192) -> float:
-    """Measured floating-point operations a second of large bfloat16 matrix products."""
-    size = size if device == "cuda" else 1024
-    one, two = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        one @ two
-    times = [seconds(lambda: [one @ two for _ in range(10)]) for _ in range(5)]
-    return 10 * 2 * size**3 / min(times)
-
-
 FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     function.__name__: function
     for function in (
         engine, padding, common, common_sdpa, common_long, common_float32, less_one, less_four, less_selection,
-        less_selection_paper, saliency, growth, processes, compiled, rounding, adapter, gpu, sweeps.sweep,
+        less_selection_paper, saliency, growth, processes, compiled, rounding, adapter, sweeps.sweep,
         sweeps.estimate, load.million, load.cells, load.large_page,
     )
 }  # fmt: skip

@@ -25,21 +25,6 @@ def test_an_unknown_figure_is_refused_and_the_known_ones_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.smollm2
-def test_the_gpu_figure_runs_on_a_small_shape() -> None:
-    code = (
-        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import json, figures; figures.WORK.mkdir(parents=True, "
-        "exist_ok=True); from transformers import LlamaConfig; print(json.dumps(figures.on_card(LlamaConfig("
-        "vocab_size=49152, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4), 40)))"
-    )
-    done = run("-c", code)
-    assert done.returncode == 0, done.stderr
-    figure = json.loads(done.stdout.splitlines()[-1])
-    assert figure["ratio"] > 0
-    assert 0 < figure["share_of_rate"] < 1
-
-
-@pytest.mark.slow
-@pytest.mark.smollm2
 def test_the_selection_stages_of_less_and_trim_run_on_a_small_model() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import json, shutil, materials; "
