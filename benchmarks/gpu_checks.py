@@ -78,7 +78,7 @@ def numbers(place: Place, model: Any, targets: TokenizedRecords, pool: Tokenized
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     layers = model.config.num_hidden_layers
-    run_target_pass(model, targets, layers, folder, trainer=place.trainer, tokens_per_batch=budget)
+    run_target_pass(model, targets, layers, folder, resources=Resources(place.trainer, budget))
     signals = read_signals(folder)
     salient = weigh(signals, SaliencySettings(num_layers=min(6, layers)), "all")
     bank = banks_of(salient, {"": list(range(len(targets)))})[""]
