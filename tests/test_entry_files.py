@@ -23,7 +23,7 @@ ASYNCIO = """
 import asyncio, threading
 
 async def main():
-    barrier = threading.Barrier(2, timeout=10)
+    barrier = threading.Barrier(2, timeout=120)
     meet = [asyncio.to_thread(barrier.wait) for _ in range(2)]
     child = await asyncio.create_subprocess_exec("echo", "child", stdout=asyncio.subprocess.PIPE)
     (said, _), *places = await asyncio.gather(child.communicate(), *meet)
@@ -52,7 +52,7 @@ assert "select" not in sys.modules
 barrier, found = threading.Barrier(8), []
 
 def get():
-    barrier.wait(10)
+    barrier.wait(120)
     import select
     found.append(hasattr(select, "select"))
 
@@ -83,7 +83,7 @@ def run(*arguments: str | Path, cwd: Path, path: str | None = None) -> subproces
     if path is not None:
         environment["PYTHONPATH"] = path
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def output(*arguments: str | Path, cwd: Path, path: str | None = None) -> str:
@@ -106,8 +106,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["select.py", "train.py"])
-@pytest.mark.parametrize("place", ["root", "elsewhere"])
+@pytest.mark.parametrize(("name", "place"), [("select.py", "root"), ("train.py", "elsewhere")])
 def test_help_of_the_real_command(name: str, place: str, tmp_path: Path) -> None:
     cwd, script = (ROOT, Path(name)) if place == "root" else (tmp_path, ROOT / name)
     assert "pool" in output(script, "--help", cwd=cwd)

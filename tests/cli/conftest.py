@@ -106,7 +106,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
 
 
 def run_process(
-    *arguments: str | Path, cwd: Path, environment: dict[str, str] | None = None, timeout: float = 120
+    *arguments: str | Path, cwd: Path, environment: dict[str, str] | None = None, timeout: float = 600
 ) -> Outcome:
     """Run a command in a process of its own."""
     done = subprocess.run(

@@ -19,7 +19,7 @@ from trim_lightning.sweep.plan import Plan, plan_jobs
 from trim_lightning.sweep.planning_store import NotBuilt, UnbuiltEntry
 from trim_lightning.sweep.work import factor_of, training_need
 
-from .conftest import CONSOLE_SCRIPT, Inputs, Outcome, run_process
+from .conftest import Inputs, Outcome, Run
 
 
 def lines_of(told: str) -> dict[str, list[str]]:
@@ -32,10 +32,12 @@ def lines_of(told: str) -> dict[str, list[str]]:
     return found
 
 
-def dry(inputs: Inputs, tmp_path: Path, *overrides: str, flags: tuple[str, ...] = (), code: int = 0) -> Outcome:
-    outcome = run_process(
-        CONSOLE_SCRIPT, *flags, *inputs.arguments, f"paths.store_dir={tmp_path / 'store'}", "dry_run=true", *overrides,
-        f"hydra.run.dir={tmp_path / 'out'}", f"hydra.sweep.dir={tmp_path / 'sweep'}", cwd=tmp_path,
+def dry(
+    run: Run, inputs: Inputs, tmp_path: Path, *overrides: str, flags: tuple[str, ...] = (), code: int = 0
+) -> Outcome:
+    outcome = run(
+        *flags, *inputs.arguments, f"paths.store_dir={tmp_path / 'store'}", "dry_run=true", *overrides,
+        f"hydra.run.dir={tmp_path / 'out'}", f"hydra.sweep.dir={tmp_path / 'sweep'}",
     )  # fmt: skip
     assert outcome.code == code, outcome.err
     return outcome
@@ -47,8 +49,8 @@ def plan_of(inputs: Inputs, store: Path, *overrides: str) -> Plan:
 
 
 @pytest.mark.slow
-def test_a_single_run_is_planned_and_nothing_is_done(inputs: Inputs, tmp_path: Path) -> None:
-    told = dry(inputs, tmp_path).out
+def test_a_single_run_is_planned_and_nothing_is_done(run: Run, inputs: Inputs, tmp_path: Path) -> None:
+    told = dry(run, inputs, tmp_path).out
     assert lines_of(told) == {
         "warmup": ["1", "0", "1", "1"], "fingerprint": ["1", "0", "1", "1"], "score": ["1", "0", "1", "1"],
     }  # fmt: skip
@@ -64,9 +66,9 @@ def test_a_single_run_is_planned_and_nothing_is_done(inputs: Inputs, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_sweep_is_planned_as_one(inputs: Inputs, tmp_path: Path) -> None:
+def test_a_sweep_is_planned_as_one(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     axes = ("warmup=none", "saliency.num_layers=1,2,99", "pooler=mean,max")
-    told = dry(inputs, tmp_path, *axes, flags=("-m",), code=2)
+    told = dry(run, inputs, tmp_path, *axes, flags=("-m",), code=2)
     assert "plan of 6 jobs, without the 2 that cannot run" in told.out
     assert lines_of(told.out) == {"fingerprint": ["1", "0", "1", "1"], "score": ["2", "0", "2", "1"]}
     assert (
@@ -88,11 +90,11 @@ def test_a_model_whose_last_states_are_narrow_is_planned(inputs: Inputs, tmp_pat
 
 
 @pytest.mark.parametrize("flags", [(), ("-m",)])
-def test_a_plan_names_no_key_and_no_path(inputs: Inputs, tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_a_plan_names_no_key_and_no_path(run: Run, inputs: Inputs, tmp_path: Path, flags: tuple[str, ...]) -> None:
     """What cannot run is told with the words of the command line; a sweep's Hydra keeps those in a file of its own."""
     axis = ("seed=1,2",) if flags else ()
     missing = 'pool.path="/mnt/nowhere/pool.jsonl?token=canary-tk-2"'
-    outcome = dry(inputs, tmp_path, *axis, missing, flags=flags, code=2)
+    outcome = dry(run, inputs, tmp_path, *axis, missing, flags=flags, code=2)
     (plan,) = tmp_path.rglob("plan.json")
     (problem, *_) = json.loads(plan.read_text())["problems"].values()
     assert "pool.jsonl?token=***" in problem
@@ -192,8 +194,8 @@ def test_disk_is_computed_from_what_the_stages_write(inputs: Inputs, tmp_path: P
 
 
 @pytest.mark.slow
-def test_lora_that_finds_nothing_to_train_is_told_in_the_plan(inputs: Inputs, tmp_path: Path) -> None:
-    told = dry(inputs, tmp_path, "warmup.lora_targets=[nothing]", code=2)
+def test_lora_that_finds_nothing_to_train_is_told_in_the_plan(run: Run, inputs: Inputs, tmp_path: Path) -> None:
+    told = dry(run, inputs, tmp_path, "warmup.lora_targets=[nothing]", code=2)
     assert "cannot run: #0: warmup.lora_targets=nothing: the model has none of these modules" in told.out
 
 
@@ -232,13 +234,13 @@ def test_full_fine_tuning_can_be_measured(inputs: Inputs, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_dry_run_leaves_the_record_of_a_finished_run_alone(inputs: Inputs, tmp_path: Path) -> None:
+def test_a_dry_run_leaves_the_record_of_a_finished_run_alone(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     overrides = ["warmup=none", "method=random", f"paths.store_dir={tmp_path / 'store'}"]
-    done = run_process(CONSOLE_SCRIPT, *inputs.arguments, *overrides, f"hydra.run.dir={tmp_path / 'out'}", cwd=tmp_path)
+    done = run(*inputs.arguments, *overrides, f"hydra.run.dir={tmp_path / 'out'}")
     assert done.code == 0, done.err
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    dry(inputs, tmp_path, "warmup=none", "scoring.profile=true", "seed=1")
-    dry(inputs, tmp_path, "warmup=none", "seed=1,2", flags=("-m",))
+    dry(run, inputs, tmp_path, "warmup=none", "scoring.profile=true", "seed=1")
+    dry(run, inputs, tmp_path, "warmup=none", "seed=1,2", flags=("-m",))
     after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {path: after[path] for path in before} == before
     assert {path.parent.name for path in after.keys() - before.keys()} == {"plan"}
@@ -247,29 +249,29 @@ def test_a_dry_run_leaves_the_record_of_a_finished_run_alone(inputs: Inputs, tmp
 
 
 @pytest.mark.slow
-def test_a_cell_that_cannot_be_measured_leaves_the_others_their_plan(inputs: Inputs, tmp_path: Path) -> None:
+def test_a_cell_that_cannot_be_measured_leaves_the_others_their_plan(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     shutil.copytree(inputs.root / "tiny", tmp_path / "broken")
     weights = tmp_path / "broken" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     models = f"model.path={inputs.root / 'tiny'},{tmp_path / 'broken'}"
-    told = dry(inputs, tmp_path, "warmup=none", models, flags=("-m",), code=2)
+    told = dry(run, inputs, tmp_path, "warmup=none", models, flags=("-m",), code=2)
     assert lines_of(told.out)["score"] == ["2", "0", "2", "2"]
     assert re.search(r"cannot run: #1 \(model.path=\S+broken\): model.path=broken: cannot be loaded", told.out)
 
 
 @pytest.mark.slow
-def test_jobs_with_a_wrong_configuration_keep_their_numbers(inputs: Inputs, tmp_path: Path) -> None:
-    told = dry(inputs, tmp_path, "method=random,embedding,bm25", "max_length=10,0", flags=("-m",), code=2)
+def test_jobs_with_a_wrong_configuration_keep_their_numbers(run: Run, inputs: Inputs, tmp_path: Path) -> None:
+    told = dry(run, inputs, tmp_path, "method=random,embedding,bm25", "max_length=10,0", flags=("-m",), code=2)
     assert "plan of 6 jobs, without the 4 that cannot run" in told.out
     problems = json.loads((tmp_path / "sweep" / "plan" / "plan.json").read_text())["problems"]
     assert set(problems) == {"1", "2", "3", "5"}
-    only = dry(inputs, tmp_path, "max_length=0", "pooler=mean,max", flags=("-m",), code=2)
+    only = dry(run, inputs, tmp_path, "max_length=0", "pooler=mean,max", flags=("-m",), code=2)
     assert "Launching" not in only.out
     assert "no job can run" in only.out
 
 
-def test_dry_run_is_no_axis(inputs: Inputs, tmp_path: Path) -> None:
-    outcome = run_process(CONSOLE_SCRIPT, "-m", *inputs.arguments, "dry_run=true,false", cwd=tmp_path)
+def test_dry_run_is_no_axis(run: Run, inputs: Inputs, tmp_path: Path) -> None:
+    outcome = run("-m", *inputs.arguments, "dry_run=true,false")
     assert outcome.code == 2
     assert outcome.last == "error: dry_run=true,false: all jobs are planned or none; give dry_run=true"
 

@@ -16,7 +16,7 @@ import yaml
 from tiny_models import build_tiny_model, write_records
 from trim_lightning.cli.hydra_app import select_main, train_main
 
-from .conftest import Run
+from .conftest import Inputs, Run
 from .recipes import sweeps
 
 SWEEPS = sweeps()
@@ -248,13 +248,13 @@ def test_a_search_needs_something_to_evaluate(run: Run, recipe_files: Path) -> N
 # debug=profile
 
 
-def test_a_profile_traces_the_pass_and_the_memory(run: Run, recipe_files: Path, tmp_path: Path) -> None:
+def test_a_profile_traces_the_pass_and_the_memory(run: Run, recipe_files: Path, inputs: Inputs, tmp_path: Path) -> None:
     plain, profiled = f"paths.output_dir={tmp_path}/plain", f"paths.output_dir={tmp_path}/out"
     words = [word for word in inputs_of(recipe_files) if word != "debug=fast"] + [
         "warmup=none",
         f"hydra.run.dir={tmp_path}/r",
     ]
-    words += ["scoring.tokens_per_batch=256"]
+    words += ["scoring.tokens_per_batch=256", f"model.path={inputs.root / 'tiny'}", "saliency.num_layers=2"]
     assert run(*words, plain).code == 0
     outcome = run("debug=profile", *words, profiled)
     assert outcome.code == 0, outcome.err

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cli.conftest import CONSOLE_SCRIPT, Inputs, Run, run_process
+from cli.conftest import CONSOLE_SCRIPT, Inputs, Outcome, Run, run_process
 from composing import compose_select
 from trim_lightning.cli.hydra_app import select_main
 from trim_lightning.settings.compose import config_directory
@@ -30,19 +30,24 @@ CONF = config_directory()
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "train"))
 
 
-def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
-    outcome = run_process(sys.executable, "-c", HELP, "--help", cwd=tmp_path)
-    assert outcome.code == 0
-    assert outcome.err.strip() == "LOADED"
-    assert list(tmp_path.iterdir()) == []
+@pytest.fixture(scope="module")
+def help_told(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What ``trim-select --help`` prints, in a process of its own and an empty folder."""
+    folder = tmp_path_factory.mktemp("help")
+    outcome = run_process(sys.executable, "-c", HELP, "--help", cwd=folder)
+    assert list(folder.iterdir()) == []
+    return outcome
 
 
 @pytest.fixture(scope="module")
-def help_text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What ``trim-select --help`` prints."""
-    outcome = run_process(CONSOLE_SCRIPT, "--help", cwd=tmp_path_factory.mktemp("help"))
-    assert (outcome.code, outcome.err) == (0, "")
-    return outcome.out
+def help_text(help_told: Outcome) -> str:
+    assert help_told.code == 0
+    return help_told.out
+
+
+def test_help_loads_nothing_heavy(help_told: Outcome) -> None:
+    assert help_told.code == 0
+    assert help_told.err.strip() == "LOADED"
 
 
 def test_help_lists_every_option(help_text: str) -> None:

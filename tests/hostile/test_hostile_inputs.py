@@ -82,7 +82,7 @@ def refusal(task: Callable[[], Any]) -> str:
 def trim_select(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     command = [Path(sys.executable).with_name("trim-select"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------

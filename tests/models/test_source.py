@@ -275,7 +275,7 @@ def test_a_hub_model_without_a_network_gives_one_clear_line(tmp_path: Path) -> N
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -63,7 +63,7 @@ class Visit:
         self.page.on("dialog", lambda dialog: self.troubles.append(f"dialog: {dialog.message}"))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.resolve().as_uri())
-        self.page.wait_for_selector("html[data-ready=true]", state="attached", timeout=20_000)
+        self.page.wait_for_selector("html[data-ready=true]", state="attached", timeout=120_000)
 
     @property
     def foreign(self) -> list[str]:

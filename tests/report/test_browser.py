@@ -125,7 +125,8 @@ def test_tips_show_the_best_target_token_on_hover_and_focus(plain: Path, visit: 
     assert tip.is_hidden()
     token = page.locator("#candidate-views .tok:not(.off)").first
     token.scroll_into_view_if_needed()
-    page.wait_for_timeout(100)  # scrolling closes a tip
+    # scrolling closes a tip, a frame later
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     token.hover()
     assert tip.is_visible()
     assert "similarity" in tip.text_content()

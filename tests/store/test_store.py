@@ -57,7 +57,7 @@ from trim_lightning.store import StageKey, Store
 def build(directory):
     (directory / "half").write_text("half")
     print("started", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 
 Store(sys.argv[1], lock=sys.argv[2]).get(
     StageKey("stage", 1, {"a": 1}, {"pool": "ff"}), build, resumable=sys.argv[3] == "True"
@@ -276,7 +276,7 @@ def test_four_racing_processes_publish_one_result(lock: str, resumable: bool, tm
         assert all(racer.poll() is None for racer in racers), racers[0].communicate()[1]
         time.sleep(0.01)
     (tmp_path / "go").touch()
-    said = [racer.communicate(timeout=60) for racer in racers]
+    said = [racer.communicate(timeout=600) for racer in racers]
     assert [racer.returncode for racer in racers] == [0] * 4, said
     answers = [out.split() for out, _ in said]
     assert all(answer[1:] == ["7", "True"] for answer in answers)

@@ -25,29 +25,26 @@ from trim_lightning.tuning import run as tuning
 
 TESTS = Path(__file__).resolve().parents[1]
 OFTEN = "train.checkpoint_seconds=0.00001"  # a checkpoint after every step
-CHILD = """
-import json, os, sys, time
+STEPS = 4  # that a killed training has done: it is in its second epoch
+CHILD = f"""
+import json, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from running import run_train
 from trim_lightning.tuning.lora_module import TuningModule
 
-step = TuningModule.training_step
-def slow_step(self, batch, place):
-    time.sleep(0.1)  # room for the kill
+step, done = TuningModule.training_step, []
+def stopped_step(self, batch, place):
+    if len(done) == {STEPS}:
+        print("waiting", flush=True)
+        time.sleep(600)  # for the kill
+    done.append(place)
     step(self, batch, place)
-TuningModule.training_step = slow_step
+TuningModule.training_step = stopped_step
 
-trainings = json.loads(sys.argv[1])  # one process each, so that torch is imported once
-pids = []
-for folder, overrides in trainings.items():
-    pids.append(os.fork())
-    if not pids[-1]:
-        run_train(*overrides, output_dir=Path(folder, "broken"), store_dir=Path(folder, "store"))
-        os._exit(0)
-print(json.dumps(pids), flush=True)
-print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+folder, *overrides = json.loads(sys.argv[1])
+run_train(*overrides, output_dir=Path(folder, "broken"), store_dir=Path(folder, "store"))
 """
 
 
@@ -58,53 +55,43 @@ def outcome(training: Training) -> tuple[dict[str, Any], dict[str, bytes]]:
     return metrics, {file.name: file.read_bytes() for file in files}
 
 
-def kill_after_checkpoint(pid: int, folder: Path) -> None:
-    """SIGKILL a training as soon as it has left a checkpoint."""
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("store/partial/finetune-*/resume.ckpt")):
-        assert time.monotonic() < deadline, "no checkpoint"
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-
-
-CASES = {
-    "dropout": ("train.epochs=5", "train.lora_dropout=0.3"),
-    "early-stop": ("train.epochs=5", "train.lora_dropout=0.1", "train.early_stop=4"),
-}
-
-
-@pytest.fixture(scope="module")
-def killed(training_files: TrainingFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Training processes of all cases, killed after their first checkpoint: case to folder."""
-    folders = {case: tmp_path_factory.mktemp(case) for case in CASES}
-    extra = (training_files.held_out("plain"), "train.checkpoint_seconds=0.01")
-    trainings = {str(folder): [*training_files.train, *CASES[case], *extra] for case, folder in folders.items()}
+def killed(training_files: TrainingFiles, folder: Path, *overrides: str) -> Path:
+    """Leave in a folder what a training process leaves that is killed between two of its steps."""
+    given = [str(folder), *training_files.train, training_files.held_out("plain"), OFTEN, *overrides]
     process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, json.dumps(trainings)],
+        [sys.executable, "-c", CHILD, json.dumps(given)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
     assert process.stdout is not None
-    for pid, folder in zip(json.loads(process.stdout.readline()), folders.values(), strict=True):
-        kill_after_checkpoint(pid, folder)
-    assert json.loads(process.stdout.readline()) == [-signal.SIGKILL] * len(CASES)
-    assert process.wait() == 0
-    return folders
+    assert "waiting\n" in iter(process.stdout.readline, "")
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    return folder
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("train.epochs=3", "train.lora_dropout=0.3"), id="dropout"),
+        pytest.param(
+            ("train.epochs=5", "train.lora_dropout=0.1", "train.early_stop=4"), id="early-stop", marks=pytest.mark.slow
+        ),
+    ],
+)
 def test_a_killed_process_is_taken_up_where_it_was(
-    case: str, killed: dict[str, Path], training_files: TrainingFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    options: tuple[str, ...], training_files: TrainingFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store, overrides = killed[case] / "store", (*training_files.train, training_files.held_out("plain"), *CASES[case])
+    overrides = (*training_files.train, training_files.held_out("plain"), *options)
+    store = killed(training_files, tmp_path, *options) / "store"
     checkpoint = torch.load(next(store.glob("partial/finetune-*/resume.ckpt")), weights_only=True)
-    unbroken = run_train(*overrides, output_dir=tmp_path / "unbroken", store_dir=tmp_path / "store")
-    assert 0 < checkpoint["trim_done"]["steps"] < unbroken.metrics["train/steps"]
+    unbroken = run_train(*overrides, output_dir=tmp_path / "unbroken", store_dir=tmp_path / "whole")
+    assert checkpoint["trim_done"]["steps"] == STEPS < unbroken.metrics["train/steps"]
     assert not list(store.glob("finetune/*"))
     with caplog.at_level(logging.INFO, "trim_lightning"):
-        resumed = run_train(*overrides, output_dir=killed[case] / "broken", store_dir=store)
+        resumed = run_train(*overrides, output_dir=tmp_path / "broken", store_dir=store)
     assert "resuming from its last checkpoint" in caplog.text
     assert outcome(resumed) == outcome(unbroken)
     assert not [path for path in store.glob("finetune/*/*") if "ckpt" in path.name]

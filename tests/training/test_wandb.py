@@ -57,7 +57,7 @@ def read_run(file: Path) -> Record:
 
 def runs_below(directory: Path) -> list[Record]:
     """The runs of a directory; W&B's own process may close their files a moment after the run."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while True:
         try:
             records = [read_run(file) for file in sorted(directory.rglob("run-*.wandb"))]
