@@ -33,6 +33,7 @@ from trim_lightning.models.adapter import apply_adapter
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.loss import hidden_width
 from trim_lightning.models.precision import resolve_dtype
+from trim_lightning.models.reading import number_of_layers, reading_of
 from trim_lightning.models.source import find_model
 from trim_lightning.records.layouts import Layout, LayoutError, choose_layout
 from trim_lightning.records.record import Turn
@@ -106,7 +107,7 @@ class TrimScorer:
         self.scope = scope
         self.max_length = max_length
         self.tokens_per_batch = tokens_per_batch
-        self.num_layers = int(model.config.get_text_config().num_hidden_layers)
+        self.num_layers = number_of_layers(model)
 
     def fingerprint(
         self, targets: Iterable[Mapping[str, Any]], saliency: SaliencySettings | None = None
@@ -119,6 +120,9 @@ class TrimScorer:
         saliency = saliency or SaliencySettings(num_layers=min(6, self.num_layers))
         if saliency.num_layers > self.num_layers:
             raise UserError(f"saliency.num_layers={saliency.num_layers}: the model has only {self.num_layers} layers")
+        reading = reading_of(self.model)
+        if not reading.layers and (saliency.row_weight or saliency.column_weight):
+            raise UserError(f"the model's saliency cannot be read: {reading.why}; set both of its weights to 0")
         sequences = list(itertools.chain.from_iterable(self._encode(targets)))
         forward = TargetPass(self.model, self.num_layers)
         results: list[dict[str, Any]] = []

@@ -12,11 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    BloomConfig,
-    FalconConfig,
-    Gemma2Config,
     GPTNeoXConfig,
-    GptOssConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
@@ -225,25 +221,6 @@ def test_a_layer_that_reports_twice_is_refused() -> None:
         call(module)
         with pytest.raises(UserError, match="more than one attention in a layer"):
             call(module)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        Gemma2Config(**SMALL, query_pre_attn_scalar=8),
-        GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1, sliding_window=8),
-        BloomConfig(vocab_size=360, hidden_size=32, n_layer=2, n_head=4),
-        FalconConfig(vocab_size=360, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True),
-    ],
-    ids=lambda config: config.model_type,
-)
-def test_models_with_soft_capping_sinks_or_an_attention_of_their_own_are_refused(
-    config: PreTrainedConfig, tmp_path: Path
-) -> None:
-    folder = save(config, tmp_path / "model")
-    with pytest.raises(UserError, match=r"^model\.path: the model uses .*; use a model with plain softmax") as caught:
-        recorded(load(folder), input_ids(), [30, 30])
-    assert "\n" not in str(caught.value)
 
 
 class OwnAttention(nn.Module):

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.memory import in_halves
 from trim_lightning.errors import UserError
-from trim_lightning.models.attention import SaliencyRecorder, recording
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.models.loss import last_hidden_states
+from trim_lightning.models.reading import WEIGHTS, read, reading_of
 from trim_lightning.trim.fingerprints import FingerprintBank, unit
 from trim_lightning.trim.matching import Matcher
 
@@ -84,7 +84,7 @@ def shard_weights(model: PreTrainedModel, mesh: Any) -> None:
 
 
 class TargetPass(ForwardPass):
-    """One forward over the target set that reads attention in every layer.
+    """One forward over the target set that reads attention in every layer that has softmax attention.
 
     ``predict_step`` returns, for each record of the batch, ``row``, ``token_ids [seq]``, ``roles [seq]``,
     ``row_signal [layers, seq]``, ``column_signal [layers, seq]`` and ``hidden [seq, hidden]`` (float32), so that
@@ -96,10 +96,12 @@ class TargetPass(ForwardPass):
         self.num_layers = num_layers
 
     def on_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-        recorder = SaliencyRecorder(batch["lengths"], self.num_layers)
-        with recording(recorder):
-            hidden = last_hidden_states(self.model, batch["input_ids"])
-        row_signals, column_signals = recorder.signals()
+        if self._trainer is not None and in_step(self._trainer.strategy) and reading_of(self.model).way == WEIGHTS:
+            raise UserError(
+                f"trainer=fsdp: the attention of {type(self.model).__name__} is read one target at a time, which "
+                "divided weights do not allow; use trainer=ddp, or one device"
+            )
+        hidden, row_signals, column_signals = read(self.model, batch["input_ids"], batch["lengths"])
         results = []
         for line, length in enumerate(batch["lengths"].tolist()):
             results.append(

@@ -23,6 +23,7 @@ from trim_lightning.engine.sharded_pass import run_sharded_pass
 from trim_lightning.engine.shards import ShardForm, finished_shards, shard_path, write_shard
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.load import ModelRecipe
+from trim_lightning.models.reading import reading_of
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 FILE, PARTS = "signals.parquet", "parts"
@@ -97,15 +98,15 @@ def run_target_pass(
     Batches are shards of their own, of which an earlier attempt's are kept: a few targets go around all devices.
 
     Returns:
-        ``seconds`` over all attempts and ``tokens`` fed to the model.
+        ``seconds`` over all attempts, ``tokens`` fed to the model and, unless all layers were read, ``softmax``: the
+        ``layers`` that have softmax attention, ``of`` how many, and ``why`` none was read.
     """
     plan = plan_shards(records.lengths, resources.tokens_per_batch, shard_tokens=1)
     folder = directory / PARTS
     folder.mkdir(exist_ok=True)
     form = SignalShards(folder)
-    seconds = run_sharded_pass(
-        TargetPass(model, num_layers), records, plan, form, folder, resources=resources, title="fingerprint"
-    )
+    forward = TargetPass(model, num_layers)
+    seconds = run_sharded_pass(forward, records, plan, form, folder, resources=resources, title="fingerprint")
     if resources.processes.leads:
         started = time.perf_counter()
         content = pa.BufferOutputStream()
@@ -113,7 +114,10 @@ def run_target_pass(
         write_atomically(directory / FILE, content.getvalue().to_pybytes())
         shutil.rmtree(folder)
         seconds += time.perf_counter() - started
-    return {"seconds": seconds, "tokens": records.total_tokens}
+    reading = reading_of(forward.model)
+    partial = reading.layers != tuple(range(num_layers))
+    softmax = {"softmax": {"layers": list(reading.layers), "of": reading.total, "why": reading.why}}
+    return {"seconds": seconds, "tokens": records.total_tokens, **(softmax if partial else {})}
 
 
 def read_signals(directory: Path) -> list[TargetSignals]:
@@ -130,8 +134,8 @@ def read_signals(directory: Path) -> list[TargetSignals]:
                 row=record["row"],
                 token_ids=torch.tensor(record["token_ids"], dtype=torch.int64),
                 roles=torch.tensor(record["roles"], dtype=torch.uint8),
-                row_signal=tensor("row_signal", -1, seq),
-                column_signal=tensor("column_signal", -1, seq),
+                row_signal=tensor("row_signal", len(record["row_signal"]) // seq, seq),
+                column_signal=tensor("column_signal", len(record["column_signal"]) // seq, seq),
                 hidden=tensor("hidden", seq, -1),
             )
         )

@@ -16,6 +16,7 @@ from trim_lightning.engine.shards import shard_path
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import Selector
 from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
+from trim_lightning.stages.attention import attention_read, warn_of_layers
 from trim_lightning.stages.passes import target_tokens
 from trim_lightning.stages.scoring import BANKS, TARGETS, TOKEN_SCORES, ScoringWork
 from trim_lightning.stages.task import MatchedTokens, SelectionTask
@@ -103,6 +104,7 @@ class TrimSelector(Selector):
             from trim_lightning.stages.fingerprints import banks_of, save_banks, separation, weigh
 
             started = time.perf_counter()
+            attention = attention_read(signals, task.settings.saliency, task.scorer.source.name)
             salient = weigh(read_signals(signals.path), task.settings.saliency, task.settings.scope)
             banks = banks_of(salient, groups)
             for group, bank in banks.items():
@@ -116,10 +118,16 @@ class TrimSelector(Selector):
             apart = separation(salient, groups, banks)
             write_target_tokens(salient, directory / TARGETS)
             classes = sum(map(len, banks.values()))
-            return {"seconds": time.perf_counter() - started, "classes": classes, "within_over_between": apart}
+            return {
+                "seconds": time.perf_counter() - started,
+                "classes": classes,
+                "within_over_between": apart,
+                **attention,
+            }
 
         result = task.store.get(key, build)
         task.ledger.book("fingerprint", result)
+        warn_of_layers(result.facts.get("attention"), task)
         self._fingerprint_entry = result
         task.ledger.figures["within_over_between"] = result.facts.get("within_over_between")
         return result

@@ -1,4 +1,4 @@
-"""What a model is asked once, when it is loaded: is it causal, and what is there to its logits."""
+"""What a model is asked once, when it is loaded: how its attention is read, if it is causal, what its logits are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.models.loss import HEAD_ALONE, last_hidden_states
+from trim_lightning.models.reading import look
 
 log = logging.getLogger(__name__)
 TOKENS, DRAWS = 12, 4  # of a sequence, the second half of which is drawn anew for each
@@ -22,22 +23,27 @@ ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
 def check_model(model: PreTrainedModel, name: str) -> None:
-    """Note whether losses may run the output embedding on chosen positions alone; refuse a model that looks ahead.
+    """Note how attention is read and whether losses may run the output embedding on chosen positions alone.
 
     One forward pass over a few tokens, and one of the base model. A model spread by accelerate runs them too. One that
     cannot run where it was loaded is left to its own forward pass, which is right whatever there is to its logits; that
     it is causal is then taken from its class.
 
     Raises:
-        UserError: if a later token changes the logits of earlier ones, or the attention hook refuses the model.
+        UserError: if a later token changes the logits of earlier ones: it looks ahead;
+            or if the model wants more than a text.
     """
     setattr(model, HEAD_ALONE, False)
     input_ids = draws(model)
     try:
         with torch.no_grad():  # not inference mode: a model may keep what it computes, and be trained later
-            logits = model(input_ids=input_ids, use_cache=False).logits.float()
+            logits = look(model, lambda: model(input_ids=input_ids, use_cache=False)).logits.float()
     except UserError:
         raise
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"model.path={name}: {type(model).__name__} cannot run on a text alone ({first_line(error)})"
+        ) from None
     except Exception as error:
         log.debug("%s could not be checked where it was loaded (%s)", name, first_line(error))
         return

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from trim_lightning.errors import UserError, first_line
-from trim_lightning.models.attention import NAME, refusal, register
+from trim_lightning.models.attention import NAME, OWN, register
 from trim_lightning.models.check import check_model
 from trim_lightning.models.source import ModelSource
 
@@ -46,6 +46,27 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         raise UserError(f"model.path={source.name}: its tokenizer cannot be loaded ({first_line(error)})") from None
 
 
+def from_files(source: ModelSource, dtype: torch.dtype) -> Any:
+    """Model and loading report, with the first attention that its class supports: our hooks, else its native one."""
+    for attention in (NAME, OWN, None):
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                str(source.directory),
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=source.trust_remote_code,
+                device_map=source.device_map,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as error:
+            message = str(error)
+            if attention is None or not any(word in message for word in (NAME, OWN, "scaled_dot_product_attention")):
+                raise
+    raise AssertionError("the last one raises or returns")
+
+
 def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """The causal LM in evaluation mode, with attention going through the hook.
 
@@ -55,21 +76,11 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """
     # peft still asks for an attribute by its old name
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    register()
     with quiet_loading():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(source.directory),
-                dtype=dtype,
-                attn_implementation=register(),
-                use_safetensors=True,
-                trust_remote_code=source.trust_remote_code,
-                device_map=source.device_map,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            loaded = from_files(source, dtype)
         except Exception as error:
-            if NAME in str(error) or "scaled_dot_product_attention" in str(error):
-                raise refusal("an attention of its own that cannot be read from outside") from None
             raise UserError(f"model.path={source.name}: cannot be loaded ({first_line(error)})") from None
     model, report = loaded
     if report["missing_keys"]:

@@ -19,6 +19,8 @@ from trim_lightning.store.versions import coarse_versions
 BUNDLED, BUNDLED_NAME = "bundled:smollm2_135m", "smollm2_135m"
 ADAPTER_CONFIG = "adapter_config.json"
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers")
+KINDS = ("layer_types", "layers_block_type")  # lists of what each layer is
 MOST_LAYERS = 10_000  # building more would take a machine's time and memory before any weight is read
 CODE = ("*.py",)  # part of the model where it is run
 
@@ -234,12 +236,23 @@ def read_config(directory: Path, settings: ModelSettings) -> dict[str, Any]:
 
 def config_layers(config: dict[str, Any], directory: Path) -> int:
     """Number of attention layers that a model config declares."""
-    layers = config_number(config, "num_hidden_layers", "n_layer", "num_layers")
+    layers = config_number(config, *LAYERS) or len(config_kinds(config)) or None
     if layers is None:
         raise UserError(f"model.path: {directory.name}/config.json does not say how many layers the model has")
     if layers > MOST_LAYERS:
         raise UserError(f"model.path: {directory.name}/config.json speaks of {layers} layers; no model has so many")
     return layers
+
+
+def config_kinds(config: dict[str, Any]) -> list[str]:
+    """What each layer is, as a model config names it, also inside a multimodal model's text config; empty if it says
+    nothing."""
+    for part in (config, config.get("text_config")):
+        for name in KINDS:
+            kinds = part.get(name) if isinstance(part, dict) else None
+            if isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds):
+                return kinds
+    return []
 
 
 def config_number(config: dict[str, Any], *names: str) -> int | None:

@@ -51,7 +51,7 @@ def open_task(settings: SelectSettings, selector: Selector, store: Store, announ
         check_target(settings)
     targets = choose_targets(settings, pool, store) if selector.needs_targets else None
     source = find_model(settings.model, store)
-    if selector.reads_attention:
+    if selector.reads_attention and (settings.saliency.row_weight or settings.saliency.column_weight):
         source.check_layers(settings.saliency.num_layers)
     if announce:
         log.info("pool %s: %s records", pool.name, f"{len(pool):,}")

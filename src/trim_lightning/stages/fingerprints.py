@@ -77,7 +77,10 @@ class SalientTarget:
 
 
 def weigh(signals: Iterable[TargetSignals], saliency: SaliencySettings, scope: str) -> list[SalientTarget]:
-    """Apply layer count, weights, scaling and scope to raw signals."""
+    """Apply layer count, weights, scaling and scope to raw signals.
+
+    The layers are the last ones that have softmax attention: as many as asked for, or all.
+    """
     targets = []
     for signal in signals:
         mask = torch.from_numpy(scope_mask(signal.roles.numpy(), scope))
@@ -85,7 +88,7 @@ def weigh(signals: Iterable[TargetSignals], saliency: SaliencySettings, scope: s
             signal.row_signal,
             signal.column_signal,
             mask,
-            num_layers=saliency.num_layers,
+            num_layers=min(saliency.num_layers, len(signal.row_signal)),
             row_weight=saliency.row_weight,
             column_weight=saliency.column_weight,
             normalize=saliency.normalize,

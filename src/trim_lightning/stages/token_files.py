@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def spread(values: NDArray[Any], scope: NDArray[np.bool_]) -> list[Any]:
-    """Put scoped values back at their tokens, null elsewhere."""
+    """Put scoped values back at their tokens, null elsewhere, and where there is no value (NaN)."""
     full = np.full(len(scope), None, dtype=object)
-    full[scope] = values.tolist()
+    full[scope] = [None if value != value else value for value in values.tolist()]
     return full.tolist()
 
 

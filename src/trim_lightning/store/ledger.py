@@ -24,6 +24,7 @@ class StageRecord:
         versions: Package to the version that it was computed with, to all of them where several results add up; None
             if that is not known.
         lora: What a training of LoRA trained, see `trim_lightning.models.lora.lora_facts`; None of other stages.
+        attention: The ``layers`` whose attention was read ``of`` how many, where that is not all of the last ones.
     """
 
     key: str | None
@@ -32,6 +33,7 @@ class StageRecord:
     cached: bool
     versions: Mapping[str, str] | None = None
     lora: Mapping[str, Any] | None = None
+    attention: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The form in ``manifest.json``."""
@@ -44,6 +46,7 @@ class StageRecord:
             "cached": self.cached,
             "versions": None if self.versions is None else dict(self.versions),
             **({} if self.lora is None else {"lora": dict(self.lora)}),
+            **({} if self.attention is None else {"attention": dict(self.attention)}),
         }
 
 
@@ -69,7 +72,8 @@ class Ledger:
         if entry.cached and stage not in self.stages and not self.quiet:
             log.info("%s: from the store", stage)
         seconds, tokens = float(facts.get("seconds", 0.0)), int(facts.get("tokens", 0))
-        record = StageRecord(entry.key.hex, seconds, tokens, entry.cached, entry.versions, facts.get("lora"))
+        about = (facts.get("lora"), facts.get("attention"))
+        record = StageRecord(entry.key.hex, seconds, tokens, entry.cached, entry.versions, *about)
         if record.tokens and not entry.cached:
             log.info("%s: %s tokens in %.1f s", stage, f"{record.tokens:,}", record.seconds)
         self.add(stage, record)
@@ -85,6 +89,7 @@ class Ledger:
                 before.cached and record.cached,
                 together(before.versions, record.versions),
                 record.lora,
+                record.attention,
             )
         self.stages[stage] = record
 

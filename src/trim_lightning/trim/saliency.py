@@ -70,6 +70,37 @@ def attention_statistics(
     return row * real, column * real
 
 
+def weight_statistics(weights: Tensor, lengths: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The same two signals from attention weights that are there already: those that the model itself computes.
+
+    What a row gives to no token (an attention sink's share) is dropped and the row made to sum to 1 (our choice). A row
+    that gives nothing to any token says nothing: 0.
+
+    Args:
+        weights: ``[batch, heads, seq, seq]``.
+        lengths: ``[batch]`` real tokens of each sequence; padding is on the right.
+        visible: ``[batch or 1, heads or 1, seq, seq]`` bool, True where a query may see a key. None means causal.
+
+    Returns:
+        Two float32 tensors ``[batch, seq]``: row and column signal, 0 at padding.
+    """
+    seq = weights.shape[-1]
+    position = torch.arange(seq, device=weights.device)
+    real = position < lengths[:, None]
+    seen = (position <= position[:, None])[None, None]
+    seen = (seen if visible is None else seen & visible).expand(weights.shape)
+    attention = weights.float() * seen
+    total = attention.sum(-1, keepdim=True)
+    attention = attention / total.clamp(min=torch.finfo(torch.float32).tiny)
+    entropy = -torch.special.xlogy(attention, attention).sum(-1)  # [batch, heads, seq]
+    ceiling = seen.sum(-1).float().log()
+    certain = (ceiling > 0) & (total[..., 0] > 0)
+    sharpness = torch.where(certain, 1 - (entropy / ceiling.clamp(min=FLOOR)).clamp(0, 1), 0.0)
+    asking = real[:, None, :, None]
+    received = (attention * asking).sum(2) / (seen & asking).sum(2).clamp(min=1)
+    return sharpness.mean(1) * real, received.mean(1) * real
+
+
 def scale(signal: Tensor, normalize: str = "minmax") -> Tensor:
     """Min-max scale one signal of one sequence to [0, 1] (our choice).
 
