@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tiny_models import END, START
+from trim_lightning.engine.devices import Resources
+from trim_lightning.engine.response_loss import read_losses, run_loss_pass
 from trim_lightning.records.indexing import index
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 from trim_lightning.records.sources import sha256_of
@@ -93,6 +97,16 @@ def opened(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> Callable[..., 
         return file, TokenizedRecords(folder), renderer
 
     return build
+
+
+CPU = {"accelerator": "cpu"}
+
+
+def response_losses(model: PreTrainedModel, tokens: TokenizedRecords, tokens_per_batch: int) -> NDArray[np.float64]:
+    """Summed response losses as the product computes them, in one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_loss_pass(model, tokens, Path(folder), resources=Resources(CPU, tokens_per_batch))
+        return read_losses(Path(folder), tokens)
 
 
 def varied_pairs(number: int) -> list[dict[str, str]]:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedModel
 
-from evaluation.conftest import Opened, Plain, varied_pairs
-from trim_lightning.evaluation.generation import BATCH, answer_prompts, batches, end_tokens, generate_answers
+from evaluation.conftest import CPU, Opened, Plain, varied_pairs
+from trim_lightning.engine.devices import Resources
+from trim_lightning.evaluation.generation import (
+    BATCH,
+    AnswerLimits,
+    answer_prompts,
+    end_tokens,
+    plan_answers,
+    read_answers,
+    run_answer_pass,
+)
 
 Load = Callable[[str], PreTrainedModel]
 
@@ -20,7 +33,16 @@ def answers(
     """The product's answers to all records."""
     file, tokens, renderer = opened
     prompts = answer_prompts(file, tokens, range(len(file)), renderer, 400)
-    return generate_answers(model, renderer._tokenizer, prompts, ends=ends, max_new_tokens=most, **options)  # type: ignore[arg-type]
+    return generate_answers(model, renderer._tokenizer, prompts, AnswerLimits(ends, most, **options))  # type: ignore[arg-type]
+
+
+def generate_answers(
+    model: PreTrainedModel, tokenizer: Any, prompts: dict[int, NDArray[np.int32]], limits: AnswerLimits
+) -> dict[int, str]:
+    """The product's answers to some prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_answer_pass(model, prompts, limits, Path(folder), resources=Resources(CPU))
+        return read_answers(Path(folder), prompts, limits, tokenizer)
 
 
 def prompt_ids(reference: Plain, pair: dict[str, str]) -> list[int]:
@@ -125,15 +147,20 @@ def test_a_special_token_in_a_response_gives_nothing_away(opened: Callable[..., 
 # prompts that leave little room
 
 
-def test_batches_hold_every_row_once_and_no_tight_prompt_shortens_others() -> None:
+def test_batches_hold_every_row_with_room_once_and_no_tight_prompt_shortens_others() -> None:
     lengths = {row: 5 + 3 * row % 41 for row in range(50)}
-    plan = list(batches(lengths, max_new_tokens=10, max_positions=40))
-    assert sorted(row for rows, _ in plan for row in rows) == list(range(50))
-    for rows, room in plan:
-        longest = max(lengths[row] for row in rows)
-        assert room == max(0, min(10, 40 - longest))
+    limits, rooms = AnswerLimits([], max_new_tokens=10, max_positions=40), set()
+    plan = [(shard.batches[0], shard.batches[1:]) for shard in plan_answers(lengths, limits)]
+    assert sorted(row for rows, _ in plan for row in rows) == [row for row in range(50) if lengths[row] < 40]
+    for rows, more in plan:
+        assert not more, "a shard for each batch"
+        room = limits.room(max(lengths[row] for row in rows))
+        assert room == min(10, 40 - max(lengths[row] for row in rows))
         assert len(rows) <= (BATCH if room == 10 else 1)
-    assert {0, 10} < {room for _, room in plan}
+        rooms.add(room)
+    assert 10 in rooms
+    assert 1 in rooms
+    assert limits.room(41) == 0
 
 
 def test_a_model_is_not_asked_for_more_than_it_takes(tiny_model: Load, opened: Callable[..., Opened]) -> None:
@@ -142,10 +169,8 @@ def test_a_model_is_not_asked_for_more_than_it_takes(tiny_model: Load, opened: C
     prompts = answer_prompts(file, tokens, range(4), renderer, 600)
     assert 0 < 512 - len(prompts[0]) < 30
     tight = dict(prompts) | {4: np.tile(prompts[0], 2)[:512]}
-    found = generate_answers(
-        tiny_model("opt"), renderer._tokenizer, tight, ends=[], max_new_tokens=30, max_positions=512
-    )
-    alone = generate_answers(tiny_model("opt"), renderer._tokenizer, {1: prompts[1]}, ends=[], max_new_tokens=30)
+    found = generate_answers(tiny_model("opt"), renderer._tokenizer, tight, AnswerLimits([], 30, 512))
+    alone = generate_answers(tiny_model("opt"), renderer._tokenizer, {1: prompts[1]}, AnswerLimits([], 30))
     assert found[4] == ""
     assert found[0] != ""
     assert found[1] == alone[1]

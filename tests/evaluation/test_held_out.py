@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from evaluation.conftest import Opened, Plain, varied_pairs
+from evaluation.conftest import Opened, Plain, response_losses, varied_pairs
 from trim_lightning.engine.labels import labels_of
-from trim_lightning.engine.response_loss import mean_response_loss, response_counts, response_losses
+from trim_lightning.engine.response_loss import mean_response_loss, response_counts
 
 Load = Callable[[str], PreTrainedModel]
 
@@ -23,7 +23,7 @@ def test_losses_are_those_of_plain_transformers(
     pairs = [*varied_pairs(9), {"prompt": "no answer", "response": ""}, {"prompt": "", "response": "no question"}]
     _, tokens, _ = opened(pairs, architecture=architecture)
     reference = plain(architecture)
-    found = response_losses(tiny_model(architecture), tokens, trainer={"accelerator": "cpu"}, tokens_per_batch=200)
+    found = response_losses(tiny_model(architecture), tokens, 200)
     counts = response_counts(tokens)
     for row, pair in enumerate(pairs):
         ids, counted = reference.encode([("user", pair["prompt"]), ("assistant", pair["response"])])
@@ -54,7 +54,7 @@ def test_every_assistant_turn_is_measured(
              ("assistant", "twelve in total")]  # fmt: skip
     _, tokens, _ = opened([{"messages": [{"role": role, "content": content} for role, content in turns]}])
     ids, counted = plain("llama").encode(turns)
-    (found,) = response_losses(tiny_model("llama"), tokens, trainer={"accelerator": "cpu"}, tokens_per_batch=99)
+    (found,) = response_losses(tiny_model("llama"), tokens, 99)
     assert response_counts(tokens).tolist() == [sum(counted)]
     assert found == pytest.approx(plain("llama").loss(ids, counted), rel=2e-5)
 
@@ -66,7 +66,7 @@ def test_a_cut_record_is_measured_on_what_is_left(
     ids, counted = plain("llama").encode([("user", pair["prompt"]), ("assistant", pair["response"])])
     length = counted.index(True) + 3
     _, tokens, _ = opened([pair, {"prompt": "word " * 400, "response": "never reached"}], max_length=length)
-    found = response_losses(tiny_model("llama"), tokens, trainer={"accelerator": "cpu"}, tokens_per_batch=99)
+    found = response_losses(tiny_model("llama"), tokens, 99)
     assert response_counts(tokens).tolist() == [3, 0]
     assert found[0] == pytest.approx(plain("llama").loss(ids[:length], counted[:length]), rel=2e-5)
     assert found[1] == 0
@@ -75,9 +75,7 @@ def test_a_cut_record_is_measured_on_what_is_left(
 def test_batches_do_not_change_a_loss(tiny_model: Load, opened: Callable[..., Opened]) -> None:
     _, tokens, _ = opened(varied_pairs(20))
     model = tiny_model("mistral")  # with a window of 12 tokens
-    small, large = (
-        response_losses(model, tokens, trainer={"accelerator": "cpu"}, tokens_per_batch=size) for size in (1, 5000)
-    )
+    small, large = (response_losses(model, tokens, size) for size in (1, 5000))
     np.testing.assert_allclose(small, large, rtol=1e-5)
 
 
@@ -86,7 +84,7 @@ def test_the_loss_that_stops_a_training_is_the_one_that_is_reported(
 ) -> None:
     _, tokens, _ = opened(varied_pairs(12))
     model = tiny_model("llama")
-    losses = response_losses(model, tokens, trainer={"accelerator": "cpu"}, tokens_per_batch=300)
+    losses = response_losses(model, tokens, 300)
     expected = losses.sum() / response_counts(tokens).sum()
     assert mean_response_loss(model, tokens, 300) == pytest.approx(expected, rel=1e-12)
 
@@ -96,4 +94,4 @@ def test_the_loss_of_a_diverged_model_is_not_finite(tiny_model: Load, opened: Ca
     model = copy.deepcopy(tiny_model("llama"))
     for weight in model.parameters():
         weight.data.fill_(float("nan"))
-    assert np.isnan(response_losses(model, tokens, trainer={"accelerator": "cpu"}, tokens_per_batch=300)).all()
+    assert np.isnan(response_losses(model, tokens, 300)).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence, scope_mask
 
+Records = TokenizedRecords | Sequence[TokenSequence] | Mapping[int, TokenSequence]  # by row
 WINDOW = 16_384  # records sorted by length together: large enough that padding all but vanishes
 SHARD_TOKENS = 12_000  # a shard is what a kill may lose: under 10 s of a 135M model on 2 cores
 
@@ -99,7 +100,7 @@ class ShardBatches(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        records: TokenizedRecords | Sequence[TokenSequence],
+        records: Records,
         shards: Sequence[Shard],
         scope: str,
         pad_token_id: int = 0,

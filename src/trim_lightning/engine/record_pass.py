@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.batches import padding_share, plan_shards
+from trim_lightning.engine.batches import SHARD_TOKENS, padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ForwardPass
 from trim_lightning.engine.record_statistics import RecordStatistic
@@ -40,15 +40,16 @@ def run_record_pass(
     scope: str,
     resources: Resources,
     title: str,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> dict[str, Any]:
     """One forward over some records, batched as the scoring pass is; read the result with `read_values`.
 
-    A record without tokens gets no values; shards of an earlier attempt are kept.
+    A record without tokens gets no values; shards, which ``shard_tokens`` close, of an earlier attempt are kept.
 
     Returns:
         ``seconds`` over all attempts, ``tokens`` fed to the model, ``shards``, and the ``padding`` share.
     """
-    plan = plan_shards(records.lengths, resources.tokens_per_batch)
+    plan = plan_shards(records.lengths, resources.tokens_per_batch, shard_tokens=shard_tokens)
     if statistic.needs_gradients:  # what is made in inference mode can have no gradient
         resources = replace(resources, trainer={**resources.trainer, "inference_mode": False})
     seconds = run_sharded_pass(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,38 +14,36 @@ from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.record_pass import run_record_pass
 from trim_lightning.engine.record_statistics import ResponseLoss
 from trim_lightning.engine.shards import gather_values
+from trim_lightning.models.load import ModelRecipe
 from trim_lightning.tokens.spans import RESPONSE
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 
-def response_losses(
-    model: PreTrainedModel,
+def run_loss_pass(
+    model: PreTrainedModel | ModelRecipe,
     records: TokenizedRecords,
+    directory: Path,
     *,
-    trainer: Mapping[str, Any],
-    tokens_per_batch: int,
+    resources: Resources,
     title: str = "held-out",
-    within: Path | None = None,
-) -> NDArray[np.float64]:
-    """Summed loss (nats) of each record's response tokens, on one device.
+) -> float:
+    """Compute the summed loss (nats) of each record's response tokens; `read_losses` reads them.
 
-    Args:
-        model: The model.
-        records: The tokens.
-        trainer: Arguments of the Lightning Trainer.
-        tokens_per_batch: Padded tokens of a batch.
-        title: Name on the progress bar.
-        within: Folder for the pass's own files while it runs; None takes the system's temporary one.
+    Batches go around all devices one by one; those that an earlier attempt left in the directory are kept.
 
     Returns:
-        ``[records]`` float64, 0 for a record without a response.
+        Seconds over all attempts.
     """
-    resources = Resources(trainer, tokens_per_batch).alone()
-    with tempfile.TemporaryDirectory(prefix="trim-losses-", dir=within) as folder:
-        run_record_pass(
-            model, records, ResponseLoss(), Path(folder), scope="response", resources=resources, title=title
-        )
-        values = gather_values(Path(folder), len(records))
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = run_record_pass(
+        model, records, ResponseLoss(), directory, scope="response", resources=resources, title=title, shard_tokens=1
+    )
+    return float(facts["seconds"])
+
+
+def read_losses(directory: Path, records: TokenizedRecords) -> NDArray[np.float64]:
+    """What `run_loss_pass` computed, ``[records]`` float64, 0 for a record without a response."""
+    values = gather_values(directory, len(records))
     # a record without a response has no loss; that of a model that diverged stays not finite
     return np.where(response_counts(records) > 0, values[:, 0], 0.0) if values.size else np.zeros(len(records))
 

@@ -10,21 +10,20 @@ from typing import Any
 from lightning import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
-from trim_lightning.engine.batches import Shard, ShardBatches
+from trim_lightning.engine.batches import Records, Shard, ShardBatches
 from trim_lightning.engine.devices import Resources, is_spread
 from trim_lightning.engine.modules import in_step
 from trim_lightning.engine.shards import Elapsed, ShardForm
 from trim_lightning.engine.trainer import ProcessAborted, interruptible, make_trainer
-from trim_lightning.engine.writer import ShardWriter, TokenProgress
+from trim_lightning.engine.writer import TOKENS, ShardWriter, TokenProgress
 from trim_lightning.errors import UserError, first_line
-from trim_lightning.tokens.tokenized import TokenizedRecords
 
 log = logging.getLogger(__name__)
 
 
 def run_sharded_pass(
     module: LightningModule,
-    records: TokenizedRecords,
+    records: Records,
     plan: Sequence[Shard],
     form: ShardForm,
     directory: Path,
@@ -32,11 +31,12 @@ def run_sharded_pass(
     scope: str = "all",
     resources: Resources,
     title: str,
+    unit: str = TOKENS,
 ) -> float:
     """Compute those of the plan's shards that are not there yet.
 
     Each process of a spread pass takes every n-th missing shard; the data alone decide what a shard holds. Those of an
-    earlier attempt are kept; the time spent is noted in the directory.
+    earlier attempt are kept; the time spent is noted in the directory. The bar counts tokens, or records as ``unit``.
 
     Returns:
         Seconds over all attempts, from the first batch to the last shard's file.
@@ -55,7 +55,8 @@ def run_sharded_pass(
             return
         data = ShardData(records, shards, scope, num_workers)
         tokens = sum(shard.tokens for shard in shards)
-        runner = make_trainer(resources.trainer, [ShardWriter(form, elapsed), TokenProgress(title, tokens)])
+        total = tokens if unit == TOKENS else sum(len(rows) for shard in shards for rows in shard.batches)
+        runner = make_trainer(resources.trainer, [ShardWriter(form, elapsed), TokenProgress(title, total, unit)])
         with interruptible(runner):
             runner.predict(module, datamodule=data, return_predictions=False)
 
@@ -87,7 +88,7 @@ def run_sharded_pass(
 class ShardData(LightningDataModule):
     """Gives each process its part of the missing shards."""
 
-    def __init__(self, records: TokenizedRecords, shards: Sequence[Shard], scope: str, num_workers: int | None) -> None:
+    def __init__(self, records: Records, shards: Sequence[Shard], scope: str, num_workers: int | None) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer shards than processes
         self.records, self.shards, self.scope = records, shards, scope

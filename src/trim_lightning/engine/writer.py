@@ -14,19 +14,25 @@ from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.shards import Elapsed, ShardForm
 from trim_lightning.engine.trainer import hush_lightning
 
+TOKENS = "tokens"
+
 
 class TokenProgress(Callback):
-    """A progress bar over real tokens: percentage, tokens/s, time left. Shown on the first process only."""
+    """A progress bar over real tokens: percentage, tokens/s, time left. Shown on the first process only.
 
-    def __init__(self, title: str, total: int) -> None:
+    With another ``unit`` than tokens it counts records.
+    """
+
+    def __init__(self, title: str, total: int, unit: str = TOKENS) -> None:
         self.title = title
         self.total = total
+        self.unit = unit
         self._bar: Any = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         if trainer.is_global_zero:
-            self._bar = progress_bar(self.title, self.total)
+            self._bar = progress_bar(self.title, self.total, self.unit)
 
     def on_predict_batch_end(
         self,
@@ -39,9 +45,9 @@ class TokenProgress(Callback):
     ) -> None:
         """Advance by the batch's real tokens."""
         if self._bar is not None and not batch.get("repeated", False):
-            tokens = batch["tokens"] if "tokens" in batch else int(batch["lengths"].sum())
-            tokens *= trainer.world_size  # the other processes are as fast as this one
-            self._bar.update(min(tokens, self.total - self._bar.n))
+            done = batch["tokens"] if self.unit == TOKENS else len(batch["rows"])
+            done *= trainer.world_size  # the other processes are as fast as this one
+            self._bar.update(min(done, self.total - self._bar.n))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the bar."""

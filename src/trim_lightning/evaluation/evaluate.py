@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
+from trim_lightning.files.atomic import write_text
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import EvaluationSettings
-from trim_lightning.stages.trainee import Trainee
+from trim_lightning.stages.trainee import Evaluated, Trainee
 from trim_lightning.store import Entry, StageKey
+from trim_lightning.tokens.tokenized import TokenizedRecords
 
-RESULTS = "held_out.json"
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from trim_lightning.engine.devices import Resources
+    from trim_lightning.models.load import ModelRecipe
+
+RESULTS, PASSES = "held_out.json", "passes"
 
 
 def evaluate(
@@ -49,16 +58,23 @@ def evaluate(
         },
     )
 
+    resources = trainee.resources()
+
     def build(directory: Path) -> dict[str, Any]:
-        model = trainee.model(tuned)
-        started = time.perf_counter()
-        results = measure_losses(trainee, model, held_out, tokens, directory, title)
+        from trim_lightning.engine.devices import model_for
+
+        # the passes' own files are kept until all of them are done
+        measuring = Measuring(trainee, held_out, tokens, directory / PASSES, resources, title)
+        model = model_for(resources, Evaluated(trainee, tuned))
+        seconds = measuring.run_losses(model)
         if wanted["option_accuracy"]:
-            measure_options(trainee, model, held_out, results, directory, title)
+            seconds += measuring.run_options(model)
         if wanted["exact_match"]:
-            measure_answers(trainee, model, held_out, tokens, settings, results, title)
-        (directory / RESULTS).write_text(json.dumps(results), encoding="utf-8")
-        return {"seconds": time.perf_counter() - started, "tokens": tokens.total_tokens}
+            seconds += measuring.run_answers(model, settings)
+        if resources.processes.leads:
+            write_text(json.dumps(measuring.results()), directory / RESULTS)
+            shutil.rmtree(directory / PASSES)
+        return {"seconds": seconds, "tokens": tokens.total_tokens}
 
     more: dict[str, Any] = {}
     if wanted["option_accuracy"]:
@@ -66,8 +82,8 @@ def evaluate(
     if wanted["exact_match"]:
         more.update(how_many_answers=lambda: len(answered(held_out)), answer_tokens=settings.max_new_tokens)
         more["assumed"] = f"answers of {settings.max_new_tokens} tokens"
-    cost = trainee.cost(f"evaluate_{title}", "evaluation", tokens, loads=True, **more)
-    entry = trainee.store.get(key, build, cost=cost)
+    cost = trainee.cost(f"evaluate_{title}", "evaluation", tokens, resources=resources, loads=True, **more)
+    entry = trainee.store.get(key, build, resumable=True, together=True, cost=cost)
     trainee.ledger.book(f"evaluate_{title}", entry)
     results: list[dict[str, Any]] = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))
     return results
@@ -108,79 +124,112 @@ def measures(held_out: RecordFile, settings: EvaluationSettings) -> dict[str, bo
     }
 
 
-def measure_losses(
-    trainee: Trainee, model: Any, held_out: RecordFile, tokens: Any, directory: Path, title: str
-) -> list[dict[str, Any]]:
-    """Summed response loss and response tokens of each record."""
-    from trim_lightning.engine.response_loss import response_counts
+class Measuring:
+    """The passes of one evaluation, in which all processes take part, and what the first one makes of them.
 
-    counts, losses = response_counts(tokens), summed_losses(trainee, model, tokens, directory, f"loss {title}")
-    return [
-        {"id": held_out.id(row), "num_tokens": int(counts[row]), "nll": float(losses[row])}
-        for row in range(len(held_out))
-    ]
+    Args:
+        trainee: Gives tokenizer and limits.
+        held_out: The records.
+        tokens: Those, tokenised.
+        directory: Where the passes' own files are, on all processes; what an earlier attempt left there is kept.
+        resources: What they run on.
+        title: ``before`` or ``after``.
+    """
 
+    def __init__(
+        self,
+        trainee: Trainee,
+        held_out: RecordFile,
+        tokens: TokenizedRecords,
+        directory: Path,
+        resources: Resources,
+        title: str,
+    ) -> None:
+        self.trainee, self.held_out, self.tokens = trainee, held_out, tokens
+        self.directory, self.resources, self.title = directory, resources, title
+        self._readers: list[Callable[[list[dict[str, Any]]], None]] = []
+        directory.mkdir(exist_ok=True)
 
-def summed_losses(trainee: Trainee, model: Any, tokens: Any, directory: Path, title: str) -> NDArray[np.float64]:
-    """``[records]`` summed response losses, on the trainee's devices."""
-    from trim_lightning.engine.response_loss import response_losses
+    def results(self) -> list[dict[str, Any]]:
+        """A line for each record, from what all passes found."""
+        lines: list[dict[str, Any]] = [{"id": self.held_out.id(row)} for row in range(len(self.held_out))]
+        for read in self._readers:
+            read(lines)
+        return lines
 
-    options: dict[str, Any] = {"trainer": trainee.trainer, "tokens_per_batch": trainee.tokens_per_batch}
-    return response_losses(model, tokens, **options, title=title, within=directory)
+    def run_losses(self, model: PreTrainedModel | ModelRecipe) -> float:
+        """Summed response loss (``nll``) and response tokens (``num_tokens``) of each record."""
+        from trim_lightning.engine.response_loss import read_losses, response_counts, run_loss_pass
 
+        folder = self.directory / "losses"
 
-def measure_options(
-    trainee: Trainee, model: Any, held_out: RecordFile, results: list[dict[str, Any]], directory: Path, title: str
-) -> None:
-    """Add ``choice`` and ``choice_correct`` to the results."""
-    from trim_lightning.engine.response_loss import response_counts
-    from trim_lightning.evaluation.options import LastResponses, correct_option, likeliest, write_option_records
-    from trim_lightning.records.indexing import index
-    from trim_lightning.records.record_file import LineSource, ReadOptions
-    from trim_lightning.tokens.tokenized import tokenize_records
+        def read(lines: list[dict[str, Any]]) -> None:
+            counts, losses = response_counts(self.tokens), read_losses(folder, self.tokens)
+            for row, line in enumerate(lines):
+                line.update(num_tokens=int(counts[row]), nll=float(losses[row]))
 
-    file, folder = directory / "options.jsonl", directory / "options"
-    lines = write_option_records(held_out, file)
-    if not lines:
-        return
-    folder.mkdir()
-    options = index(LineSource(file, label="options", name="options", what="evaluation"), ReadOptions())
-    tokenize_records(options, trainee.renderer, trainee.max_length, folder, "options")
-    tokens = LastResponses(folder)
-    losses = summed_losses(trainee, model, tokens, directory, f"options {title}")
-    whole = tokens.lengths < trainee.max_length  # a response that was cut cannot be compared
-    for row, option in likeliest(lines, losses, np.where(whole, response_counts(tokens), 0)).items():
-        results[row]["choice"] = option
-        results[row]["choice_correct"] = option == correct_option(held_out.object(row))
+        self._readers.append(read)
+        return run_loss_pass(model, self.tokens, folder, resources=self.resources, title=f"loss {self.title}")
 
+    def run_options(self, model: PreTrainedModel | ModelRecipe) -> float:
+        """``choice`` and ``choice_correct``: a record of its own for every option."""
+        from trim_lightning.engine.response_loss import read_losses, response_counts, run_loss_pass
+        from trim_lightning.evaluation.options import LastResponses, correct_option, likeliest
 
-def measure_answers(
-    trainee: Trainee,
-    model: Any,
-    held_out: RecordFile,
-    tokens: Any,
-    settings: EvaluationSettings,
-    results: list[dict[str, Any]],
-    title: str,
-) -> None:
-    """Add ``answer``, ``prediction`` and ``correct`` to the results."""
-    from trim_lightning.evaluation.answers import is_correct
-    from trim_lightning.evaluation.generation import answer_prompts, end_tokens, generate_answers
+        lines, name = self.resources.processes.agree("options", self._write_options)
+        if not lines:
+            return 0.0
+        folder, tokens = self.directory / "options", LastResponses(self.directory / name)
 
-    rows = answered(held_out)
-    answers = generate_answers(
-        trainee.placed(model),
-        trainee.tokenizer,
-        answer_prompts(held_out, tokens, rows, trainee.renderer, trainee.max_length),
-        ends=end_tokens(tokens, trainee.tokenizer),
-        max_new_tokens=settings.max_new_tokens,
-        max_positions=trainee.source.max_positions,
-        stop=settings.stop,
-        title=f"answers {title}",
-    )
-    for row, text in answers.items():
-        record = held_out.object(row)
-        results[row].update(answer=str(record["answer"]), prediction=text, correct=is_correct(text, record))
+        def read(results: list[dict[str, Any]]) -> None:
+            whole = tokens.lengths < self.trainee.max_length  # a response that was cut cannot be compared
+            counts = np.where(whole, response_counts(tokens), 0)
+            for row, option in likeliest(lines, read_losses(folder, tokens), counts).items():
+                results[row]["choice"] = option
+                results[row]["choice_correct"] = option == correct_option(self.held_out.object(row))
+
+        self._readers.append(read)
+        return run_loss_pass(model, tokens, folder, resources=self.resources, title=f"options {self.title}")
+
+    def _write_options(self) -> tuple[list[tuple[int, int]], str]:
+        """Every option of every record, tokenised in a folder of its own: ``(row, option)`` of each, its name."""
+        from trim_lightning.evaluation.options import write_option_records
+        from trim_lightning.records.indexing import index
+        from trim_lightning.records.record_file import LineSource, ReadOptions
+        from trim_lightning.tokens.tokenized import tokenize_records
+
+        folder = Path(tempfile.mkdtemp(prefix="option-tokens-", dir=self.directory))
+        file = folder / "options.jsonl"
+        lines = write_option_records(self.held_out, file)
+        if lines:
+            options = index(LineSource(file, label="options", name="options", what="evaluation"), ReadOptions())
+            tokenize_records(options, self.trainee.renderer, self.trainee.max_length, folder, "options")
+        return lines, folder.name
+
+    def run_answers(self, model: PreTrainedModel | ModelRecipe, settings: EvaluationSettings) -> float:
+        """``answer``, ``prediction`` and ``correct`` of the records that have an answer."""
+        from trim_lightning.evaluation.answers import is_correct
+        from trim_lightning.evaluation.generation import (
+            AnswerLimits,
+            answer_prompts,
+            end_tokens,
+            read_answers,
+            run_answer_pass,
+        )
+
+        trainee, folder, rows = self.trainee, self.directory / "answers", answered(self.held_out)
+        prompts = answer_prompts(self.held_out, self.tokens, rows, trainee.renderer, trainee.max_length)
+        ends = end_tokens(self.tokens, trainee.tokenizer)
+        limits = AnswerLimits(ends, settings.max_new_tokens, trainee.source.max_positions, settings.stop)
+
+        def read(lines: list[dict[str, Any]]) -> None:
+            for row, text in read_answers(folder, prompts, limits, trainee.tokenizer).items():
+                record = self.held_out.object(row)
+                lines[row].update(answer=str(record["answer"]), prediction=text, correct=is_correct(text, record))
+
+        self._readers.append(read)
+        title = f"answers {self.title}"
+        return run_answer_pass(model, prompts, limits, folder, resources=self.resources, title=title)
 
 
 def paired(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:

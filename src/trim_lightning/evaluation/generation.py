@@ -5,14 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
-from trim_lightning.console.progress import progress_bar
+from trim_lightning.engine.batches import Shard
+from trim_lightning.engine.devices import Resources
+from trim_lightning.engine.modules import ForwardPass, in_step
+from trim_lightning.engine.sharded_pass import run_sharded_pass
+from trim_lightning.engine.shards import ShardForm, finished_shards, ragged, shard_path, write_shard
+from trim_lightning.models.load import ModelRecipe
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.rendering import ChatRenderer, Encoded
@@ -88,55 +97,123 @@ def end_tokens(records: TokenizedRecords, tokenizer: PreTrainedTokenizerBase) ->
     return sorted(ends)
 
 
-def generate_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Mapping[int, NDArray[np.int32]],
-    *,
-    ends: Sequence[int],
-    max_new_tokens: int,
-    max_positions: int | None = None,
-    stop: Sequence[str] = (),
-    title: str = "generate",
-) -> dict[int, str]:
-    """Greedy continuation of each prompt ``[prompt]``, on the model's device.
+@dataclass(frozen=True)
+class AnswerLimits:
+    """Where answers end.
 
-    An answer ends at one of the tokens ``ends`` and is cut at one of the texts ``stop``. Prompt and answer together
-    take at most ``max_positions`` tokens, if the model says how many.
+    Attributes:
+        ends: Tokens that end one.
+        max_new_tokens: Most tokens of one.
+        max_positions: Most tokens of prompt and answer together; None: whatever the model takes.
+        stop: Texts at which one is cut.
+    """
+
+    ends: Sequence[int]
+    max_new_tokens: int
+    max_positions: int | None = None
+    stop: Sequence[str] = ()
+
+    def room(self, prompt: int) -> int:
+        """Tokens that the answer to a prompt of this length may get."""
+        return max(0, min(self.max_new_tokens, (self.max_positions or prompt + self.max_new_tokens) - prompt))
+
+
+class AnswerPass(ForwardPass):
+    """Greedy answers; ``predict_step`` returns the generated tokens of each of the batch's prompts."""
+
+    def __init__(self, model: PreTrainedModel | ModelRecipe, limits: AnswerLimits) -> None:
+        super().__init__(model)
+        self.limits = limits
+
+    def on_batch(self, batch: Mapping[str, Any]) -> list[list[int]]:
+        lengths = batch["lengths"].tolist()
+        prompts = [ids[:length].cpu().numpy() for ids, length in zip(batch["input_ids"], lengths, strict=True)]
+        room = self.limits.room(max(lengths))
+        with plain_generation(self.model):
+            return continuations(self.model, prompts, self.limits.ends, room, in_step=in_step(self.trainer.strategy))
+
+
+class AnswerShards(ShardForm):
+    """The generated tokens of a shard's prompts as one Parquet file, keyed by row."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
+        return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
+
+    def is_there(self, index: int) -> bool:
+        return shard_path(self.directory, index).exists()
+
+    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
+        rows = torch.cat([rows for rows, _ in parts]).cpu().numpy()
+        tokens = [np.array(found, dtype=np.int32) for _, prediction in parts for found in prediction]
+        columns = {"row": rows, "tokens": ragged(np.concatenate(tokens), np.array([len(found) for found in tokens]))}
+        write_shard(pa.table(columns), self.directory, index)
+
+
+def run_answer_pass(
+    model: PreTrainedModel | ModelRecipe,
+    prompts: Mapping[int, NDArray[np.int32]],
+    limits: AnswerLimits,
+    directory: Path,
+    *,
+    resources: Resources,
+    title: str = "generate",
+) -> float:
+    """Greedy continuation of each prompt ``[prompt]``; `read_answers` reads them.
+
+    Batches go around all devices; those that an earlier attempt left in the directory are kept. Where all processes
+    hold parts of one model, each goes on until the others have their answers too.
 
     Returns:
-        Row to answer text; empty where the prompt leaves the model no room.
+        Seconds over all attempts.
     """
-    answers: dict[int, str] = {}
-    with progress_bar(title, total=len(prompts), unit="answers") as bar, plain_generation(model):
-        for rows, room in batches({row: len(prompt) for row, prompt in prompts.items()}, max_new_tokens, max_positions):
-            continued = continuations(model, [prompts[row] for row in rows], ends, room) if room else [[]] * len(rows)
-            for row, tokens in zip(rows, continued, strict=True):
-                answers[row] = finish(tokens, tokenizer, ends, stop)
-            bar.update(len(rows))
+    directory.mkdir(parents=True, exist_ok=True)
+    plan = plan_answers({row: len(prompt) for row, prompt in prompts.items()}, limits)
+    records = {row: TokenSequence(prompt, np.zeros(len(prompt), dtype=np.uint8)) for row, prompt in prompts.items()}
+    return run_sharded_pass(
+        AnswerPass(model, limits), records, plan, AnswerShards(directory), directory,
+        resources=resources, title=title, unit="answers",
+    )  # fmt: skip
+
+
+def read_answers(
+    directory: Path,
+    prompts: Mapping[int, NDArray[np.int32]],
+    limits: AnswerLimits,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[int, str]:
+    """Row to answer text that `run_answer_pass` generated; empty where the prompt leaves the model no room."""
+    answers = dict.fromkeys(prompts, "")
+    for shard in plan_answers({row: len(prompt) for row, prompt in prompts.items()}, limits):
+        table = pq.read_table(shard_path(directory, shard.index))
+        for row, tokens in zip(table["row"].to_pylist(), table["tokens"].to_pylist(), strict=True):
+            answers[row] = finish(tokens, tokenizer, limits.ends, limits.stop)
     return answers
 
 
-def batches(
-    lengths: Mapping[int, int], max_new_tokens: int, max_positions: int | None
-) -> Iterator[tuple[list[int], int]]:
-    """Rows to generate together, longest prompts first, and how many tokens they may get.
+def plan_answers(lengths: Mapping[int, int], limits: AnswerLimits) -> list[Shard]:
+    """Rows to generate together, a shard for each batch, longest prompts first; those without room are left out.
 
     Prompts without room for ``max_new_tokens`` are alone, so that they do not shorten the answers of others.
     """
-    limit = max_positions or max(lengths.values(), default=0) + max_new_tokens
-    order = sorted(lengths, key=lambda row: (-lengths[row], row))
-    tight = [row for row in order if lengths[row] + max_new_tokens > limit]
-    for row in tight:
-        yield [row], max(0, limit - lengths[row])
-    for start in range(len(tight), len(order), BATCH):
-        yield order[start : start + BATCH], max_new_tokens
+    order = sorted((row for row in lengths if limits.room(lengths[row])), key=lambda row: (-lengths[row], row))
+    tight = [row for row in order if limits.room(lengths[row]) < limits.max_new_tokens]
+    groups = [[row] for row in tight]
+    groups += [order[start : start + BATCH] for start in range(len(tight), len(order), BATCH)]
+    return [Shard(place, (tuple(rows),), sum(lengths[row] for row in rows)) for place, rows in enumerate(groups)]
 
 
 def continuations(
-    model: PreTrainedModel, prompts: Sequence[NDArray[np.int32]], ends: Sequence[int], max_new_tokens: int
+    model: PreTrainedModel,
+    prompts: Sequence[NDArray[np.int32]],
+    ends: Sequence[int],
+    max_new_tokens: int,
+    *,
+    in_step: bool = False,
 ) -> list[list[int]]:
-    """Greedily generated token ids after each prompt."""
+    """Greedily generated token ids after each prompt; ``in_step`` goes on until all processes have theirs."""
     pad = ends[0] if ends else 0
     width = max(map(len, prompts))
     input_ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
@@ -145,15 +222,15 @@ def continuations(
         input_ids[line, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
         mask[line, width - len(prompt) :] = 1
     generate: Any = model.generate
-    with torch.inference_mode():
-        output = generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=list(ends) or None,
-            pad_token_id=pad,
-        )
+    output = generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(ends) or None,
+        pad_token_id=pad,
+        synced_gpus=in_step,
+    )
     tokens: list[list[int]] = output[:, width:].tolist()
     return tokens
 
@@ -179,7 +256,7 @@ def decoding_seconds(model: PreTrainedModel, records: TokenizedRecords) -> tuple
         continuations(model, prompts[middle : middle + BATCH], [], steps)  # no end tokens: none stops early
         return time.perf_counter() - started
 
-    with plain_generation(model):
+    with torch.inference_mode(), plain_generation(model):
         run(1)
         first, more = run(1), run(1 + STEPS)
     return first, max(0.0, more - first) / STEPS

@@ -94,6 +94,17 @@ class ModelHandle:
 
         return TOKENS_PER_BATCH["cuda" if torch.cuda.is_available() else "cpu"]
 
+    def resources(self, tokens_per_batch: int | None = None, num_workers: int | None = None) -> Resources:
+        """What a pass of this model runs on.
+
+        Args:
+            tokens_per_batch: Padded tokens of a batch; None fits the device.
+            num_workers: Processes that make batches; None fits the device.
+        """
+        from trim_lightning.engine.devices import Resources
+
+        return Resources(self.trainer, tokens_per_batch or self.tokens_per_batch, num_workers, self.store.processes)
+
     def cost(
         self,
         stage: str,

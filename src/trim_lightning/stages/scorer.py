@@ -20,7 +20,6 @@ from trim_lightning.tokens.tokenized import TokenizedRecords
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from trim_lightning.engine.devices import Resources
     from trim_lightning.models.load import ModelRecipe
 
     WarmupTraining = Callable[[PreTrainedModel, list[int], Path], dict[str, Any]]
@@ -129,17 +128,6 @@ class Scorer(ModelHandle):
         from trim_lightning.tuning.run import ADAPTER
 
         return ModelRecipe(self.source, self.dtype, None if self._adapter is None else self._adapter.path / ADAPTER)
-
-    def resources(self, tokens_per_batch: int | None, num_workers: int | None = None) -> Resources:
-        """What a pass over the pool runs on.
-
-        Args:
-            tokens_per_batch: Padded tokens of a batch; None fits the device.
-            num_workers: Processes that make batches; None fits the device.
-        """
-        from trim_lightning.engine.devices import Resources
-
-        return Resources(self.trainer, tokens_per_batch or self.tokens_per_batch, num_workers, self.store.processes)
 
 
 def draw_warmup_rows(lengths: NDArray[np.int64], fraction: float, seed: int) -> list[int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trim_lightning.engine.devices import Weights
 from trim_lightning.settings.schema import FineTuneSettings
 from trim_lightning.stages.model import ModelHandle
 from trim_lightning.store import Entry, StageKey
@@ -16,6 +17,8 @@ from trim_lightning.tokens.tokenized import TokenizedRecords
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from trim_lightning.models.load import ModelRecipe
 
 NO_PART_OF_THE_RESULT = ("checkpoint_seconds", "model", "base", "seed", "early_stop_path")
 
@@ -96,16 +99,42 @@ class Trainee(ModelHandle):
         wanted = None if tuned is None else tuned.key.hex
         if self._kept is None or self._kept[0] != wanted:
             self._kept = None  # before the next is loaded
-            self._kept = (wanted, self.base_model() if tuned is None else self._load(tuned))
+            self._kept = (wanted, self.recipe(tuned).load())
         return self.placed(self._kept[1])
 
-    def _load(self, tuned: Entry) -> PreTrainedModel:
-        from dataclasses import replace
-
-        from trim_lightning.models.adapter import apply_adapter
-        from trim_lightning.models.load import load_model
+    def recipe(self, tuned: Entry | None) -> ModelRecipe:
+        """How any process loads what `model` gives."""
+        from trim_lightning.models.load import ModelRecipe
         from trim_lightning.tuning.run import ADAPTER, MODEL
 
+        if tuned is None:
+            return ModelRecipe(self.source, self.dtype)
         if self.mode == "full":
-            return load_model(replace(self.source, directory=tuned.path / MODEL, adapters=()), self.dtype)
-        return apply_adapter(self.base_model(), tuned.path / ADAPTER)
+            return ModelRecipe(replace(self.source, directory=tuned.path / MODEL, adapters=()), self.dtype)
+        return ModelRecipe(self.source, self.dtype, tuned.path / ADAPTER, gradients=True)
+
+    def release(self) -> None:
+        """Give the weights' memory back."""
+        self._kept = None
+
+
+@dataclass(frozen=True)
+class Evaluated(Weights):
+    """The trainee as it is evaluated: before its fine-tuning (None), or after.
+
+    Attributes:
+        trainee: The model.
+        tuned: The fine-tuning.
+    """
+
+    trainee: Trainee
+    tuned: Entry | None
+
+    def model(self) -> PreTrainedModel:
+        return self.trainee.model(self.tuned)
+
+    def recipe(self) -> ModelRecipe:
+        return self.trainee.recipe(self.tuned)
+
+    def release(self) -> None:
+        self.trainee.release()
