@@ -30,7 +30,7 @@ from materials import ROOT, seconds
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.labels import collate
 from trim_lightning.engine.modules import TargetPass
-from trim_lightning.engine.response_loss import response_losses
+from trim_lightning.engine.response_loss import read_losses, run_loss_pass
 from trim_lightning.engine.scoring_pass import ScoringRequest, run_scoring_pass
 from trim_lightning.engine.target_pass import read_signals, run_target_pass
 from trim_lightning.files.atomic import sha256_of
@@ -82,13 +82,14 @@ def numbers(place: Place, model: Any, targets: TokenizedRecords, pool: Tokenized
     signals = read_signals(folder)
     salient = weigh(signals, SaliencySettings(num_layers=min(6, layers)), "all")
     bank = banks_of(salient, {"": list(range(len(targets)))})[""]
+    run_loss_pass(model, pool, folder / "losses", resources=Resources(place.trainer, budget))
     found: Numbers = {
         "row signal": np.concatenate([signal.row_signal.numpy().ravel() for signal in signals]),
         "column signal": np.concatenate([signal.column_signal.numpy().ravel() for signal in signals]),
         "saliency": np.concatenate([target.saliency.numpy() for target in salient]),
         "fingerprints": bank.vectors.numpy(),
         "scores": similarities(place, model, pool, bank, folder / "scores", budget),
-        "held-out loss": response_losses(model, pool, trainer=place.trainer, tokens_per_batch=budget),
+        "held-out loss": read_losses(folder / "losses", pool),
     }
     found["LoRA gradients"] = gradients(model.to(place.device), pool)
     return found
