@@ -33,7 +33,7 @@ BAD_POOLS: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "binary": (b"\x7fELF\x00\x01\x02" * 20, ("bad.jsonl is a binary file", "one object per line")),
     "not UTF-8": (GOOD + b'{"prompt": "\xff", "response": "b"}\n', ("bad.jsonl line 2", "not UTF-8")),
     "Parquet": (b"PAR1" * 10, ("bad.jsonl is a Parquet file", "pool=parquet")),
-    "array": (b'[{"prompt": "a", "response": "b"}]', ("bad.jsonl is a JSON array", "one object per line")),
+    "array": (b'[{"prompt": "a", "response": "b"}', ("bad.jsonl is not valid JSON", "the array does not end")),
 }
 
 # overrides -> what the error line must hold

@@ -33,8 +33,9 @@ from trim_lightning.errors import UserError
 from trim_lightning.methods.base import load_selector, method_names
 from trim_lightning.models.adapter import check_adapter
 from trim_lightning.models.source import config_layers, read_config
+from trim_lightning.records.fields import LayoutError, clean_text
 from trim_lightning.records.filters import RecordFilter
-from trim_lightning.records.layouts import LayoutError, choose_layout, clean_text
+from trim_lightning.records.layouts import choose_layout
 from trim_lightning.records.record import Turn
 from trim_lightning.records.sources import open_records
 from trim_lightning.report.comparison_page import write_comparison
@@ -49,7 +50,7 @@ from trim_lightning.store import Store
 from trim_lightning.store.inventory import damage, items, receipt_of
 from trim_lightning.store.keys import StageKey
 from trim_lightning.store.receipt import RECEIPT, StoreError, seal_of
-from trim_lightning.tokens import rendering
+from trim_lightning.tokens import bounds
 from trim_lightning.tokens.rendering import ChatRenderer, Encoded, RenderError
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tokens"))
@@ -305,7 +306,7 @@ def render(work: Path) -> Task:
 
 
 def template(work: Path) -> Task:
-    rendering.MOST_SECONDS = 1.0  # else one template that never ends takes as long as a thousand others
+    bounds.MOST_SECONDS = 1.0  # else one template that never ends takes as long as a thousand others
     tokenizer = build_tiny_tokenizer()
     turns = [Turn("system", "be brief"), Turn("user", "a question"), Turn("assistant", "an answer")]
 

@@ -40,7 +40,7 @@ from trim_lightning.models.adapter import check_adapter
 from trim_lightning.models.load import load_model, load_tokenizer
 from trim_lightning.models.source import find_model
 from trim_lightning.privacy.keys import LogFormatter
-from trim_lightning.records import indexing, record_file, sources
+from trim_lightning.records import file_formats, indexing, record_file
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
@@ -51,7 +51,7 @@ from trim_lightning.settings.guard import check_instantiated, guard_hydra
 from trim_lightning.settings.schema import ModelSettings, SourceSettings
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store.receipt import RECEIPT, seal_of
-from trim_lightning.tokens import rendering
+from trim_lightning.tokens import bounds
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 
 GOOD = b'{"prompt": "a question", "response": "an answer"}\n'
@@ -134,7 +134,7 @@ def test_raw_nul_and_bad_utf8_are_refused(read: Read) -> None:
 
 
 def test_a_line_beyond_the_limit_is_refused(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (record_file, indexing, sources):
+    for module in (record_file, indexing, file_formats):
         monkeypatch.setattr(module, "MOST_LINE_BYTES", 100)
     assert len(read(GOOD * 9)) == 9
     longer = GOOD + b'{"prompt": "' + b"a" * 100 + b'", "response": "b"}\n' + GOOD
@@ -144,7 +144,7 @@ def test_a_line_beyond_the_limit_is_refused(read: Read, monkeypatch: pytest.Monk
 
 
 def test_an_input_that_grows_too_much_is_refused(read: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sources, "_FREE_GROWTH", 1 << 20)
+    monkeypatch.setattr(file_formats, "_FREE_GROWTH", 1 << 20)
     bomb = gzip.compress(GOOD * 200_000)
     assert "unpacks to more than 200 times its size" in refusal(lambda: read(bomb, "pool.jsonl.gz"))
     out = io.BytesIO()
@@ -583,7 +583,7 @@ TURNS = [Turn("user", "a question"), Turn("assistant", "an answer")]
 
 
 def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(bounds, "MOST_SECONDS", 0.2)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     assert "takes more than" in refusal(lambda: ChatRenderer(build_tiny_tokenizer(), loop))
     slow = "{% for m in messages %}{{ m.content }}{% if 'trap' in m.content %}" + loop + "{% endif %}{% endfor %}"
@@ -641,7 +641,7 @@ def test_a_run_logs_with_the_careful_formatter() -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("name", hostile_targets.TARGETS)
 def test_any_bytes(name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "MOST_SECONDS", 1.0)
+    monkeypatch.setattr(bounds, "MOST_SECONDS", 1.0)
     task = hostile_targets.TARGETS[name](tmp_path_factory.mktemp(name))
     examples = hostile_targets.EXAMPLES[name]()
     for example in examples:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from trim_lightning.errors import UserError
-from trim_lightning.records.layouts import LayoutError, choose_layout, lookup
+from trim_lightning.records.fields import LayoutError, lookup
+from trim_lightning.records.layouts import choose_layout
 from trim_lightning.records.record import Turn
 
 

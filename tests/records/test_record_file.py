@@ -168,9 +168,9 @@ def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_layout_is_asked_of_kept_records_only(tmp_path: Path) -> None:
-    rows = [b'{"text": "x", "kind": "raw"}', pair(kind="pair"), b'{"text": "y", "kind": "raw"}']
+    rows = [b'{"note": "x", "kind": "raw"}', pair(kind="pair"), b'{"note": "y", "kind": "raw"}']
     path = write(tmp_path / "pool.jsonl", b"\n".join(rows))
-    assert "line 1 fits no known layout" in refusal(path)
+    assert "line 1: fits no known layout" in refusal(path)
     file = open_file(path, where={"kind": "pair"})
     assert (len(file), file.source_rows, file.id(0)) == (1, 3, "1")
 

@@ -84,7 +84,7 @@ def export(run_directory: Path, format_name: str, directory: Path) -> tuple[list
 
 def ends_with_response(turns: Sequence[Any]) -> bool:
     """True if the last turn is the assistant's and says something."""
-    return bool(turns) and turns[-1].role == "assistant" and bool(turns[-1].content)
+    return bool(turns) and turns[-1].role == "assistant" and turns[-1].trained and bool(turns[-1].text)
 
 
 def refuse_mixture(directory: Path, format_name: str) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
 from trim_lightning.records.kinds import count_kinds, kind_field
-from trim_lightning.records.record import messages_of
+from trim_lightning.records.record import conversation_of
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.runs.run import Run
 from trim_lightning.selection.filters import NearDuplicates
@@ -62,9 +62,9 @@ def diversity(run: Run, embed: Embed | None = None) -> Diversity | None:
     if records is None or not len(records):
         return None
     turns = [records.record(row).turns for row in range(len(records))]
-    texts = ["\n".join(turn.content for turn in record) for record in turns]
+    texts = ["\n".join(turn.text for turn in record) for record in turns]
     lengths = [len(text.split()) for text in texts]
-    answered = sum(len(turn.content.split()) for record in turns for turn in record if turn.role == "assistant")
+    answered = sum(len(turn.text.split()) for record in turns for turn in record if turn.role == "assistant")
     words = [word for text in texts for word in text.split()][:WORDS]
     kinds = kinds_of(records)
     return Diversity(
@@ -75,9 +75,7 @@ def diversity(run: Run, embed: Embed | None = None) -> Diversity | None:
         distinct_bigrams=distinct_pairs(words),
         compression=compression(" ".join(words)),
         near_duplicates=near_duplicates(texts),
-        effective_records=None
-        if embed is None
-        else vendi_score(embed([{"messages": messages_of(record)} for record in turns])),
+        effective_records=None if embed is None else vendi_score(embed([conversation_of(record) for record in turns])),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.records.layouts import clean_text
+from trim_lightning.records.fields import clean_text
 from trim_lightning.records.record_file import MOST_LINE_BYTES
 from trim_lightning.runs.manifest import BrokenRun
 

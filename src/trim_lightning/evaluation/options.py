@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.records.layouts import scalar_text
+from trim_lightning.records.fields import scalar_text
 from trim_lightning.records.record import messages_of
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.spans import PROMPT, RESPONSE

@@ -21,7 +21,7 @@ def check_settings(settings: SelectSettings) -> None:
     for name, source in (("pool", settings.pool), ("target", settings.target)):
         if source.path is not None and source.source in ("generated", "from_pool"):
             raise UserError(
-                f"{name}.path={source.path}: {name}={source.source} reads no file; add {name}=jsonl (or parquet, hub)"
+                f"{name}.path={source.path}: {name}={source.source} reads no file; add {name}=file (or hub)"
             )
     selection = settings.selection
     budgets = {name: getattr(selection, name) for name in ("fraction", "count", "tokens")}

@@ -6,10 +6,12 @@ import logging
 from dataclasses import replace
 from typing import TypeVar
 
+from trim_lightning.errors import UserError
 from trim_lightning.methods.base import Selector
 from trim_lightning.models.source import find_model
 from trim_lightning.pipeline.checks import check_target, check_trainer
 from trim_lightning.pipeline.outputs import writable_directory
+from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
 from trim_lightning.records.targets import choose_targets
 from trim_lightning.selection.budget import check_budget
@@ -19,6 +21,7 @@ from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Store
 from trim_lightning.store.ledger import Ledger
 from trim_lightning.store.processes import find_processes, helper_folder
+from trim_lightning.tokens.tokenized import TokenizedRecords
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,9 @@ def open_task(settings: SelectSettings, selector: Selector, store: Store, announ
     source = find_model(settings.model, store)
     if selector.reads_attention and (settings.saliency.row_weight or settings.saliency.column_weight):
         source.check_layers(settings.saliency.num_layers)
+    warn_of_reading("pool", pool, ledger)
+    if targets is not None and targets.read is not pool:
+        warn_of_reading("target", targets.read, ledger)
     if announce:
         log.info("pool %s: %s records", pool.name, f"{len(pool):,}")
         if targets is not None:
@@ -68,8 +74,38 @@ def open_task(settings: SelectSettings, selector: Selector, store: Store, announ
         max_length=settings.max_length,
     )
     pool_tokens, tokens_entry = scorer.tokenize(pool)
+    if targets is not None:
+        target_tokens, _ = scorer.tokenize(targets.records)
+        check_targets(targets.records, target_tokens, settings.scope)
+        for problem in target_tokens.problems[:5]:
+            ledger.warn(f"target {problem}")
     ledger.book("tokenize", tokens_entry)
     return SelectionTask(settings, pool, pool_tokens, tokens_entry.key, targets, scorer, store, ledger)
+
+
+def warn_of_reading(what: str, records: RecordFile, ledger: Ledger) -> None:
+    """Say what of an input was not read, or read in a way that the user should know."""
+    for remark in records.remarks:
+        ledger.warn(f"{what} {records.name}: {remark}")
+
+
+def check_targets(records: RecordFile, tokens: TokenizedRecords, scope: str) -> None:
+    """Refuse targets of which none can be used.
+
+    Raises:
+        UserError: if none can be rendered, or none has a response and prompts alone are not asked for.
+    """
+    size = len(records)
+    if tokens.unrendered == size:
+        raise UserError(
+            f"target {records.name}: none of the {size} targets can be rendered; {tokens.problems[0]}; correct them "
+            "or name another template with model.chat_template"
+        )
+    if scope != "prompt" and not tokens.content_lengths("response").any():
+        raise UserError(
+            f"target {records.name}: none of the {size} targets has a response within max_length; give targets with "
+            "responses, or set scope=prompt to select by prompts alone"
+        )
 
 
 def open_store(settings: SelectSettings) -> Store:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.files.atomic import replacing
+from trim_lightning.files.atomic import replacing, write_text
 from trim_lightning.files.tables import table_writer
 from trim_lightning.privacy.local import LOCAL
 from trim_lightning.records.record_file import RecordFile
@@ -100,6 +102,18 @@ def write_coreset(pool: RecordFile, chosen: NDArray[np.int64], path: Path) -> No
             file.write(pool.line(row) + b"\n")
 
 
+def write_bad_records(inputs: Mapping[str, RecordFile], path: Path) -> None:
+    """Write ``bad_records.jsonl``: where the records are that could not be read, and why; no file if there are none."""
+    lines = [
+        json.dumps({"input": what, "place": place, "reason": reason}, ensure_ascii=False) + "\n"
+        for what, records in inputs.items()
+        for place, reason in records.bad
+    ]
+    path.unlink(missing_ok=True)
+    if lines:
+        write_text("".join(lines), path)
+
+
 def write_selection_manifest(
     task: SelectionTask,
     scores: ScoreTable,
@@ -172,6 +186,8 @@ def describe(records: RecordFile) -> dict[str, Any]:
         "sha256": records.sha256,
         "rows": len(records),
         "source_rows": records.source_rows,
+        **({"files": list(records.files)} if records.files else {}),
+        **({"bad_records": len(records.bad)} if records.bad else {}),
     }
 
 

@@ -19,6 +19,7 @@ from trim_lightning.pipeline.opening import for_helper, open_store, open_task
 from trim_lightning.pipeline.outputs import (
     clear,
     writable_directory,
+    write_bad_records,
     write_coreset,
     write_scores,
     write_selection_manifest,
@@ -26,7 +27,7 @@ from trim_lightning.pipeline.outputs import (
 from trim_lightning.pipeline.summary import selection_metrics, selection_summary
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.shared import first_ids
-from trim_lightning.runs.names import CORESET, MANIFEST, REPORT, SCORES
+from trim_lightning.runs.names import BAD_RECORDS, CORESET, MANIFEST, REPORT, SCORES
 from trim_lightning.selection.budget import select_rows
 from trim_lightning.selection.ranking import ScoreTable, rank_by_score
 from trim_lightning.selection.responses import missing_responses
@@ -148,6 +149,8 @@ def run_selection(
     with store.alone():
         write_scores(task.pool, scores, order, chosen, directory / SCORES)
         write_coreset(task.pool, chosen, directory / CORESET)
+        inputs = {"pool": task.pool, **({} if task.targets is None else {"target": task.targets.read})}
+        write_bad_records(inputs, directory / BAD_RECORDS)
         selector.write_extras(task, directory)
         task.ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, False, versions()))
         leaks = warn_of_leaks(task, chosen, measured)

@@ -11,8 +11,8 @@ from typing import Any
 from trim_lightning.evaluation.evaluate import evaluate, paired, summarise
 from trim_lightning.files.atomic import write_text
 from trim_lightning.pipeline.checks import check_training
-from trim_lightning.pipeline.opening import for_helper, open_store
-from trim_lightning.pipeline.outputs import describe, writable_directory
+from trim_lightning.pipeline.opening import for_helper, open_store, warn_of_reading
+from trim_lightning.pipeline.outputs import describe, writable_directory, write_bad_records
 from trim_lightning.pipeline.select import Selection, run_selection
 from trim_lightning.pipeline.summary import training_summary
 from trim_lightning.pipeline.training_inputs import (
@@ -35,7 +35,7 @@ from trim_lightning.pipeline.training_outputs import (
     tuning_metrics,
     write_training_manifest,
 )
-from trim_lightning.runs.names import CORESET, METRICS, PREDICTIONS, SELECTION
+from trim_lightning.runs.names import BAD_RECORDS, CORESET, METRICS, PREDICTIONS, SELECTION
 from trim_lightning.settings.schema import TrainSettings
 from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import Entry, Store
@@ -116,6 +116,11 @@ def run_training(
     else:
         coreset = open_coreset(settings, Path(settings.coreset.path), store)
     clear_training(directory, settings.coreset.path)
+    given = {"coreset": None if selection is not None else coreset, "evaluation": held_out, "early_stop": watched}
+    read = {what: records for what, records in given.items() if records is not None}
+    for what, records in read.items():
+        warn_of_reading(what, records, ledger)
+    write_bad_records(read, directory / BAD_RECORDS)
 
     ordered = in_one_order(coreset, store)
     coreset_tokens, coreset_entry = trainee.tokenize(ordered)

@@ -6,16 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.evaluation.evaluate import measures
 from trim_lightning.models.source import ModelSource, find_model
 from trim_lightning.pipeline.leaks import warn_of_shared
 from trim_lightning.records.indexing import index
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
+from trim_lightning.records.record import conversation_of
+from trim_lightning.records.record_file import FIELD_KEYS, LineSource, ReadOptions, RecordFile
 from trim_lightning.records.shared import first_ids, questions, text_of
 from trim_lightning.records.sources import open_records
 from trim_lightning.runs.names import CORESET
@@ -47,7 +49,8 @@ def open_held_out(settings: TrainSettings, store: Store) -> RecordFile | None:
             generator_seed=GENERATED_SEED + evaluation.seed,
         )
     elif evaluation.path is not None:
-        source = file_source(evaluation.path)
+        shared = (*FIELD_KEYS, "bad_records", "split")
+        source = replace(file_source(evaluation.path), **{name: getattr(evaluation, name) for name in shared})
     else:
         return None
     read = partial(open_records, source, what="evaluation", seed=evaluation.seed, spool=store.spool)
@@ -58,9 +61,9 @@ def open_held_out(settings: TrainSettings, store: Store) -> RecordFile | None:
     return held_out
 
 
-def file_source(path: str) -> SourceSettings:
-    """How to read a file of records, by its suffix: Parquet, or else JSONL."""
-    return replace(SourceSettings(), source="parquet" if path.endswith(".parquet") else "jsonl", path=path)
+def file_source(path: Any) -> SourceSettings:
+    """How to read files of records: by their content."""
+    return replace(SourceSettings(), source="file", path=path)
 
 
 def make_trainee(settings: TrainSettings, store: Store, ledger: Ledger) -> Trainee:
@@ -92,7 +95,7 @@ def open_coreset(settings: TrainSettings, path: Path, store: Store) -> RecordFil
     pool = settings.pool
     source = file_source(str(path))
     if settings.coreset.path is None:
-        source = replace(source, prompt_field=pool.prompt_field, response_field=pool.response_field)
+        source = replace(source, **{name: getattr(pool, name) for name in FIELD_KEYS})
     return open_records(source, what="coreset", seed=0, spool=store.spool)
 
 
@@ -102,8 +105,7 @@ def in_one_order(coreset: RecordFile, store: Store) -> RecordFile:
     Two methods that select the same records then share one fine-tuning, and the difference between two methods holds
     no luck of the order (our choice).
     """
-    conversations = [[asdict(turn) for turn in coreset.record(row).turns] for row in range(len(coreset))]
-    lines = sorted(json.dumps({"messages": messages}) + "\n" for messages in conversations)
+    lines = sorted(json.dumps(conversation_of(coreset.record(row).turns)) + "\n" for row in range(len(coreset)))
     text = "".join(lines)
 
     def build(directory: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from trim_lightning.errors import UserError, suggest
 from trim_lightning.files.json_files import dotted
-from trim_lightning.records.layouts import MISSING, field_names, lookup, scalar_text
+from trim_lightning.records.fields import MISSING, field_names, lookup, scalar_text
 
 # Field names remembered for the suggestion; a file can have any number of them.
 _FIELDS_REMEMBERED = 500

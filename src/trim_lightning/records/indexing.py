@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -12,8 +13,10 @@ import numpy as np
 
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import load_json
+from trim_lightning.records.bad_records import BadRecords
+from trim_lightning.records.fields import LayoutError, kind_of, scalar_field
 from trim_lightning.records.filters import RecordFilter, limit_and_sample
-from trim_lightning.records.layouts import Layout, LayoutError, check_fields, choose_layout, kind_of, scalar_field
+from trim_lightning.records.layouts import LayoutReader, check_named
 from trim_lightning.records.record_file import (
     MOST_LINE_BYTES,
     TOO_LONG,
@@ -25,6 +28,7 @@ from trim_lightning.records.record_file import (
     check_file,
 )
 
+_MARKS = ("label", "kto_tag")  # of KTO, as TRL and LLaMA-Factory write it
 _BOM = b"\xef\xbb\xbf"
 _MAGIC = (
     (b"PAR1", "is a Parquet file: read it with {what}=parquet"),
@@ -33,6 +37,7 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", "is zstd-compressed: unpack it first"),
     (b"BZh", "is bzip2-compressed: unpack it first"),
     (b"\xfd7zXZ", "is xz-compressed: unpack it first"),
+    (b"ARROW1", "is an Arrow file: read it with {what}=file"),
     (b"\xff\xfe", "is UTF-16 text: convert it to UTF-8, e.g. with iconv"),
     (b"\xfe\xff", "is UTF-16 text: convert it to UTF-8, e.g. with iconv"),
 )
@@ -47,7 +52,7 @@ def index(source: LineSource, options: ReadOptions) -> RecordFile:
         UserError: if the file cannot be read, a line is not a JSON object in UTF-8, a record does not fit the
             layout, a filter names a field that no record has, or nothing is left.
     """
-    check_fields(options.prompt_field, options.response_field, source.what)
+    options.keys.check(source.what)
     check_file(source.path, source.label)
     indexer = _Indexer(source, options)
     with _open(source) as handle:
@@ -66,100 +71,145 @@ class _Indexer:
         self.filter = RecordFilter(options.where, options.exclude, source.what)
         self.hash = hashlib.sha256()
         self.offsets, self.lines = array("q"), array("q")
-        self.layout: Layout | None = None
-        self.source_rows = 0
+        self.reader = LayoutReader(options.keys, source.what)
+        self.bad = BadRecords(source, skipped=options.bad_records == "skip")
+        self.source_rows, self.kept = 0, 0
+        self.refused: Counter[str] = Counter()
 
     def read(self, handle: BinaryIO) -> None:
         """Take in every line of the open file, of which never more than the longest permitted line is in memory."""
         place, hashed = 0, self.source.sha256 is None
         lines = iter(lambda: handle.readline(MOST_LINE_BYTES + 1), b"")
+        number, rest = -1, False
         try:
-            for number, raw in enumerate(lines):
-                if len(raw) > MOST_LINE_BYTES:
-                    raise UserError(f"{self._place(number)} {TOO_LONG}: mend or delete that {self.source.unit}")
+            for raw in lines:
                 if hashed:
                     self.hash.update(raw)
-                skip = len(_BOM) if number == 0 and raw.startswith(_BOM) else 0
-                if not raw[skip:].isspace() and len(raw) > skip:
+                number += not rest
+                if len(raw) > MOST_LINE_BYTES and not rest:
+                    self.bad.add(number, f" {TOO_LONG}: mend or delete that {self.source.unit}", TOO_LONG)
+                skip = len(_BOM) if raw.startswith(_BOM) else 0  # files with marks, laid end to end, have several
+                if not rest and len(raw) <= MOST_LINE_BYTES and not raw[skip:].isspace() and len(raw) > skip:
                     self._line(raw[skip:], number, place + skip)
                 place += len(raw)
+                rest = not raw.endswith(b"\n") and (rest or len(raw) > MOST_LINE_BYTES)
         except OSError as error:
             raise UserError(f"{self.source.label} cannot be read: {error.strerror or error}") from error
 
     def finish(self, stamp: tuple[int, int]) -> RecordFile:
         """Apply what needs the whole file."""
         source, options = self.source, self.options
+        self.bad.check(self.source_rows)
         if not self.source_rows:
             raise UserError(f"{source.label} is empty: it holds no records")
         self.filter.check(source.name)
-        if self.layout is None:
+        if not self.kept:
             raise UserError(
                 f"{source.what} is empty: {self.filter.describe()} keeps none of the "
                 f"{self.source_rows} records of {source.name}; relax the filter"
             )
+        if not self.offsets:
+            raise UserError(f"{source.what} is empty: {'; '.join(self._refused())}; none of {source.name} is left")
         kept = limit_and_sample(len(self.offsets), options.limit, options.sample, options.seed, source.what)
         return RecordFile(
             source,
             options,
-            self.layout,
+            self.reader,
             np.frombuffer(self.offsets, dtype=np.int64)[kept],
             np.frombuffer(self.lines, dtype=np.int64)[kept],
             sha256=source.sha256 or self.hash.hexdigest(),
             source_rows=self.source_rows,
             stamp=stamp,
+            bad=self.bad.listed(),
+            remarks=[*self.bad.remarks(), *self._refused(), *self.reader.remarks()],
         )
 
+    def _refused(self) -> list[str]:
+        return [
+            f"{number:,} records with {mark}=false, answers marked as bad, are left out; "
+            f"'{self.source.what}.where.{mark}=[true,false]' keeps them"
+            for mark, number in self.refused.items()
+        ]
+
     def _line(self, raw: bytes, number: int, offset: int) -> None:
-        record = self._parse(raw, number)
-        self.source_rows += 1
-        if not self.filter.keep(record):
-            return
-        options, what = self.options, self.source.what
-        if self.layout is None:
-            self.layout = choose_layout(
-                record, options.prompt_field, options.response_field, what=what, where=self._place(number)
-            )
         try:
-            self.layout.turns(record)
-        except LayoutError as error:
-            raise UserError(
-                f"{self._place(number)}: {error} (layout {self.layout.name}): mend or delete that {self.source.unit}"
-            ) from None
-        if options.id_field is not None:
-            self._check_id(record, options.id_field, number)
+            record = self._parse(raw)
+            self.source_rows += 1
+            if not self.filter.keep(record):
+                return
+            self.kept += 1
+            if mark := self._marked_bad(record):
+                self.refused[mark] += 1
+                return
+            self._take(record, number)
+        except _BadLine as error:
+            self.bad.add(number, *error.args)
+            return
         self.offsets.append(offset)
         self.lines.append(number)
 
+    def _take(self, record: Mapping[str, Any], number: int) -> None:
+        options, mend = self.options, f"mend or delete that {self.source.unit}"
+        if not self.offsets:
+            check_named(record, options.keys, self.source.what, self.source.place(number))
+        layout = None
+        try:
+            layout = self.reader.layout_of(record)
+            turns = layout.turns(record)
+        except LayoutError as error:
+            if layout is None:
+                raise _BadLine(f" {error}", "no known layout") from None
+            raise _BadLine(f": {error} (layout {layout.name}): {mend}", str(error)) from None
+        if options.id_field is not None:
+            self._check_id(record, options.id_field, number)
+        self.reader.note(record, layout, turns, self.source.place(number))
+
+    def _marked_bad(self, record: Mapping[str, Any]) -> str | None:
+        """The field by which a record of KTO says that its answer is a bad one, unless a filter asks for it."""
+        for mark in _MARKS:
+            if record.get(mark) is False and mark not in self.filter.where and mark not in self.filter.exclude:
+                return mark
+        return None
+
     def _check_id(self, record: Mapping[str, Any], id_field: str, number: int) -> None:
-        key = f"{self.source.what}.id_field={id_field}: {self._place(number)}"
+        key = f"{self.source.what}.id_field={id_field}: {self.source.place(number)}"
         scalar_field(record, id_field, key, "an id is text or a number")
 
-    def _parse(self, raw: bytes, number: int) -> dict[str, Any]:
-        place, mend = self._place(number), f"mend or delete that {self.source.unit}"
+    def _parse(self, raw: bytes) -> dict[str, Any]:
+        mend = f"mend or delete that {self.source.unit}"
         try:
             text = raw.rstrip(b"\r\n").decode()
         except UnicodeDecodeError as error:
-            raise UserError(f"{place} is not UTF-8 text (byte {error.start + 1}): convert the file to UTF-8") from None
-        if not self.source_rows and text.lstrip().startswith("["):
+            raise _BadLine(
+                f" is not UTF-8 text (byte {error.start + 1}): convert the file to UTF-8", "not UTF-8 text"
+            ) from None
+        if not self.source_rows and not self.bad and text.lstrip().startswith("["):
             raise UserError(
-                f"{self.source.label} is a JSON array; convert to one object per line, e.g. with jq -c '.[]'"
+                f"{self.source.label} is a JSON array; convert to one object per line, e.g. with jq -c '.[]', or "
+                f"read it with {self.source.what}=file"
             )
         try:
             value = load_json(text)
         except json.JSONDecodeError as error:
-            if not self.source_rows and text.strip() == "{":
-                mend = "write one object per line, e.g. with jq -c ."
-            raise UserError(f"{place} is not valid JSON ({error.msg} at column {error.colno}): {mend}") from None
+            if not self.source_rows and not self.bad and text.strip() == "{":
+                raise UserError(
+                    f"{self.source.place(0)} is not valid JSON ({error.msg} at column {error.colno}): read it with "
+                    f"{self.source.what}=file, or write one object per line, e.g. with jq -c ."
+                ) from None
+            raise _BadLine(
+                f" is not valid JSON ({error.msg} at column {error.colno}): {mend}", f"not valid JSON ({error.msg})"
+            ) from None
         except ValueError as error:
             # The interpreter's limit on the digits of an integer; its own hint is about code, not data.
             reason = str(error).partition(":")[0]
-            raise UserError(f"{place} is not valid JSON ({reason}): {mend}") from None
+            raise _BadLine(f" is not valid JSON ({reason}): {mend}", f"not valid JSON ({reason})") from None
         if not isinstance(value, dict):
-            raise UserError(f"{place} is {kind_of(value)}, not a JSON object: {mend}")
+            raise _BadLine(f" is {kind_of(value)}, not a JSON object: {mend}", f"{kind_of(value)}, not a JSON object")
         return value
 
-    def _place(self, number: int) -> str:
-        return f"{self.source.label} {self.source.unit} {number + 1}"
+
+class _BadLine(Exception):
+    """One line cannot be read: what to say after its place, of what kind that is, and if it is the whole truth."""
 
 
 def _check_head(head: bytes, source: LineSource) -> None:

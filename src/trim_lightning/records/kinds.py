@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trim_lightning.records.layouts import MISSING, lookup
+from trim_lightning.records.fields import MISSING, lookup
 
 KIND_FIELDS = ("family", "subtask", "category", "source", "task")  # what a record's kind is usually called
 

@@ -1,319 +1,344 @@
 """The shapes that instruction data comes in, and how each becomes turns.
 
-A layout is chosen once per file, from its first record, and then every record must fit it. Which fields a
-layout reads follows the public formats (Alpaca, ShareGPT, chat messages, TRL); the order of preference is our
-choice: a plain prompt and response win over Alpaca, because some sets carry an extra ``instruction``.
+The layout is chosen record by record, from the fields that hold a value. Which fields a layout reads follows the
+public formats (Alpaca, Dolly, Orca, ShareGPT, chat messages, TRL, FLAN, UltraChat, preference pairs); the order of
+preference is our choice: a plain prompt and response win over Alpaca, because some sets carry an extra
+``instruction``.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from trim_lightning.errors import UserError, suggest
-from trim_lightning.records.record import Role, Turn
+from trim_lightning.records.fields import MISSING, LayoutError, field_names, lookup
+from trim_lightning.records.messages import CONTENT_KEYS, as_pairs, is_conversation, json_value, unfolded
+from trim_lightning.records.record import Turn
+from trim_lightning.records.shapes import FieldKeys, Layout
 
-MISSING: Any = object()
-_SURROGATE = re.compile("[\ud800-\udfff]")
+READING_VERSION = 2
+"""Raise it when the same record would become other turns than before."""
 
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-}
+PROMPTS = ("instruction", "prompt", "question", "query", "inputs", "input", "problem", "user", "human", "request")
+RESPONSES = ("response", "completion", "output", "answer", "targets", "target", "solution", "assistant", "reply")
+CHOSEN, REJECTED = "chosen", "rejected"
+SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
+TOOL_FIELDS = ("tools", "functions")
+CONVERSATIONS = ("conversations", "messages")
+LISTS = ("conversation", "dialogue", "dialog", "chat", "turns", "data")  # need a list in them
+TEXTS = ("text", "content")
+HISTORIES = ("history", "chat_history", "conversation_history")
+CONTEXTS = ("context",)
+# In order of preference, before all others: the fields that must be there.
+FIRST = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"))
+ALPACA = "instruction/input/output"
+# words in the name of a field that make its text look like a part of the conversation
+SPOKEN = {
+    *PROMPTS, *RESPONSES, *CONVERSATIONS, *LISTS, *TEXTS, CHOSEN, "system", "context", "history", "tools", "functions",
+    "instructions", "outputs", "responses", "passage", "document", "story", "article", "reasoning", "rationale",
+    "thinking", "thought", "thoughts", "cot", "explanation", "message", "completions", "questions", "answers",
+    "choices", "options",
+}  # fmt: skip
+UNSPOKEN = {
+    REJECTED, "id", "ids", "source", "score", "scores", "rating", "type", "lang", "language", "len", "length", "num",
+    "count", "name", "label", "category", "hash", "sha", "url", "model", "template", "tokens", "key", "index", "date",
+    "time", "format", "license",
+}  # fmt: skip
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_SHORT = 20  # characters; the short answer that judges a generated text is seldom a part of the conversation
+_MOST_SHAPES = 4096
 
 
-class LayoutError(Exception):
-    """One record does not fit the layout; the message has no place in it, the caller knows the line."""
+class LayoutReader:
+    """Turns the JSON objects of records into conversations, each by its own layout.
 
+    Attributes:
+        counts: How many records were read by each layout, where `note` was told of them.
+        unread: Fields that sound like conversation and were in no turn, each with what the user can do about it.
+    """
 
-class Layout(Protocol):
-    """Turns the JSON object of a record into its conversation."""
+    def __init__(self, keys: FieldKeys, what: str) -> None:
+        self.keys, self.what = keys, what
+        self.counts: Counter[str] = Counter()
+        self.unread: dict[str, str] = {}
+        self._known: dict[tuple[Any, ...], Layout] = {}
+        self._last: Layout | None = None
 
     @property
     def name(self) -> str:
-        """What messages and manifests call the layout."""
-
-    def turns(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
-        """The conversation in order.
-
-        Raises:
-            LayoutError: if a field is missing or has the wrong type.
-        """
+        """The layouts that were met, the most frequent first."""
+        return " and ".join(name for name, _ in self.counts.most_common())
 
     def identity(self) -> dict[str, Any]:
         """JSON-able: what determines the turns, for cache keys."""
+        return {"reading": READING_VERSION, **self.keys.identity()}
 
+    def layout_of(self, record: Mapping[str, Any]) -> Layout:
+        """The layout of a record; where none fits, that of the record before it, which says what is missing.
 
-def kind_of(value: Any) -> str:
-    """The JSON type of a value in words, for messages."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, int | float):
-        return "a number"
-    return "an object" if isinstance(value, Mapping) else "a list"
-
-
-def lookup(record: Mapping[str, Any], path: str) -> Any:
-    """The value of a field, or `MISSING`; ``a.b`` descends into nested objects.
-
-    A field whose own name holds the dot wins over descent.
-    """
-    if path in record:
-        return record[path]
-    head, dot, tail = path.partition(".")
-    while dot:
-        inner = record.get(head, MISSING)
-        if isinstance(inner, Mapping):
-            value = lookup(inner, tail)
-            if value is not MISSING:
-                return value
-        part, dot, tail = tail.partition(".")
-        head = f"{head}.{part}"
-    return MISSING
-
-
-def field_names(record: Mapping[str, Any], prefix: str = "", depth: int = 4) -> Iterable[str]:
-    """The dotted paths of a record that `lookup` can follow, ``depth`` levels down, for messages."""
-    for name, value in record.items():
-        yield f"{prefix}{name}"
-        if isinstance(value, Mapping) and depth > 1:
-            yield from field_names(value, f"{prefix}{name}.", depth - 1)
-
-
-def scalar_field(record: Mapping[str, Any], field: str, place: str, needed: str) -> Any:
-    """The text, number or truth value in a field; ``place`` (which key asks, where) and ``needed`` stand in the error.
-
-    Raises:
-        UserError: if there is no such field, or a list, an object or null in it.
-    """
-    value = lookup(record, field)
-    if value is MISSING:
-        fields = list(field_names(record))
-        raise UserError(f"{place} has no such field{suggest(field, fields) or '; fields: ' + ', '.join(fields[:20])}")
-    if value is None or isinstance(value, list | Mapping):
-        raise UserError(f"{place} has {kind_of(value)} there; {needed}")
-    return value
-
-
-def scalar_text(value: Any) -> str:
-    """A JSON value as text: text as it is, everything else as compact JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def clean_text(text: str) -> str:
-    """Replace lone surrogates, which no encoder or tokenizer takes, by U+FFFD."""
-    return text if text.isascii() else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def _text(record: Mapping[str, Any], field: str) -> str:
-    value = lookup(record, field)
-    if value is MISSING:
-        raise LayoutError(f"field {field} is missing")
-    if not isinstance(value, str):
-        raise LayoutError(f"field {field} is {kind_of(value)}, not text")
-    return value
-
-
-def _optional_text(record: Mapping[str, Any], field: str) -> str:
-    return "" if record.get(field) is None else _text(record, field)
-
-
-def _parts(content: list[Any], field: str) -> str:
-    """Join the text parts of a multi-part message."""
-    texts = []
-    for part in content:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        else:
-            kind = part.get("type", "unknown") if isinstance(part, Mapping) else kind_of(part)
-            raise LayoutError(f"field {field} has a content part of type {scalar_text(kind)}; only text can be read")
-    return "".join(texts)
-
-
-def _message(message: Any, field: str) -> Turn:
-    """Read one ``role``/``content`` or ``from``/``value`` message."""
-    if not isinstance(message, Mapping):
-        raise LayoutError(f"field {field} holds {kind_of(message)} where a message is due")
-    role_key, content_key = ("from", "value") if "from" in message else ("role", "content")
-    name = message.get(role_key)
-    if not isinstance(name, str):
-        raise LayoutError(f"field {field} has a message without {role_key}")
-    role = ROLES.get(name.strip().lower())
-    if role is None:
-        raise LayoutError(f"field {field} has the unknown role {name!r} (known: {', '.join(ROLES)})")
-    content = message.get(content_key, MISSING)
-    calls = message.get("tool_calls") or message.get("function_call")
-    if calls and (content is None or content is MISSING):
-        return Turn(role, "")
-    if isinstance(content, list):
-        return Turn(role, _parts(content, field))
-    if content is MISSING:
-        raise LayoutError(f"field {field} has a message without {content_key}")
-    if not isinstance(content, str):
-        raise LayoutError(f"field {field} has a message whose {content_key} is {kind_of(content)}, not text")
-    return Turn(role, content)
-
-
-def _messages(record: Mapping[str, Any], field: str) -> tuple[Turn, ...]:
-    value = lookup(record, field)
-    if value is MISSING:
-        raise LayoutError(f"field {field} is missing")
-    if not isinstance(value, list):
-        raise LayoutError(f"field {field} is {kind_of(value)}, not a list of messages")
-    if not value:
-        raise LayoutError(f"field {field} is an empty list")
-    return tuple(_message(message, field) for message in value)
-
-
-@dataclass(frozen=True)
-class PairLayout:
-    """A prompt and a response, each of them text or (as in TRL) a list of messages."""
-
-    prompt_field: str
-    response_field: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.prompt_field}/{self.response_field}"
+        Raises:
+            LayoutError: if none fits, and there was none before.
+        """
+        shape = (*record, *map(type, record.values()))
+        known = self._known.get(shape)
+        if known is None:
+            known, lasting = recognise(record, self.keys, self.what)
+            if known is None:
+                known = self._last
+            if known is None:
+                raise LayoutError(no_layout(record, self.what))
+            if lasting:
+                if len(self._known) >= _MOST_SHAPES:
+                    self._known.clear()
+                self._known[shape] = known
+        self._last = known
+        return known
 
     def turns(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
-        return self._side(record, self.prompt_field, "user") + self._side(record, self.response_field, "assistant")
+        """The conversation of a record.
 
-    def _side(self, record: Mapping[str, Any], field: str, role: Role) -> tuple[Turn, ...]:
-        value = lookup(record, field)
-        if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            return _messages(record, field)
-        return (Turn(role, _text(record, field)),)
+        Raises:
+            LayoutError: if no layout fits, or a field is missing or has the wrong type.
+        """
+        return self.layout_of(record).turns(record)
 
-    def identity(self) -> dict[str, Any]:
-        return {"layout": "pair", "prompt_field": self.prompt_field, "response_field": self.response_field}
+    def note(self, record: Mapping[str, Any], layout: Layout, turns: tuple[Turn, ...], where: str) -> None:
+        """Count a record, and remember the fields of it that sound like conversation and were not read."""
+        self.counts[layout.name] += 1
+        for name in layout.unread:
+            if name not in self.unread and is_left_out(name, record.get(name), turns):
+                self.unread[name] = f"first in {where}; {remedy(name, record[name], layout, self.what)}"
 
-
-@dataclass(frozen=True)
-class AlpacaLayout:
-    """``instruction`` and ``output``; optional ``input``, ``system`` and ``history`` of earlier pairs."""
-
-    name: str = "instruction/input/output"
-
-    def turns(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
-        turns: list[Turn] = []
-        if system := _optional_text(record, "system"):
-            turns.append(Turn("system", system))
-        for user, assistant in self._history(record):
-            turns += [Turn("user", user), Turn("assistant", assistant)]
-        instruction, extra = _text(record, "instruction"), _optional_text(record, "input")
-        turns.append(Turn("user", f"{instruction}\n{extra}" if extra else instruction))
-        turns.append(Turn("assistant", _text(record, "output")))
-        return tuple(turns)
-
-    def _history(self, record: Mapping[str, Any]) -> list[list[str]]:
-        history = record.get("history")
-        if history is None or history == "":
-            return []
-        if not isinstance(history, list):
-            raise LayoutError(f"field history is {kind_of(history)}, not a list of [user, assistant] pairs")
-        for pair in history:
-            if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
-                raise LayoutError("field history holds something other than [user, assistant] pairs of text")
-        return history
-
-    def identity(self) -> dict[str, Any]:
-        return {"layout": "alpaca"}
-
-
-@dataclass(frozen=True)
-class ConversationLayout:
-    """A list of messages: ShareGPT's ``conversations`` (with an optional ``system``) or ``messages``."""
-
-    field: str
-
-    @property
-    def name(self) -> str:
-        return self.field
-
-    def turns(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
-        turns = _messages(record, self.field)
-        system = _optional_text(record, "system") if self.field == "conversations" else ""
-        if system and turns[0] != Turn("system", system):
-            return (Turn("system", system), *turns)
-        return turns
-
-    def identity(self) -> dict[str, Any]:
-        return {"layout": "conversation", "field": self.field}
-
-
-# In order of preference: the fields that must be there, and the layout that they stand for.
-KNOWN: tuple[tuple[tuple[str, ...], Layout], ...] = (
-    (("prompt", "response"), PairLayout("prompt", "response")),
-    (("prompt", "completion"), PairLayout("prompt", "completion")),
-    (("instruction", "output"), AlpacaLayout()),
-    (("conversations",), ConversationLayout("conversations")),
-    (("messages",), ConversationLayout("messages")),
-)
-
-
-def check_fields(prompt_field: str | None, response_field: str | None, what: str) -> None:
-    """Refuse half a layout.
-
-    Raises:
-        UserError: if only one of the two fields is named.
-    """
-    if (prompt_field is None) != (response_field is None):
-        given, missing = "prompt_field", "response_field"
-        if prompt_field is None:
-            given, missing = missing, given
-        raise UserError(f"{what}.{given} is set but {what}.{missing} is not: set both, or neither")
+    def remarks(self) -> list[str]:
+        """What the user should know of how the records were read, a line each."""
+        lines = []
+        if len(self.counts) > 1:
+            counted = ", ".join(f"{name} ({number:,})" for name, number in self.counts.most_common())
+            lines.append(f"mixed layouts: {counted}")
+        for name, told in self.unread.items():
+            lines.append(f"the field {name} looks like a part of the conversation and is not read ({told})")
+        return lines
 
 
 def choose_layout(
     record: Mapping[str, Any],
-    prompt_field: str | None = None,
+    prompt_field: Any = None,
     response_field: str | None = None,
     *,
     what: str,
     where: str,
+    **more: Any,
 ) -> Layout:
-    """Find the layout of a file from its first record, whose place ``where`` says in messages; fields may be dotted.
+    """Find the layout of a record, whose place ``where`` says in messages; fields may be dotted.
 
     Raises:
         UserError: if only one field is named, a named field is not in the record, or no layout fits.
     """
-    check_fields(prompt_field, response_field, what)
+    keys = FieldKeys(prompt_field, response_field, **more)
+    keys.check(what)
+    check_named(record, keys, what, where)
+    layout, _ = recognise(record, keys, what)
+    if layout is None:
+        raise UserError(f"{where} {no_layout(record, what)}")
+    return layout
+
+
+def check_named(record: Mapping[str, Any], keys: FieldKeys, what: str, where: str) -> None:
+    """Refuse a named field that a record, the first of its file, does not have.
+
+    Raises:
+        UserError: naming it and the closest one that exists.
+    """
+    named = [("prompt_field", name) for name in keys.prompts]
+    named += [(key, name) for key in ("response_field", "messages_field") if (name := getattr(keys, key)) is not None]
     known = list(field_names(record))
-    if prompt_field is not None and response_field is not None:
-        for key, field in (("prompt_field", prompt_field), ("response_field", response_field)):
-            if lookup(record, field) is MISSING:
-                raise UserError(
-                    f"{what}.{key}={field}: {where} has no such field (it has {', '.join(known) or 'none'})"
-                    f"{suggest(field, known)}"
-                )
-        return PairLayout(prompt_field, response_field)
-    for fields, layout in KNOWN:
-        if all(field in record for field in fields):
-            return layout
-    tried = ", ".join("+".join(fields) for fields, _ in KNOWN)
-    raise UserError(
-        f"{where} fits no known layout: tried {tried}; it has the fields {', '.join(known) or 'none'}; "
-        f"name yours with {what}.prompt_field and {what}.response_field"
-    )
+    for key, name in named:
+        if lookup(record, name) is MISSING:
+            raise UserError(
+                f"{what}.{key}={name}: {where} has no such field (it has {', '.join(known) or 'none'})"
+                f"{suggest(name, known)}"
+            )
+
+
+def no_layout(record: Mapping[str, Any], what: str) -> str:
+    """What is said of a record that fits no layout."""
+    tried = [*("+".join(fields) for fields in FIRST), *CONVERSATIONS, "question+answer and the like", *LISTS[:2]]
+    lists = [name for name, value in record.items() if is_conversation(value)]
+    hint = f"name yours with {what}.prompt_field and {what}.response_field, or {what}.messages_field"
+    if lists:
+        hint = f"there are several lists of messages; name the right one with {what}.messages_field={lists[0]}"
+    fields = ", ".join(field_names(record)) or "none"
+    return f"fits no known layout: tried {', '.join(tried)}; it has the fields {fields}; {hint}"
+
+
+def recognise(record: Mapping[str, Any], keys: FieldKeys, what: str) -> tuple[Layout | None, bool]:
+    """The layout of a record, from the fields that hold a value, else from those that are there; None if none fits.
+
+    Returns:
+        The layout, and whether every record with the same fields and types has it.
+    """
+    valued = {name: value for name, value in record.items() if value is not None}
+    layout, lasting = _recognise(valued, keys)
+    if layout is None:
+        layout, more = _recognise(record, keys)
+        lasting = lasting and more
+    if layout is None:
+        return None, False
+    # a value that is a list may be one of messages in one record and not in the next
+    read = {*layout.prompts, layout.response, layout.messages, layout.extra, *layout.contexts, *layout.systems}
+    read |= {layout.history, layout.tools, REJECTED}
+    unread = [name for name, value in valued.items() if name not in read and (is_spoken(name) or _is_list(value))]
+    return replace(layout, unread=tuple(unread)), lasting
+
+
+def _recognise(record: Mapping[str, Any], keys: FieldKeys) -> tuple[Layout | None, bool]:
+    present = {name.lower(): name for name in reversed(list(record))}
+    present |= {name: name for name in record}
+    lasting = True
+    core: Layout | None = None
+    if keys.messages_field is not None:
+        core = Layout(keys.messages_field, messages=keys.messages_field)
+    elif keys.prompts and keys.response_field is not None:
+        name = f"{'+'.join(keys.prompts)}/{keys.response_field}"
+        core = Layout(name, prompts=keys.prompts, response=keys.response_field)
+    else:
+        core = _pair(present, FIRST) or _listed(present)
+        if core is None:
+            pairs = [(prompt, response) for prompt in PROMPTS for response in (CHOSEN, *RESPONSES)]
+            core = _pair(present, pairs)
+            if core is None and CHOSEN in present:
+                core = Layout(CHOSEN, response=present[CHOSEN])
+            if core is None:
+                core, lasting = _by_value(record, present), False
+    if core is None:
+        return None, False
+    core, still = _with_beside(core, record, present, keys)
+    return core, lasting and still
+
+
+def _pair(present: Mapping[str, str], pairs: Sequence[tuple[str, str]]) -> Layout | None:
+    for prompt, response in pairs:
+        if prompt in present and response in present and prompt != response:
+            extra = present.get("input") if prompt == "instruction" and response != "input" else None
+            name = "/".join(filter(None, (present[prompt], extra, present[response])))
+            return Layout(
+                ALPACA if name == "instruction/output" else name,
+                prompts=(present[prompt],),
+                response=present[response],
+                extra=extra,
+            )
+    return None
+
+
+def _listed(present: Mapping[str, str]) -> Layout | None:
+    for name in CONVERSATIONS:
+        if name in present:
+            chosen = present[CHOSEN] if CHOSEN in present and REJECTED in present else None
+            return Layout(present[name], messages=present[name], response=chosen)
+    return None
+
+
+def _by_value(record: Mapping[str, Any], present: Mapping[str, str]) -> Layout | None:
+    """A list of messages under another name, or nothing but a text."""
+    for name in LISTS:
+        value = unfolded(record[present[name]]) if name in present else None
+        if isinstance(value, list) and (is_conversation(value) or _are_texts(value)):
+            return Layout(present[name], messages=present[name])
+    others = (CHOSEN, REJECTED, *HISTORIES, *TOOL_FIELDS)
+    lists = [name for name, value in record.items() if name.lower() not in others and is_conversation(value)]
+    if lists:
+        return Layout(lists[0], messages=lists[0]) if len(lists) == 1 else None
+    if not any(name in present for name in (*PROMPTS, *RESPONSES, CHOSEN)):
+        for name in TEXTS:
+            if name in present and isinstance(record[present[name]], str):
+                return Layout(present[name], response=present[name])
+    return None
+
+
+def _are_texts(value: Sequence[Any]) -> bool:
+    return len(value) > 1 and all(isinstance(item, str) for item in value)
+
+
+def _with_beside(
+    core: Layout, record: Mapping[str, Any], present: Mapping[str, str], keys: FieldKeys
+) -> tuple[Layout, bool]:
+    """The layout with the fields beside it that are a part of any conversation."""
+    taken = {*core.prompts, core.response, core.messages, core.extra}
+    strict = core.name in (ALPACA, "conversations")  # there they were always read, or refused
+    lasting = True
+
+    def beside(names: Sequence[str]) -> list[str]:
+        found = [present[name] for name in names if name in present]
+        return [name for name in dict.fromkeys(found) if name not in taken and record[name] is not None]
+
+    if keys.system_field is not None:
+        systems = [keys.system_field]
+    else:
+        systems = [name for name in beside(SYSTEMS) if strict or isinstance(record[name], str)]
+    history, tools = keys.history_field, keys.tools_field
+    if history is None:
+        for name in beside(HISTORIES):
+            value = record[name]
+            lasting = lasting and not value
+            found = unfolded(value)
+            listed = isinstance(found, list) and (as_pairs(found) is not None or is_conversation(found))
+            if listed or (strict and name == "history"):
+                history = name
+                break
+    if tools is None:
+        tools = next((name for name in beside(TOOL_FIELDS) if _are_tools(record[name])), None)
+        lasting = lasting and not any(record[name] for name in beside(TOOL_FIELDS))
+    contexts = tuple(name for name in beside(CONTEXTS) if name not in (*systems, history, tools))
+    contexts = tuple(name for name in contexts if isinstance(record[name], str) or _are_texts(record[name]))
+    made = replace(core, systems=tuple(systems), history=history, tools=tools, contexts=contexts)
+    return made, lasting
+
+
+def _are_tools(value: Any) -> bool:
+    found = unfolded(value)
+    items = found if isinstance(found, list) else [found]
+    return all(isinstance(json_value(item) if isinstance(item, str) else item, Mapping) for item in items)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and is_conversation(value)
+
+
+def is_spoken(name: str) -> bool:
+    """True for a field whose name sounds like a part of a conversation."""
+    words = {word.lower() for word in _WORD.findall(name)}
+    return bool(words & SPOKEN) and not words & UNSPOKEN
+
+
+def is_left_out(name: str, value: Any, turns: Sequence[Turn]) -> bool:
+    """True for text in a field that stands in no turn."""
+    texts = [text for text in _texts_in(value) if text.strip()]
+    if not texts or ("answer" in name.lower() and len(texts[0]) <= _SHORT):
+        return False
+    said = "\n".join(turn.text for turn in turns)
+    return any(text.strip() not in said for text in texts)
+
+
+def _texts_in(value: Any) -> list[str]:
+    found = unfolded(value) if isinstance(value, str) else value
+    if isinstance(found, str):
+        return [found]
+    if not isinstance(found, list):
+        return []
+    messages = [item for item in found if isinstance(item, Mapping)]
+    texts = [text for item in messages for key in CONTENT_KEYS if isinstance(text := item.get(key), str)]
+    return [*(item for item in found if isinstance(item, str)), *texts]
+
+
+def remedy(name: str, value: Any, layout: Layout, what: str) -> str:
+    """The keys that have a field read beside a layout."""
+    if is_conversation(value):
+        return f"{what}.history_field={name} puts it before the conversation, {what}.messages_field={name} in its place"
+    if layout.prompts and layout.response:
+        prompts = ",".join((*layout.prompts, *((layout.extra,) if layout.extra else ()), name))
+        return f"'{what}.prompt_field=[{prompts}]' {what}.response_field={layout.response} adds it to the prompt"
+    return f"{what}.system_field={name} puts it at the head"

@@ -11,23 +11,20 @@ import hashlib
 import json
 import mmap
 import os
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trim_lightning.errors import UserError
+from trim_lightning.records.fields import MISSING, clean_text, lookup, scalar_text
 from trim_lightning.records.filters import conditions
-from trim_lightning.records.layouts import (
-    MISSING,
-    Layout,
-    clean_text,
-    lookup,
-    scalar_text,
-)
+from trim_lightning.records.layouts import LayoutReader
 from trim_lightning.records.record import Record, Turn
+from trim_lightning.records.shapes import FieldKeys
 
 MOST_LINE_BYTES = 16 << 20
 """Longest line that is read. Parsed, it takes up to some sixty times that in memory (our choice)."""
@@ -45,8 +42,11 @@ class LineSource:
         name: Base name of the input, for manifests.
         what: ``pool`` or ``target``, for the config keys in messages.
         sha256: Hex digest of the input as the user gave it; null if that is ``path`` itself.
+        files: Names of the files that the input is made of, where it is more than one.
+        starts: First line of each of them in ``path``.
         unit: What one record is called in messages: a line, or a record of another format.
         reader: The format and the version of its conversion, part of the identity.
+        remarks: What the user should know of how the files were read.
     """
 
     path: Path
@@ -56,20 +56,43 @@ class LineSource:
     sha256: str | None = None
     unit: str = "line"
     reader: str = "jsonl-1"
+    files: tuple[str, ...] = ()
+    starts: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def place(self, number: int) -> str:
+        """Where the record in a 0-based line is, for messages: the input, and the line or record in its file."""
+        if not self.starts:
+            return f"{self.label} {self.unit} {number + 1}"
+        part = bisect_right(self.starts, number) - 1
+        return f"{self.label} {self.files[part]} {self.unit} {number - self.starts[part] + 1}"
 
 
 @dataclass(frozen=True)
 class ReadOptions:
     """The keys of a source that decide which records there are and how they read; see `SourceSettings`."""
 
-    prompt_field: str | None = None
+    prompt_field: Any = None
     response_field: str | None = None
+    messages_field: str | None = None
+    system_field: str | None = None
+    history_field: str | None = None
+    tools_field: str | None = None
     id_field: str | None = None
+    bad_records: str = "error"
     where: Mapping[str, Any] = field(default_factory=dict)
     exclude: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     sample: int | None = None
     seed: int = 0
+
+    @property
+    def keys(self) -> FieldKeys:
+        """The fields that are named."""
+        return FieldKeys(**{name: getattr(self, name) for name in FIELD_KEYS})
+
+
+FIELD_KEYS = tuple(spec.name for spec in fields(FieldKeys))
 
 
 class RecordFile:
@@ -84,19 +107,24 @@ class RecordFile:
         sha256: Hex digest of the input as the user gave it.
         source_rows: Records in the input before filters.
         layout: How a record becomes a conversation.
+        bad: Records that cannot be read and are left out: their place, and why.
+        remarks: What the user should know of how the input was read.
+        files: Names of the files that the input is made of, where it is more than one.
     """
 
     def __init__(
         self,
         source: LineSource,
         options: ReadOptions,
-        layout: Layout,
+        layout: LayoutReader,
         offsets: np.ndarray,
         lines: np.ndarray,
         *,
         sha256: str,
         source_rows: int,
         stamp: tuple[int, int],
+        bad: Sequence[tuple[str, str]] = (),
+        remarks: Sequence[str] = (),
     ) -> None:
         """Wrap what `index` found; use that instead.
 
@@ -109,9 +137,12 @@ class RecordFile:
             sha256: Hex digest of the input.
             source_rows: Records before filters.
             stamp: Size in bytes and modification time in ns of the file when it was read.
+            bad: See the class.
+            remarks: See the class.
         """
         self.what, self.name, self.sha256 = source.what, source.name, sha256
         self.source_rows, self.layout = source_rows, layout
+        self.bad, self.remarks, self.files = bad, (*source.remarks, *remarks), source.files
         self._source, self._options, self._stamp = source, options, stamp
         self._offsets, self._lines = offsets, lines
         self._map: mmap.mmap | None = None
@@ -144,8 +175,7 @@ class RecordFile:
     def record(self, row: int) -> Record:
         """The record, its lone surrogates replaced by U+FFFD."""
         value = self.object(row)
-        turns = tuple(Turn(turn.role, clean_text(turn.content)) for turn in self.layout.turns(value))
-        return Record(self._id(value, row), turns)
+        return Record(self._id(value, row), tuple(map(_cleaned, self.layout.turns(value))))
 
     def id(self, row: int) -> str:
         """The record's id as text: the id field, else ``id``, else the 0-based line number in the input."""
@@ -153,7 +183,7 @@ class RecordFile:
 
     def place(self, row: int) -> str:
         """Where the record is, for messages: the input and the 1-based line."""
-        return f"{self._source.label} {self._source.unit} {int(self._lines[self._checked(row)]) + 1}"
+        return self._source.place(int(self._lines[self._checked(row)]))
 
     def identity(self) -> dict[str, Any]:
         """JSON-able: everything that determines the records and their order, for cache keys."""
@@ -165,6 +195,7 @@ class RecordFile:
             "id_field": options.id_field,
             "where": conditions(options.where),
             "exclude": conditions(options.exclude),
+            "bad_records": options.bad_records,
             "limit": options.limit,
             "sample": options.sample,
             # The seed decides nothing without a sample, and must not split the cache then.
@@ -233,9 +264,19 @@ def sha256_of(path: Path, label: str) -> str:
         raise UserError(f"{label} cannot be read: {error.strerror or error}") from error
 
 
+def _cleaned(turn: Turn) -> Turn:
+    """A turn without lone surrogates."""
+    if turn.plain:
+        return turn if turn.content.isascii() else Turn(turn.role, clean_text(turn.content))
+    texts: dict[str, Any] = {
+        name: clean_text(getattr(turn, name)) for name in ("content", "thought", "calls", "name", "call_id")
+    }
+    return replace(turn, **texts)
+
+
 def options_of(source: Any, *, seed: int, limit: int | None, sample: int | None) -> ReadOptions:
     """The reading options among the keys of a source."""
-    shared = ("prompt_field", "response_field", "id_field", "where", "exclude")
+    shared = (*FIELD_KEYS, "id_field", "where", "exclude", "bad_records")
     return ReadOptions(**{name: getattr(source, name) for name in shared}, seed=seed, limit=limit, sample=sample)
 
 

@@ -11,7 +11,7 @@ from trim_lightning.records.record_file import RecordFile
 
 def text_of(turns: Sequence[Turn]) -> str:
     """All turns of a record as one text, case and white space evened out."""
-    return " ".join(" ".join(turn.content for turn in turns).lower().split())
+    return " ".join(" ".join(turn.text for turn in turns).lower().split())
 
 
 def question_of(turns: Sequence[Turn]) -> str:

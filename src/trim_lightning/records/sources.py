@@ -1,4 +1,4 @@
-"""Where records come from: the generated pool, JSON lines, Parquet, the Hub. All end up as one `RecordFile`.
+"""Where records come from: the generated pool, files of every usual format, the Hub. All end up as one `RecordFile`.
 
 Inputs other than plain JSON lines are converted once into the spool and read from there.
 """
@@ -6,43 +6,40 @@ Inputs other than plain JSON lines are converted once into the spool and read fr
 from __future__ import annotations
 
 import contextlib
-import glob
-import gzip
 import hashlib
 import json
-import math
 import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trim_lightning.errors import UserError
-from trim_lightning.files.json_files import with_leaves
 from trim_lightning.records import generated_pool
-from trim_lightning.records.indexing import index
-from trim_lightning.records.layouts import check_fields
-from trim_lightning.records.record_file import (
-    MOST_LINE_BYTES,
-    TOO_LONG,
-    LineSource,
-    RecordFile,
-    check_file,
-    options_of,
-    sha256_of,
+from trim_lightning.records.file_formats import (
+    decoder_of,
+    format_of,
+    head_of,
+    lines_of,
+    most_unpacked,
+    packing_of,
+    refuse_bomb,
+    unpack,
 )
+from trim_lightning.records.file_search import FoundFiles, find_files, label_of
+from trim_lightning.records.indexing import index
+from trim_lightning.records.json_lines import BATCH_ROWS, json_line, one_line
+from trim_lightning.records.record_file import LineSource, RecordFile, check_file, options_of, sha256_of
 from trim_lightning.settings.schema import SourceSettings
 
 Spool = Callable[[str, Mapping[str, object], Callable[[Path], None]], Path]
 """``spool(kind, key, build)``: a directory that holds what ``build(directory)`` wrote for that key."""
 
-_RECORDS = "records.jsonl"
+_RECORDS, _PARTS = "records.jsonl", "parts.json"
 # Raise it whenever the same Parquet or Hub rows give other lines.
 _CONVERSION = 1
-_BATCH_ROWS = 1024
-# A file that grows beyond both when it is unpacked is taken for a bomb: text shrinks to a fifth, seldom to a fiftieth.
-_MOST_GROWTH = 200
-_FREE_GROWTH = 256 << 20
+# The same of other files.
+_FILES = 1
 
 
 def open_records(
@@ -62,20 +59,22 @@ def open_records(
     """
     readers: dict[str, Callable[[SourceSettings, str, Spool], LineSource]] = {
         "generated": _generated,
-        "jsonl": _json_lines,
-        "parquet": _parquet,
+        "file": _files,
+        "jsonl": _files,
+        "parquet": _files,
         "hub": _hub,
     }
     if source.source not in readers:
         if what == "pool":
             raise UserError(f"pool={source.source}: a pool is one of {', '.join(readers)}")
         raise ValueError(f"{what}.source={source.source} has no input of its own")
-    check_fields(source.prompt_field, source.response_field, what)
+    options = options_of(source, seed=seed, limit=limit, sample=sample)
+    options.keys.check(what)
     lines = readers[source.source](source, what, spool)
-    return index(lines, options_of(source, seed=seed, limit=limit, sample=sample))
+    return index(lines, options)
 
 
-def _path(source: SourceSettings, what: str, placeholder: str = "FILE") -> str:
+def _path(source: SourceSettings, what: str, placeholder: str = "FILE") -> Any:
     if not source.path:
         raise UserError(f"{what}={source.source} needs {what}.path={placeholder}")
     return source.path
@@ -98,123 +97,108 @@ def _generated(source: SourceSettings, what: str, spool: Spool) -> LineSource:
     )
 
 
-def _json_lines(source: SourceSettings, what: str, spool: Spool) -> LineSource:
+def _files(source: SourceSettings, what: str, spool: Spool) -> LineSource:
     given = _path(source, what)
-    label, path = f"{what}.path={given}", Path(os.path.expanduser(given))
-    check_file(path, label)
-    if path.suffix.lower() != ".gz" and _magic(path, label, 2) != b"\x1f\x8b":
-        return LineSource(path.absolute(), label=label, name=path.name, what=what)
-    digest = sha256_of(path, label)
-    directory = spool(
-        "decompressed", {"sha256": digest}, lambda directory: _decompress(path, directory / _RECORDS, label)
-    )
-    return LineSource(directory / _RECORDS, label=label, name=path.name, what=what, sha256=digest)
-
-
-def _decompress(source: Path, target: Path, label: str) -> None:
-    try:
-        with gzip.open(source, "rb") as packed, target.open("wb") as plain:
-            size, line, limit = 0, 0, _most_unpacked(source.stat().st_size)
-            while chunk := packed.read(1 << 20):
-                size += len(chunk)
-                first = chunk.find(b"\n")
-                if line + (len(chunk) if first < 0 else first) > MOST_LINE_BYTES:
-                    raise UserError(f"{label} holds a line that {TOO_LONG}: mend or delete that line")
-                line = line + len(chunk) if first < 0 else len(chunk) - chunk.rfind(b"\n") - 1
-                _refuse_bomb(size, limit, label)
-                plain.write(chunk)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        fault = "is cut short" if isinstance(error, EOFError) else "is not a sound gzip file"
-        raise UserError(f"{label} {fault} ({_one_line(error)}): fetch or compress it again") from error
-
-
-def _most_unpacked(packed: int) -> int:
-    """Bytes that an input of ``packed`` bytes may become."""
-    return max(_FREE_GROWTH, _MOST_GROWTH * packed)
-
-
-def _refuse_bomb(size: int, limit: int, label: str) -> None:
-    """Stop before a small file fills the disk.
-
-    Raises:
-        UserError: if ``size`` is beyond ``limit``.
-    """
-    if size > limit:
-        raise UserError(
-            f"{label} unpacks to more than {_MOST_GROWTH} times its size (stopped at {size >> 20} MiB): no text "
-            "shrinks so much; if it is what you want, unpack it yourself and name the unpacked file"
-        )
-
-
-def _magic(path: Path, label: str, size: int) -> bytes:
-    try:
-        with path.open("rb") as handle:
-            return handle.read(size)
-    except OSError as error:
-        raise UserError(f"{label} cannot be read: {error.strerror or error}") from error
-
-
-def _parquet(source: SourceSettings, what: str, spool: Spool) -> LineSource:
-    given = _path(source, what)
-    label = f"{what}.path={given}"
-    files = _parquet_files(given, label)
-    for path in files:
+    label = label_of(given, what)
+    found = find_files(given, source.source, source.split, what)
+    for path in found.files:
         check_file(path, label)
-        if _magic(path, label, 4) != b"PAR1":
-            raise UserError(f"{label}: {path.name} is not a Parquet file; for JSON lines use {what}=jsonl")
-    digests = [sha256_of(path, label) for path in files]
-    directory = spool(
-        "parquet",
-        {"files": digests, "conversion": _CONVERSION},
-        lambda directory: _write_lines(
-            directory / _RECORDS,
-            _parquet_rows(files, label),
-            limit=_most_unpacked(sum(path.stat().st_size for path in files)),
-            label=label,
-        ),
-    )
+    kind = source.source
+    if kind == "parquet" or (kind == "file" and all(_is_parquet(path, label) for path in found.files)):
+        return _parquet(found, label, what, spool)
+    if len(found.files) == 1:
+        path, packing = found.files[0], packing_of(found.files[0], label)
+        digest = None
+        if packing is not None:
+            digest = sha256_of(path, label)
+            path = spool("decompressed", {"sha256": digest}, partial(_unpack_to, path, packing, label)) / _RECORDS
+        form = format_of(path, label)
+        if form == "jsonl" or (kind == "jsonl" and form != "json"):
+            if form == "csv":
+                raise UserError(f"{label} looks like CSV, not JSON lines: read it with {what}=file")
+            return LineSource(path.absolute(), label, found.name, what, digest, remarks=found.remarks)
+    return _converted(found, label, what, spool)
+
+
+def _is_parquet(path: Path, label: str) -> bool:
+    return head_of(path, label, 4) == b"PAR1"
+
+
+def _unpack_to(path: Path, packing: str, label: str, directory: Path) -> None:
+    unpack(path, directory / _RECORDS, packing, label)
+
+
+def _converted(found: FoundFiles, label: str, what: str, spool: Spool) -> LineSource:
+    """One file of JSON lines out of any others."""
+    digests = [sha256_of(path, label) for path in found.files]
+
+    def build(directory: Path) -> None:
+        starts, number, plain = [], 0, directory / "unpacked"
+        limit, size = sum(most_unpacked(path.stat().st_size) for path in found.files), 0
+        with (directory / _RECORDS).open("wb") as out:
+            for path, name in zip(found.files, found.names, strict=True):
+                told = label if len(found.files) == 1 else f"{label}: {name}"
+                starts.append(number)
+                packing = packing_of(path, told)
+                if packing is not None:
+                    unpack(path, plain, packing, told)
+                    path = plain
+                for line in lines_of(path, format_of(path, told), told):
+                    size += len(line) + 1
+                    refuse_bomb(size, limit, told)
+                    out.write(line + b"\n")
+                    number += 1
+        plain.unlink(missing_ok=True)
+        (directory / _PARTS).write_text(json.dumps(starts), encoding="utf-8")
+
+    suffixes = [path.suffix.lower() for path in found.files]  # they decide the delimiter
+    directory = spool("files", {"files": digests, "suffixes": suffixes, "conversion": _FILES}, build)
+    several = len(found.files) > 1
     return LineSource(
         directory / _RECORDS,
         label=label,
-        name=Path(given).name,
+        name=found.name,
         what=what,
-        sha256=digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+        sha256=_digest(digests),
         unit="record",
-        reader=f"parquet-{_CONVERSION}",
+        reader=f"files-{_FILES}",
+        files=found.names if several else (),
+        starts=tuple(json.loads((directory / _PARTS).read_text(encoding="utf-8"))) if several else (),
+        remarks=found.remarks,
     )
 
 
-def _parquet_files(given: str, label: str) -> list[Path]:
-    """The files that a path stands for: itself, those in the directory, or those the glob finds; sorted."""
-    path = Path(os.path.expanduser(given))
-    if path.is_dir():
-        files = sorted(found for found in path.rglob("*.parquet") if found.is_file())
-    elif path.exists() or not glob.has_magic(given):
-        files = [path]
-    else:
-        files = sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
-    if not files:
-        raise UserError(f"{label} holds no Parquet files: name a file, or a directory or glob of *.parquet files")
-    return files
+def _digest(digests: Sequence[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _parquet_rows(files: Iterable[Path], label: str) -> Iterator[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
+def _parquet(found: FoundFiles, label: str, what: str, spool: Spool) -> LineSource:
+    for path in found.files:
+        if not _is_parquet(path, label):
+            raise UserError(f"{label}: {path.name} is not a Parquet file; for JSON lines use {what}=jsonl")
+    digests = [sha256_of(path, label) for path in found.files]
 
-    for path in files:
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                found = 0
-                for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                    yield from batch.to_pylist()
-                    found += batch.num_rows
-                if found != file.metadata.num_rows:
-                    raise ValueError(f"it speaks of {file.metadata.num_rows} rows and holds {found}")
-        except Exception as error:  # values that Python has no object for raise OverflowError, KeyError and others
-            raise UserError(
-                f"{label}: {path.name} is not a readable Parquet file ({_one_line(error)}): fetch or write it again"
-            ) from error
+    def build(directory: Path) -> None:
+        limit, size = most_unpacked(sum(path.stat().st_size for path in found.files)), 0
+        with (directory / _RECORDS).open("wb") as out:
+            for path in found.files:
+                for line in lines_of(path, "parquet", label):
+                    size += len(line) + 1
+                    refuse_bomb(size, limit, label)
+                    out.write(line + b"\n")
+
+    directory = spool("parquet", {"files": digests, "conversion": _CONVERSION}, build)
+    return LineSource(
+        directory / _RECORDS,
+        label=label,
+        name=found.name,
+        what=what,
+        sha256=_digest(digests),
+        unit="record",
+        reader=f"parquet-{_CONVERSION}",
+        files=found.names if len(found.files) > 1 else (),
+        remarks=found.remarks,
+    )
 
 
 def _hub(source: SourceSettings, what: str, spool: Spool) -> LineSource:
@@ -223,11 +207,11 @@ def _hub(source: SourceSettings, what: str, spool: Spool) -> LineSource:
     dataset = _load_dataset(source, given, what)
     key = {
         "path": given,
-        "split": source.split,
+        "split": source.split or "train",
         "fingerprint": dataset._fingerprint,
         "conversion": _CONVERSION,
     }
-    directory = spool("hub", key, lambda directory: _write_lines(directory / _RECORDS, _hub_rows(dataset)))
+    directory = spool("hub", key, lambda directory: _write_rows(directory / _RECORDS, dataset))
     return LineSource(
         directory / _RECORDS,
         label=label,
@@ -244,24 +228,33 @@ def _load_dataset(source: SourceSettings, given: str, what: str) -> Any:
     local = Path(os.path.expanduser(given))
     try:
         with no_progress_bars():
+            if (local / "state.json").is_file():
+                return datasets.load_from_disk(str(local))
             return datasets.load_dataset(
                 str(local) if local.exists() else given,
                 source.subset,
-                split=source.split,
+                split=source.split or "train",
                 revision=source.revision,
             )
     except Exception as error:  # the library raises dozens of types, from its own to those of fsspec
         raise UserError(
-            f"{what}.path={given}: the data set cannot be loaded from the Hub ({_one_line(error)}): check "
+            f"{what}.path={given}: the data set cannot be loaded from the Hub ({one_line(error)}): check "
             f"{what}.path, {what}.subset, {what}.split and {what}.revision; a gated set needs HF_TOKEN, "
             f"a set already in the cache loads with HF_HUB_OFFLINE=1, else download it and use {what}=jsonl"
         ) from error
 
 
+def _write_rows(path: Path, dataset: Any) -> None:
+    with path.open("wb") as out:
+        for row in _hub_rows(dataset):
+            out.write(json_line(row).encode() + b"\n")
+
+
 def _hub_rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    decode = decoder_of(dataset.features.arrow_schema)
     # The Arrow format hands images and audio over undecoded, which would need further libraries.
-    for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-        yield from table.to_pylist()
+    for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
+        yield from map(decode, table.to_pylist())
 
 
 @contextlib.contextmanager
@@ -276,45 +269,3 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, limit: int | None = None, label: str = "") -> None:
-    """Write JSON lines.
-
-    Raises:
-        UserError: if they take more than ``limit`` bytes.
-    """
-    size = 0
-    with path.open("wb") as out:
-        for row in rows:
-            line = _json_line(row).encode() + b"\n"
-            size += len(line)
-            if limit is not None:
-                _refuse_bomb(size, limit, label)
-            out.write(line)
-
-
-def _json_line(row: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text)
-    except ValueError:
-        return json.dumps(with_leaves(row, _finite), ensure_ascii=False, allow_nan=False, default=_as_text)
-
-
-def _as_text(value: Any) -> str:
-    """What JSON has no type for: dates and decimals as ``str`` gives them, bytes as UTF-8 if they are."""
-    if isinstance(value, bytes):
-        with contextlib.suppress(UnicodeDecodeError):
-            return value.decode()
-    return str(value)
-
-
-def _finite(name: str, value: Any) -> Any:
-    """NaN and the infinities as null: JSON does not have them."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _one_line(error: BaseException) -> str:
-    """The type and the first sentence or so of an exception, on one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

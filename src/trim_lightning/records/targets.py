@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trim_lightning.errors import UserError
+from trim_lightning.records.fields import clean_text, scalar_field, scalar_text
 from trim_lightning.records.indexing import index
-from trim_lightning.records.layouts import clean_text, scalar_field, scalar_text
+from trim_lightning.records.record import conversation_of
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 from trim_lightning.records.sources import open_records
 from trim_lightning.settings.schema import SelectSettings
@@ -55,11 +56,11 @@ def choose_targets(settings: SelectSettings, pool: RecordFile, store: Store) -> 
         every += order
         places += order[: int(np.floor(target.noise * len(members) + 0.5))]
     if not places:
-        return TargetSet(drawn, groups)
+        return TargetSet(drawn, groups, source)
     taken = set(rows) if source is pool else set()
     # each place has its own substitute, whatever the share and the other groups
     noisy = replace_targets(drawn, {place: every.index(place) for place in places}, pool, taken, settings.seed, store)
-    return TargetSet(noisy, groups, substitutes=frozenset(places))
+    return TargetSet(noisy, groups, source, substitutes=frozenset(places))
 
 
 def noisy_order(places: list[int], seed: int) -> list[int]:
@@ -100,7 +101,7 @@ def replace_targets(
         row = substitutes.get(place)
         record = targets.record(place) if row is None else pool.record(row)
         name = record.id if row is None else f"pool:{record.id}"
-        lines.append(json.dumps({"id": name, "messages": [asdict(turn) for turn in record.turns]}) + "\n")
+        lines.append(json.dumps({"id": name, **conversation_of(record.turns)}) + "\n")
     text = "".join(lines)
 
     def build(directory: Path) -> None:
@@ -167,11 +168,13 @@ class TargetSet:
     Attributes:
         records: Only the drawn records, in file order.
         groups: Group name to places in ``records``; ``{"": all}`` without groups.
+        read: The records that they were drawn from.
         substitutes: Places in ``records`` of noise in place of targets.
     """
 
     records: RecordFile
     groups: Mapping[str, list[int]]
+    read: RecordFile
     substitutes: frozenset[int] = frozenset()
 
     @property

@@ -20,10 +20,12 @@ WORD = re.compile(r"\w+|[^\w\s]+")
 def scoped_text(record: Record, scope: str) -> str:
     """A record's turns that ``scope`` lets count, joined by line breaks; not cut at ``max_length``.
 
+    A turn that its record keeps out of the loss counts for nothing.
     The prompt is the system, user and tool turns, the response the assistant's.
     """
     wanted = {"all": (True, False), "response": (True,), "prompt": (False,)}[scope]
-    return "\n".join(turn.content for turn in record.turns if (turn.role == "assistant") in wanted)
+    turns = [turn for turn in record.turns if turn.trained and (turn.role == "assistant") in wanted]
+    return "\n".join(turn.text for turn in turns)
 
 
 def words_of(text: str) -> list[str]:

@@ -203,6 +203,6 @@ def record_text(records: RecordFile | None, place: int) -> dict[str, Any]:
     record = records.record(place)
     turns = []
     for turn in record.turns:
-        cut = len(turn.content) > MOST_CHARACTERS
-        turns.append((turn.role, turn.content[:MOST_CHARACTERS] + (" …" if cut else "")))
+        cut = len(turn.text) > MOST_CHARACTERS
+        turns.append((turn.role, turn.text[:MOST_CHARACTERS] + (" …" if cut else "")))
     return {"id": record.id, "turns": turns}

@@ -93,7 +93,7 @@ def explain_row(run: OpenedRun, row: int) -> Explanation:
         notes.append(f"method={run.settings.method['name']} ranks whole records: it has no scores of tokens")
     turns: list[tuple[str, str]] = []
     if tokens is None:
-        turns = [(turn.role, turn.content) for turn in run.record(row).turns]
+        turns = [(turn.role, turn.text) for turn in run.record(row).turns]
     candidate = Candidate(
         row=row,
         id=line["id"],

@@ -142,7 +142,7 @@ def candidates(outcome: Outcome, rows: Iterable[int], fields: Collection[str]) -
             **parts,
             num_tokens=int(scores.num_tokens[row]),
             selected=bool(picked[row]),
-            turns=[(turn.role, turn.content) for turn in record.turns],
+            turns=[(turn.role, turn.text) for turn in record.turns],
             fields={name: text for name, text in short_fields(pool.object(row)) if name in fields},
         )
 

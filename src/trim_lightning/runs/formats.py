@@ -16,8 +16,8 @@ import pyarrow as pa
 from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import copy_atomically, replacing, write_text
 from trim_lightning.files.tables import table_writer
-from trim_lightning.records.layouts import AlpacaLayout, clean_text
-from trim_lightning.records.record import messages_of
+from trim_lightning.records.fields import clean_text
+from trim_lightning.records.record import TOOLS, conversation_of, messages_of
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.runs.names import CORESET
 
@@ -26,7 +26,7 @@ BATCH = 1024  # records converted at once
 # JSON readers infer a column's type from the first megabytes, so a type must show before that
 EARLY = 1 << 20
 OPTIONAL = ("system", "history")  # Alpaca fields that are written if a record uses them
-MESSAGES = pa.schema([("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))])
+MORE = ("reasoning_content", "tool_calls", "train", "name", "tool_call_id")  # fields of messages that use them
 
 
 def write_verbatim(records: RecordFile, coreset: Path, directory: Path) -> tuple[list[Path], list[int]]:
@@ -40,7 +40,7 @@ def write_messages(records: RecordFile, coreset: Path, directory: Path) -> tuple
     """Write ``messages.jsonl``: one conversation per line."""
     path = directory / "messages.jsonl"
     order = list(range(len(records)))
-    write_lines(({"messages": messages_of(records.record(row).turns)} for row in order), path)
+    write_lines((conversation_of(records.record(row).turns) for row in order), path)
     return [path], order
 
 
@@ -48,11 +48,36 @@ def write_parquet(records: RecordFile, coreset: Path, directory: Path) -> tuple[
     """Write ``messages.parquet``: the same conversations as a typed column."""
     path = directory / "messages.parquet"
     order = list(range(len(records)))
-    with table_writer(path, MESSAGES) as writer:
+    used = {key for row in order for message in messages_of(records.record(row).turns) for key in message}
+    tools = any(turn.role == TOOLS for row in order for turn in records.record(row).turns)
+    schema = messages_schema(used, tools)
+    with table_writer(path, schema) as writer:
         for start in range(0, len(order), BATCH):
-            batch = [messages_of(records.record(row).turns) for row in order[start : start + BATCH]]
-            writer.write_table(pa.table({"messages": batch}, schema=MESSAGES))
+            batch = [conversation_of(records.record(row).turns) for row in order[start : start + BATCH]]
+            writer.write_table(pa.Table.from_pylist([as_columns(line) for line in batch], schema=schema))
     return [path], order
+
+
+def messages_schema(used: set[str], tools: bool) -> pa.Schema:
+    """The columns of conversations whose messages have some fields; calls and tools, of any shape, are JSON text."""
+    fields = [("role", pa.string()), ("content", pa.string())]
+    fields += [(name, pa.bool_() if name == "train" else pa.string()) for name in MORE if name in used]
+    columns = [("messages", pa.list_(pa.struct(fields)))]
+    return pa.schema(columns + [("tools", pa.string())] * tools)
+
+
+def as_columns(conversation: dict[str, Any]) -> dict[str, Any]:
+    """A conversation as `messages_schema` has it."""
+    messages = [
+        {**message, **({"tool_calls": as_json(message["tool_calls"])} if "tool_calls" in message else {})}
+        for message in conversation["messages"]
+    ]
+    return {"messages": messages, **({"tools": as_json(conversation["tools"])} if "tools" in conversation else {})}
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON text."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def write_alpaca(records: RecordFile, coreset: Path, directory: Path) -> tuple[list[Path], list[int]]:
@@ -81,7 +106,13 @@ def alpaca_of(records: RecordFile, row: int) -> dict[str, Any]:
     Raises:
         UserError: if the turns are not an optional system turn and then user and assistant in exchange.
     """
-    turns = list(records.record(row).turns)
+    everything = records.record(row).turns
+    turns = [turn for turn in everything if turn.role != TOOLS]
+    lost = ["tools"] * (len(turns) < len(everything)) + ["thoughts, calls or masks"] * any(
+        not turn.plain for turn in turns
+    )
+    if lost:
+        raise UserError(f"{records.place(row)}: Alpaca cannot hold {' and '.join(lost)}; use --format messages")
     system = turns.pop(0).content if turns and turns[0].role == "system" else ""
     users, assistants = turns[::2], turns[1::2]
     fits = turns and len(users) == len(assistants)
@@ -95,7 +126,8 @@ def alpaca_of(records: RecordFile, row: int) -> dict[str, Any]:
         [user.content, assistant.content] for user, assistant in zip(users, assistants, strict=True)
     ]
     extra = ""
-    if isinstance(records.layout, AlpacaLayout) and (given := records.object(row).get("input")):
+    layout = records.layout.layout_of(records.object(row))
+    if layout.extra is not None and (given := records.object(row).get(layout.extra)):
         instruction, extra = instruction.removesuffix(f"\n{clean_text(given)}"), clean_text(given)
     return {"instruction": instruction, "input": extra, "output": output, "system": system, "history": history}
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
 from trim_lightning.records.indexing import index
-from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
+from trim_lightning.records.record_file import FIELD_KEYS, LineSource, ReadOptions, RecordFile
 from trim_lightning.runs.manifest import BrokenRun, Manifest
 from trim_lightning.runs.names import CORESET, MANIFEST, SCORES
 
@@ -140,11 +140,10 @@ def read_records(file: Path, label: str, config: Mapping[str, Any]) -> RecordFil
         UserError: if a line is no record, or the config is not one that a run writes.
     """
     pool = config.get("pool", {})
-    if not isinstance(pool, Mapping) or not all(
-        isinstance(pool.get(name), str | None) for name in ("prompt_field", "response_field")
-    ):
+    if not isinstance(pool, Mapping) or not all(isinstance(pool.get(name), str | list | None) for name in FIELD_KEYS):
         raise BrokenRun(f"{MANIFEST} config.pool is not what a run writes").refusal(file.parent)
-    options = ReadOptions(prompt_field=pool.get("prompt_field"), response_field=pool.get("response_field"))
+    named: dict[str, Any] = {name: pool.get(name) for name in FIELD_KEYS}
+    options = ReadOptions(**named)
     return index(LineSource(file, label=label, name=file.name, what="pool"), options)
 
 

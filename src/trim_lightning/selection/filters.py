@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.records.layouts import MISSING, lookup
+from trim_lightning.records.fields import MISSING, lookup
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.shared import digest_of_text, text_of
 from trim_lightning.selection.ranking import ScoreTable

@@ -62,4 +62,4 @@ def missing_responses(records: RecordFile, tokens: TokenizedRecords, max_length:
 
 def has_response(records: RecordFile, row: int) -> bool:
     """True for a record with text in an assistant turn."""
-    return any(turn.role == "assistant" and turn.content.strip() for turn in records.record(row).turns)
+    return any(turn.role == "assistant" and turn.trained and turn.text.strip() for turn in records.record(row).turns)

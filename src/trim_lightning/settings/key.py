@@ -19,6 +19,7 @@ def key(
     above: float | None = None,
     high: float | None = None,
     names: bool = False,
+    fields: bool = False,
 ) -> Any:
     """Declare one config key.
 
@@ -30,8 +31,17 @@ def key(
         above: A number that the value must exceed.
         high: The largest permitted number.
         names: A list of names is permitted besides the choices.
+        fields: One name or a list of them is permitted.
     """
-    metadata = {"meaning": meaning, "choices": choices, "low": low, "above": above, "high": high, "names": names}
+    metadata = {
+        "fields": fields,
+        "meaning": meaning,
+        "choices": choices,
+        "low": low,
+        "above": above,
+        "high": high,
+        "names": names,
+    }
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -53,6 +63,11 @@ def check(settings: Any, prefix: str = "") -> None:
         choices, low, above, high = (spec.metadata[part] for part in ("choices", "low", "above", "high"))
         if spec.metadata["names"]:
             check_names(name, value, choices)
+            continue
+        if spec.metadata["fields"]:
+            listed = [value] if isinstance(value, str) else value
+            if not isinstance(listed, list) or not listed or not all(isinstance(item, str) and item for item in listed):
+                raise UserError(f"{name}={value}: must be a name, or a list of names such as [one,two]")
             continue
         if choices and value not in choices:
             raise UserError(f"{name}={value}: must be one of {', '.join(choices)}{suggest(str(value), choices)}")

@@ -34,15 +34,24 @@ class ModelSettings:
 class SourceSettings:
     """Where records come from and how to read them."""
 
-    source: str = key("generated", "kind of input", choices=("generated", "jsonl", "parquet", "hub"))
-    path: str | None = key(None, "file (or Hub data set id) to read")
-    prompt_field: str | None = key(None, "field of the prompt; null recognises the layout")
+    source: str = key("generated", "kind of input", choices=("generated", "file", "jsonl", "parquet", "hub"))
+    path: Any = key(None, "file, folder or glob, a list of them, or a Hub data set id", fields=True)
+    prompt_field: Any = key(
+        None, "field of the prompt, or a list of fields joined by blank lines; null recognises the layout", fields=True
+    )
     response_field: str | None = key(None, "field of the response; null recognises the layout")
+    messages_field: str | None = key(None, "field with the list of messages; null recognises the layout")
+    system_field: str | None = key(None, "field of the system text; null takes `system` or `system_prompt`")
+    history_field: str | None = key(None, "field of earlier turns; null takes `history`")
+    tools_field: str | None = key(None, "field of the tools that may be called; null takes `tools`")
     id_field: str | None = key(None, "field of the id; null takes `id`, else the 0-based line number")
+    bad_records: str = key(
+        "error", "a record that cannot be read is an error, or left out, counted and listed", choices=("error", "skip")
+    )
     where: dict[str, Any] = key({}, "keep records whose field has one of these values")
     exclude: dict[str, Any] = key({}, "drop records whose field has one of these values")
     subset: str | None = key(None, "configuration name of a Hub data set")
-    split: str = key("train", "split of a Hub data set")
+    split: str | None = key(None, "split to read where there are several; null takes `train` of a Hub data set")
     revision: str | None = key(None, "branch, tag or commit of a Hub data set")
     families: list[str] | None = key(None, "task families of the generated records; null takes all")
     per_family: int = key(8, "generated records per family", low=1)
@@ -61,7 +70,9 @@ class PoolSettings(SourceSettings):
 class TargetSettings(SourceSettings):
     """The target set."""
 
-    source: str = key("generated", "kind of input", choices=("generated", "jsonl", "parquet", "hub", "from_pool"))
+    source: str = key(
+        "generated", "kind of input", choices=("generated", "file", "jsonl", "parquet", "hub", "from_pool")
+    )
     num_examples: int | None = key(10, "targets drawn by seed, per group if there are groups; null = all", low=1)
     group_field: str | None = key(None, "field that divides the targets into groups, one bank each")
     aggregate: str = key("max", "how group scores become one", choices=("max", "mean", "round_robin"))
@@ -260,7 +271,7 @@ class FineTuneSettings(TuningSettings):
     length_grouped: bool = key(False, "put records of similar length into one optimiser step")
     early_stop: int | None = key(None, "epochs without a lower held-out loss after which training ends", low=1)
     early_stop_path: str | None = key(
-        None, "held-out records that early stop watches (JSONL, .gz or Parquet); null takes those of the evaluation"
+        None, "held-out records that early stop watches; null takes those of the evaluation"
     )
 
 
@@ -268,7 +279,17 @@ class FineTuneSettings(TuningSettings):
 class EvaluationSettings:
     """What is measured before and after fine-tuning."""
 
-    path: str | None = key(None, "held-out records (JSONL, .gz or Parquet); null evaluates nothing but tasks")
+    path: Any = key(
+        None, "held-out records: file, folder, glob or list of them; null evaluates nothing but tasks", fields=True
+    )
+    prompt_field: Any = key(None, "as `pool.prompt_field`, of the held-out records", fields=True)
+    response_field: str | None = key(None, "as `pool.response_field`")
+    messages_field: str | None = key(None, "as `pool.messages_field`")
+    system_field: str | None = key(None, "as `pool.system_field`")
+    history_field: str | None = key(None, "as `pool.history_field`")
+    tools_field: str | None = key(None, "as `pool.tools_field`")
+    bad_records: str = key("error", "as `pool.bad_records`", choices=("error", "skip"))
+    split: str | None = key(None, "as `pool.split`")
     generated: bool = key(False, "fresh records of the generated target families serve as held-out records")
     limit: int | None = key(None, "held-out records drawn by seed; null takes all", low=1)
     seed: int = key(0, "seed of that draw and of the bootstrap", low=0)

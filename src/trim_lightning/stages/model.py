@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32_768}
 
+PARTS = {  # what a user calls them
+    "thoughts": "thoughts (reasoning_content, thinking, <think>)",
+    "calls": "calls (tool_calls, function_call)",
+    "tools": "tools (the field of that name)",
+}
+
 
 class ModelHandle:
     """Gives stages a model, its tokenizer and its tokenised records, through the store.
@@ -184,6 +190,13 @@ class ModelHandle:
                 f"max_length={self._wanted_length}: {self.source.name} takes at most {self.max_length} tokens, where "
                 f"{tokens.truncated} records of {records.name} are cut"
             )
+        for part, number in tokens.dropped.items():
+            line = (
+                f"{records.what} {records.name}: {PARTS[part]} of {number:,} records are not rendered by the chat "
+                f"template of {self.source.name} and count for nothing; model.chat_template names another"
+            )
+            if line not in self.ledger.warnings:
+                self.ledger.warn(line)
         return tokens, entry
 
     def book_training(self, stage: str, entry: Entry, settings: TuningSettings) -> None:

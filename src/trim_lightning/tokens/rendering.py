@@ -10,11 +10,8 @@ our choice.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -23,7 +20,10 @@ import jinja2
 import numpy as np
 
 from trim_lightning.errors import UserError
-from trim_lightning.records.record import Turn
+from trim_lightning.records.record import TOOLS, Turn
+from trim_lightning.tokens import bounds
+from trim_lightning.tokens.bounds import TooSlow, limited_time, refuse_bombs
+from trim_lightning.tokens.parts import Found, Style, left_out, render_parts, styles, wrapped
 from trim_lightning.tokens.spans import (
     PROMPT,
     RESPONSE,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROMPT", "RESPONSE", "SCAFFOLD", "ChatRenderer", "Encoded", "RenderError", "Rendered", "Span"]
 
-RENDERING_VERSION = 1
+RENDERING_VERSION = 2
 """Raise it when the same conversation would give other tokens or roles than before."""
 
 DATE = "26 Jul 2024"
@@ -93,7 +93,6 @@ _STOPPED_CLOCK = (
 )
 
 _MOST_SCAFFOLDS = 4096
-MOST_SECONDS = 30.0  # of processor time for one record; a template takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,12 @@ class Rendered:
     Attributes:
         text: The whole text, scaffolding included.
         spans: Where the record's own characters are, in order; none is empty, no two overlap.
+        dropped: Parts that the template does not render: thoughts, calls, tools.
     """
 
     text: str
     spans: tuple[Span, ...]
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,13 @@ class Encoded:
         token_ids: int32 ``[tokens]``, scaffolding included.
         roles: uint8 ``[tokens]``, each `SCAFFOLD`, `PROMPT` or `RESPONSE`.
         truncated: True if tokens were cut off at the end.
+        dropped: See `Rendered`.
     """
 
     token_ids: np.ndarray
     roles: np.ndarray
     truncated: bool
+    dropped: tuple[str, ...] = ()
 
 
 class ChatRenderer:
@@ -149,6 +152,7 @@ class ChatRenderer:
         self._template = chat_template or own_template(tokenizer)
         self._scaffolds: dict[tuple[tuple[str, ...], tuple[Kind, ...]], Scaffold | str] = {}
         self._backend = _untrimmed_copy(tokenizer)
+        self._style = Style()
         self._is_special, self._is_space = _token_tables(tokenizer)
         self._eos = _eos_to_append(tokenizer, self._backend)
         self._jinja = with_stopped_clock(self._template or "")
@@ -172,9 +176,11 @@ class ChatRenderer:
             RenderError: if the conversation is empty, if the template refuses it in every form or rewrites it
                 so that its text cannot be found again, or if the text is not valid Unicode.
         """
+        tools = next((turn.content for turn in turns if turn.role == TOOLS), "")
+        turns = [turn for turn in turns if turn.role != TOOLS]
         if not turns:
             raise RenderError("the record has no turns")
-        rendered = _render_plain(turns) if self._template is None else self._render_with_template(turns)
+        rendered = _render_plain(turns, tools) if self._template is None else self._render_with_template(turns, tools)
         try:
             rendered.text.encode()
         except UnicodeEncodeError:
@@ -201,14 +207,47 @@ class ChatRenderer:
         except RenderError as error:
             return error
 
-    def _render_with_template(self, turns: Sequence[Turn]) -> Rendered:
-        failure = RenderError("")
+    def _render_with_template(self, turns: Sequence[Turn], tools: str) -> Rendered:
+        failures: list[RenderError] = []
+        plain = not tools and all(turn.plain or not turn.trained for turn in turns)
         for messages in adaptations(turns):
             try:
-                return self._render_messages(messages)
+                if plain and all(message.plain for message in messages):
+                    return self._render_messages(messages)
+                return self._render_parts(messages, tools)
             except RenderError as error:
-                failure = error
-        raise failure
+                failures.append(error)
+        for messages in adaptations(turns) if plain else ():
+            try:
+                return self._render_parts(messages, tools)
+            except RenderError:
+                continue
+        raise failures[-1]
+
+    def _render_parts(self, messages: Sequence[Message], tools: str) -> Rendered:
+        """Render in the style that leaves out least, which is remembered."""
+        given = wrapped(tools) if tools else []
+        tried = list(styles(messages, given))
+        if self._style in tried:
+            tried = [self._style, *(style for style in tried if style != self._style)]
+        best: tuple[Found, Style] | None = None
+        failure = RenderError("")
+        for style in tried:
+            if best is not None and not style.as_good_as(best[1]):
+                continue  # those are for templates that refuse the others
+            try:
+                found = render_parts(self._apply_parts, messages, given, style)
+            except RenderError as error:
+                failure = failure if str(failure) else error
+                continue
+            if best is None or len(found.dropped) < len(best[0].dropped):
+                best = (found, style)
+            if not found.dropped:
+                break
+        if best is None:
+            raise failure
+        self._style = best[1]
+        return Rendered(best[0].text, best[0].spans, best[0].dropped)
 
     def _render_messages(self, messages: Sequence[Message]) -> Rendered:
         roles, text = tuple(message.role for message in messages), None
@@ -218,7 +257,7 @@ class ChatRenderer:
                 text = self._apply(roles, [message.content for message in messages])
             spans = locate(scaffold, text, messages)
             if spans is not None:
-                return Rendered(text, spans)
+                return Rendered(text, spans, left_out(messages, text))
         raise RenderError("the chat template rewrites the text of the record, which cannot be found again")
 
     def _scaffold(self, roles: tuple[str, ...], kinds: tuple[Kind, ...]) -> Scaffold:
@@ -237,20 +276,24 @@ class ChatRenderer:
 
     def _apply(self, roles: Sequence[str], contents: Sequence[str]) -> str:
         conversation = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
+        return self._apply_parts(conversation, None)
+
+    def _apply_parts(self, conversation: list[dict[str, Any]], tools: list[Any] | None) -> str:
         try:
-            with _limited_time():
+            with limited_time():
                 text = self._tokenizer.apply_chat_template(
                     conversation,
                     chat_template=self._jinja,
                     tokenize=False,
                     add_generation_prompt=False,
                     date_string=DATE,
+                    tools=tools,
                 )
         except (ImportError, jinja2.TemplateSyntaxError):
             raise
-        except _TooSlow:
+        except TooSlow:
             raise UserError(
-                f"chat template of {_name(self._tokenizer)}: takes more than {MOST_SECONDS} seconds "
+                f"chat template of {_name(self._tokenizer)}: takes more than {bounds.MOST_SECONDS} seconds "
                 "for one record; correct it or set model.chat_template"
             ) from None
         except Exception as error:  # a template is foreign code and may raise anything
@@ -260,7 +303,7 @@ class ChatRenderer:
 
     def _check_syntax(self) -> None:
         try:
-            _refuse_bombs(self._jinja)
+            refuse_bombs(self._jinja)
             self._apply(["user"], ["text"])
         except jinja2.TemplateSyntaxError as error:
             raise UserError(
@@ -288,26 +331,33 @@ class ChatRenderer:
         shares_start = np.append(ranges[1:, 0] == ranges[:-1, 0], False)
         roles[self._is_space[ids] & shares_start] = SCAFFOLD
         cuts = np.cumsum(lengths)[:-1]
-        pairs = zip(np.split(ids, cuts), np.split(roles, cuts), strict=True)
-        return [self._finished(token_ids, token_roles, max_length) for token_ids, token_roles in pairs]
+        parts = zip(np.split(ids, cuts), np.split(roles, cuts), rendered, strict=True)
+        return [
+            self._finished(token_ids, token_roles, max_length, item.dropped) for token_ids, token_roles, item in parts
+        ]
 
-    def _finished(self, token_ids: np.ndarray, roles: np.ndarray, max_length: int) -> Encoded:
+    def _finished(self, token_ids: np.ndarray, roles: np.ndarray, max_length: int, dropped: tuple[str, ...]) -> Encoded:
         if self._template is None and self._eos is not None:
             token_ids = np.append(token_ids, np.int32(self._eos))
             roles = np.append(roles, np.uint8(SCAFFOLD))
         truncated = len(token_ids) > max_length
         # copies, so that a kept record does not keep its whole batch
-        return Encoded(token_ids[:max_length].copy(), roles[:max_length].copy(), truncated)
+        return Encoded(token_ids[:max_length].copy(), roles[:max_length].copy(), truncated, dropped)
 
 
-def _render_plain(turns: Sequence[Turn]) -> Rendered:
-    spans, start = [], 0
+def _render_plain(turns: Sequence[Turn], tools: str) -> Rendered:
+    """All texts on lines of their own: tools, and of each turn thought, content and calls."""
+    texts = [(tools, PROMPT)] if tools else []
     for turn in turns:
-        if turn.content:
-            role = RESPONSE if turn.role == "assistant" else PROMPT
-            spans.append(Span(start, start + len(turn.content), role))
-        start += len(turn.content) + 1
-    return Rendered("\n".join(turn.content for turn in turns), tuple(spans))
+        role = SCAFFOLD if not turn.trained else RESPONSE if turn.role == "assistant" else PROMPT
+        texts += [(text, role) for text in filter(None, (turn.thought,))]
+        texts += [(text, role) for text in (turn.content, *filter(None, (turn.calls,)))]
+    spans, start = [], 0
+    for text, role in texts:
+        if text and role != SCAFFOLD:
+            spans.append(Span(start, start + len(text), role))
+        start += len(text) + 1
+    return Rendered("\n".join(text for text, _ in texts), tuple(spans))
 
 
 def with_stopped_clock(template: str) -> str:
@@ -331,47 +381,3 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
             "set model.chat_template to a file with the one to use"
         ) from None
     return template
-
-
-# ---------------------------------------------------------------- bounds for templates, programs from elsewhere
-
-
-class _TooSlow(BaseException):
-    """A template ran out of its time; no `Exception`, so that a template's own handlers let it pass."""
-
-
-@contextlib.contextmanager
-def _limited_time() -> Iterator[None]:
-    """Stop what takes too long, by the processor's clock, so that a busy or halted machine decides nothing.
-
-    Only the main thread can be stopped, and only where nobody else uses this timer.
-    """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGVTALRM) not in (
-        signal.SIG_DFL,
-        _too_slow,
-    ):
-        yield
-        return
-    signal.signal(signal.SIGVTALRM, _too_slow)
-    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-def _too_slow(number: int, frame: object) -> None:
-    raise _TooSlow
-
-
-def _refuse_bombs(template: str) -> None:
-    """Refuse what one step of the interpreter could be busy with for ever, so that no timer could stop it.
-
-    Raises:
-        TemplateSyntaxError: if the template is not one.
-        UserError: for a power, which no chat template needs.
-    """
-    if any(kind == "operator" and text == "**" for _, kind, text in jinja2.Environment().lex(template)):
-        raise UserError(
-            "chat template: computes a power (**), which no chat needs; correct it or set model.chat_template"
-        )

@@ -54,11 +54,26 @@ class Message:
         role: The role the template sees.
         content: The text the template sees.
         parts: Where each turn's own text lies in ``content``.
+        thought: As of a `Turn`; likewise the others.
+        calls: See thought.
+        trained: See thought.
+        name: See thought.
+        call_id: See thought.
     """
 
     role: str
     content: str
     parts: tuple[Span, ...]
+    thought: str = ""
+    calls: str = ""
+    trained: bool = True
+    name: str = ""
+    call_id: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """True if there is nothing but role and content."""
+        return not (self.thought or self.calls or self.name or self.call_id)
 
 
 class Kind(Enum):
@@ -108,14 +123,20 @@ def adaptations(turns: Sequence[Turn]) -> Iterator[tuple[Message, ...]]:
 
 
 def _message(turn: Turn) -> Message:
-    role = RESPONSE if turn.role == "assistant" else PROMPT
+    role = SCAFFOLD if not turn.trained else RESPONSE if turn.role == "assistant" else PROMPT
     parts = (Span(0, len(turn.content), role),) if turn.content else ()
-    return Message(turn.role, turn.content, parts)
+    return Message(turn.role, turn.content, parts, turn.thought, turn.calls, turn.trained, turn.name, turn.call_id)
 
 
 def _merged(messages: Sequence[Message], renamed: Mapping[str, str]) -> tuple[Message, ...]:
     merged = []
-    for role, run in groupby(messages, key=lambda message: renamed.get(message.role, message.role)):
+    alone = [place if message.thought or message.calls else -1 for place, message in enumerate(messages)]
+    roles = [renamed.get(message.role, message.role) for message in messages]
+    for (role, place), group in groupby(range(len(messages)), key=lambda place: (roles[place], alone[place])):
+        run = [messages[number] for number in group]
+        if place >= 0:
+            merged += run
+            continue
         pieces = [message for message in run if message.content]
         parts, start = [], 0
         for piece in pieces:
@@ -198,7 +219,7 @@ def locate(scaffold: Scaffold, text: str, messages: Sequence[Message]) -> tuple[
     if ranges is None:
         return None
     fitted = zip(contents, ranges, strict=True)
-    return tuple(span for message, (start, end) in fitted for span in _own_text(message, text, start, end))
+    return tuple(span for message, (start, end) in fitted for span in own_text(message, text, start, end))
 
 
 def _fitted(text: str, start: int, segments: Sequence[str], contents: Sequence[str]) -> list[tuple[int, int]] | None:
@@ -244,11 +265,11 @@ def _ends(text: str, start: int, content: str, segment: str, *, last: bool) -> I
         end -= 1
 
 
-def _own_text(message: Message, text: str, start: int, end: int) -> Iterator[Span]:
+def own_text(message: Message, text: str, start: int, end: int) -> Iterator[Span]:
     """Yield the message's parts that lie in ``text[start:end]``, which is a piece of its content."""
     source = message.content.find(text[start:end])
     shift = start - source
     for part in message.parts:
         low, high = max(part.start + shift, start), min(part.end + shift, end)
-        if low < high:
+        if low < high and part.role != SCAFFOLD:
             yield Span(low, high, part.role)

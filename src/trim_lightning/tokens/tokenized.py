@@ -37,6 +37,7 @@ class TokenizedRecords:
         truncated: Records cut at ``max_length``.
         problems: Descriptions of records that could not be rendered (the first few).
         unrendered: Number of those.
+        dropped: Parts that the template does not render (thoughts, calls, tools) to the number of their records.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -45,6 +46,7 @@ class TokenizedRecords:
         self.truncated: int = summary["truncated"]
         self.problems: list[str] = summary["problems"]
         self.unrendered: int = summary["unrendered"]
+        self.dropped: dict[str, int] = summary.get("dropped", {})
         self._offsets = np.fromfile(directory / "offsets.int64", dtype=np.int64)
         self.lengths = np.diff(self._offsets)
         self._arrays: tuple[NDArray[np.int32], NDArray[np.uint8]] | None = None
@@ -107,7 +109,7 @@ def tokenize_records(
     Returns:
         ``tokens``: all tokens written.
     """
-    summary: dict[str, Any] = {"truncated": 0, "unrendered": 0, "problems": []}
+    summary: dict[str, Any] = {"truncated": 0, "unrendered": 0, "problems": [], "dropped": {}}
 
     def sequences() -> Iterator[TokenSequence]:
         for start in range(0, len(records), BATCH):
@@ -121,6 +123,8 @@ def tokenize_records(
                     yield NOTHING
                 else:
                     summary["truncated"] += encoded.truncated
+                    for part in encoded.dropped:
+                        summary["dropped"][part] = summary["dropped"].get(part, 0) + 1
                     yield TokenSequence(encoded.token_ids, encoded.roles)
 
     return {"tokens": write_sequences(sequences(), len(records), directory, title, summary)}
@@ -128,7 +132,7 @@ def tokenize_records(
 
 def write_without_prompts(records: TokenizedRecords, directory: Path, boundary: int) -> None:
     """Write every record `without_prompt` in the form that `TokenizedRecords` opens."""
-    summary = {name: getattr(records, name) for name in ("truncated", "unrendered", "problems")}
+    summary = {name: getattr(records, name) for name in ("truncated", "unrendered", "problems", "dropped")}
     sequences = (without_prompt(records[row], boundary) for row in range(len(records)))
     write_sequences(sequences, len(records), directory, "prepare", summary)
 

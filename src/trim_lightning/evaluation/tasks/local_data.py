@@ -22,7 +22,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.evaluation.harness.tasks import DATA_VARIABLE
 from trim_lightning.evaluation.options import correct_option, option_responses
 from trim_lightning.files.json_files import load_json
-from trim_lightning.records.layouts import clean_text, scalar_text
+from trim_lightning.records.fields import clean_text, scalar_text
 
 _SPLITS = ("train", "test")
 _END_OF_PLAIN_ANSWER = "\n\n"  # what separates the shots of a prompt without a chat template

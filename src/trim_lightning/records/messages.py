@@ -1,0 +1,281 @@
+"""Messages as people write them: roles, contents and parts, calls, thoughts, masks."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from trim_lightning.records.fields import LayoutError, kind_of, scalar_text
+from trim_lightning.records.record import TOOLS, Role, Turn
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "system_prompt": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "ai": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "agent": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool_calls": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "tool_result": "tool",
+    "tool_results": "tool",
+    "tool_output": "tool",
+    "function_response": "tool",
+    "function_result": "tool",
+    "environment": "tool",
+    "ipython": "tool",
+}
+ROLE_KEYS, CONTENT_KEYS = ("from", "role", "speaker", "author"), ("value", "content", "text", "message")
+# in the order of preference; the first two are what chat templates know, too
+THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
+MASKS = ("weight", "train", "training", "trainable", "loss")
+PAIRS: tuple[tuple[str, str], ...] = (
+    ("input", "output"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("human", "gpt"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+)
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_THOUGHT_PARTS = ("thinking", "reasoning", "thought")
+
+
+def read_messages(value: Any, field: str) -> tuple[Turn, ...]:
+    """The turns of a list of messages, of pairs, of alternating texts, or of JSON text that holds such a list.
+
+    Raises:
+        LayoutError: if it is none of that; ``field`` is what the message calls it.
+    """
+    value = unfolded(value)
+    if not isinstance(value, list):
+        raise LayoutError(f"field {field} is {kind_of(value)}, not a list of messages")
+    if not value:
+        raise LayoutError(f"field {field} is an empty list")
+    if len(value) > 1 and all(isinstance(item, str) for item in value):
+        return tuple(Turn("assistant" if place % 2 else "user", text) for place, text in enumerate(value))
+    if (pairs := as_pairs(value)) is not None:
+        return pairs
+    return tuple(turn for message in value for turn in read_message(message, field))
+
+
+def unfolded(value: Any) -> Any:
+    """A list in place of the text that spells it, and a list of objects in place of an object of lists."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        value = json_value(value)
+    if isinstance(value, Mapping):
+        columns = [column for column in value.values() if isinstance(column, list)]
+        if columns and len(columns) == len(value) and len({len(column) for column in columns}) == 1:
+            return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+        if is_message(value):
+            return [value]
+    return value
+
+
+def json_value(text: str) -> Any:
+    """What a text says as JSON, or as Python prints lists and objects; the text itself if it says neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value if isinstance(value, list | dict) else text
+
+
+def is_message(value: Any) -> bool:
+    """True for an object with a role and a content."""
+    return (
+        isinstance(value, Mapping)
+        and any(isinstance(value.get(key), str) for key in ROLE_KEYS)
+        and any(key in value for key in (*CONTENT_KEYS, "tool_calls", "function_call"))
+    )
+
+
+def is_conversation(value: Any) -> bool:
+    """True for what `read_messages` takes for more than one text: messages, pairs, or JSON text of such."""
+    value = unfolded(value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and (all(is_message(item) for item in value) or as_pairs(value) is not None)
+    )
+
+
+def as_pairs(value: Sequence[Any]) -> tuple[Turn, ...] | None:
+    """The turns of a list of [user, assistant] pairs, as lists or objects; None if it is none."""
+    turns: list[Turn] = []
+    for item in value:
+        texts: list[Any] = []
+        if isinstance(item, list | tuple):
+            texts = list(item)
+        elif isinstance(item, Mapping):
+            texts = next(([item[one], item[two]] for one, two in PAIRS if one in item and two in item), [])
+        if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+            return None
+        turns += [Turn("user", texts[0]), Turn("assistant", texts[1])]
+    return tuple(turns)
+
+
+def read_message(message: Any, field: str) -> Iterator[Turn]:
+    """Read one ``role``/``content`` or ``from``/``value`` message; tool results among its parts are turns before it.
+
+    Raises:
+        LayoutError: if it is none.
+    """
+    if not isinstance(message, Mapping):
+        raise LayoutError(f"field {field} holds {kind_of(message)} where a message is due")
+    role_key = next((key for key in ROLE_KEYS if message.get(key) is not None), "role")
+    due = "value" if role_key == "from" else "content"
+    content_key = next((key for key in (due, *CONTENT_KEYS) if message.get(key) is not None), due)
+    name = message.get(role_key)
+    if not isinstance(name, str):
+        raise LayoutError(f"field {field} has a message without {role_key}")
+    role = ROLES.get(name.strip().lower())
+    if role is None:
+        raise LayoutError(f"field {field} has the unknown role {name!r} (known: {', '.join(ROLES)})")
+    content, calls = message.get(content_key), _calls(message)
+    if len(message) == 2 and isinstance(content, str):  # nearly all messages
+        yield Turn(role, content)
+        return
+    thought = next((text for key in THOUGHT_KEYS if isinstance(text := message.get(key), str) and text), "")
+    if isinstance(content, list):
+        parts = [_part(part, field) for part in content]
+        results = [result for *_, result in parts if result is not None]
+        yield from results
+        if results and len(results) == len(parts):
+            return
+        thought = "\n\n".join([*([thought] if thought else []), *(more for _, more, _, _ in parts if more)])
+        calls += [call for _, _, called, _ in parts for call in called]
+        content = "".join(text for text, *_ in parts)
+    elif content is None and (calls or thought or message.get("tool_calls") is not None):
+        content = ""
+    elif content is None and content_key not in message:
+        raise LayoutError(f"field {field} has a message without {content_key}")
+    elif not isinstance(content, str):
+        raise LayoutError(f"field {field} has a message whose {content_key} is {kind_of(content)}, not text")
+    yield Turn(
+        role,
+        content,
+        thought if role == "assistant" else "",
+        json.dumps(calls, ensure_ascii=False) if calls else "",
+        not (role == "assistant" and masked(message)),
+        _text_of(message.get("name")) if role == "tool" else "",
+        _text_of(message.get("tool_call_id")) if role == "tool" else "",
+    )
+
+
+def masked(message: Mapping[str, Any]) -> bool:
+    """True for a message that its record keeps out of the loss: ``weight: 0``, ``train: false`` and the like."""
+    return any(isinstance(value := message.get(key), bool | int | float) and not value for key in MASKS)
+
+
+def _text_of(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _part(part: Any, field: str) -> tuple[str, str, list[dict[str, Any]], Turn | None]:
+    """Text, thought, calls and tool result of one part of a content."""
+    if isinstance(part, str):
+        return part, "", [], None
+    kind = part.get("type", "text") if isinstance(part, Mapping) else kind_of(part)
+    if isinstance(part, Mapping):
+        if kind in _TEXT_PARTS and isinstance(text := part.get("text", part.get(kind)), str):
+            return text, "", [], None
+        if kind in _THOUGHT_PARTS:
+            found = (part.get(key) for key in (kind, "thinking", "text", "content"))
+            if (thought := next((text for text in found if isinstance(text, str)), None)) is not None:
+                return "", thought, [], None
+        if kind in ("tool_use", "tool_call", "function_call") and isinstance(part.get("name"), str):
+            return "", "", [_call({**part, "arguments": part.get("input", part.get("arguments", {}))})], None
+        if kind == "tool_result":
+            inner = part.get("content") or ""
+            text = inner if isinstance(inner, str) else "".join(_part(piece, field)[0] for piece in inner)
+            return "", "", [], Turn("tool", text, call_id=_text_of(part.get("tool_use_id")))
+        kind = part.get("type", "unknown")
+    raise LayoutError(f"field {field} has a content part of type {scalar_text(kind)}; only text can be read")
+
+
+def _calls(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    given = message.get("tool_calls") or message.get("function_call")
+    if not given:
+        return []
+    given = unfolded(given)
+    found = given if isinstance(given, list) else [given]
+    return [_call(item) for item in found]
+
+
+def _call(item: Any) -> dict[str, Any]:
+    """One call in the form of OpenAI; arguments that are JSON text become an object."""
+    item = json_value(item) if isinstance(item, str) else item
+    inner = item.get("function", item) if isinstance(item, Mapping) else None
+    inner = json_value(inner) if isinstance(inner, str) else inner
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        raise LayoutError("tool_calls holds something other than calls with a name and arguments")
+    arguments = inner.get("arguments", inner.get("parameters"))
+    if isinstance(arguments, str):
+        parsed = json_value(arguments) if arguments.strip() else {}
+        arguments = parsed if isinstance(parsed, Mapping) else arguments
+    function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
+    call_id = item.get("id")
+    return {
+        **({"id": call_id} if isinstance(call_id, str) and call_id else {}),
+        "type": "function",
+        "function": function,
+    }
+
+
+def read_history(value: Any, field: str) -> tuple[Turn, ...]:
+    """The earlier turns of a conversation: [user, assistant] pairs or messages.
+
+    Raises:
+        LayoutError: if it is neither.
+    """
+    if value is None or value in ("", [], {}):
+        return ()
+    found = unfolded(value)
+    if not isinstance(found, list):
+        raise LayoutError(f"field {field} is {kind_of(value)}, not a list of [user, assistant] pairs")
+    pairs = as_pairs(found)
+    if pairs is None and not is_conversation(found):
+        raise LayoutError(f"field {field} holds something other than [user, assistant] pairs of text")
+    return read_messages(found, field) if pairs is None else pairs
+
+
+def read_tools(value: Any, field: str) -> tuple[Turn, ...]:
+    """The tools that a conversation may call: a list of them, one alone, or JSON text of either.
+
+    Raises:
+        LayoutError: if it is none of that.
+    """
+    found = unfolded(value) if not isinstance(value, list) else value
+    found = [found] if isinstance(found, Mapping) and found else found
+    if isinstance(found, list):
+        found = [json_value(item) if isinstance(item, str) else item for item in found]
+    if not found or (isinstance(value, str) and not value.strip()):
+        return ()
+    if not (isinstance(found, list) and all(isinstance(item, Mapping) for item in found)):
+        raise LayoutError(f"field {field} is {kind_of(value)}, not a list of tools")
+    return (Turn(TOOLS, json.dumps(found, ensure_ascii=False)),)
