@@ -50,19 +50,14 @@ for line in sys.stdin:
         print(requirement)'
 }
 
-site="$root/build/gpu/site-$version"
+# one for each Python, as each lacks other packages
+site="$root/build/gpu/site-$version-$("$python" -c 'import sys, zlib; print("%08x" % zlib.crc32(sys.prefix.encode()))')"
 export PYTHONPATH="$root/src:$site${PYTHONPATH:+:$PYTHONPATH}"
-absent="$(listed | missing)"
-if [[ -n "$absent" && -d "$wheels" ]]; then
+absent="$({ listed; for each in ${COMPILED:-}; do echo "$each $each"; done; } | missing)"
+if [[ -d "$wheels" ]]; then
     for each in $absent; do
-        "$python" -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile --find-links "$wheels" \
+        "$python" -m pip install -qq --disable-pip-version-check --no-index --no-deps --no-compile --find-links "$wheels" \
             --target "$site" "$each" || echo "no wheel of $each for Python $version in build/gpu/wheels" >&2
-    done
-fi
-if [[ -n "${COMPILED:-}" ]]; then
-    for each in $COMPILED; do
-        [[ -n "$(echo "$each $each" | missing)" ]] && "$python" -m pip install -q --disable-pip-version-check --no-index \
-            --no-deps --no-compile --find-links "$wheels" --target "$site" "$each"
     done
 fi
 # no part runs without these
