@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from trim_lightning.errors import UserError, first_line
@@ -103,6 +103,17 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
                 f"model.path={source.name}: the adapter's tokenizer has {tokens} tokens, its base model only {rows}; "
                 "merge it into the resized model with PEFT and give that"
             )
+    return model
+
+
+def empty_model(source: ModelSource) -> PreTrainedModel:
+    """The architecture without weights or memory for them, on the device ``meta``."""
+    config = AutoConfig.from_pretrained(
+        str(source.directory), trust_remote_code=source.trust_remote_code, local_files_only=True
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
+    assert isinstance(model, PreTrainedModel)
     return model
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -33,16 +35,20 @@ from trim_lightning.evaluation.harness.tasks import (
     _task_manager,
     local_folder,
 )
+from trim_lightning.files.atomic import write_text
 from trim_lightning.records.record_file import sha256_of
 from trim_lightning.settings.schema import EvaluationSettings
-from trim_lightning.stages.trainee import Trainee
+from trim_lightning.stages.trainee import Evaluated, Trainee
 from trim_lightning.store import Cost, Entry, StageKey
 from trim_lightning.store.keys import digest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RESULTS = "tasks.json"
+    from trim_lightning.engine.devices import Resources
+    from trim_lightning.models.load import ModelRecipe
+
+RESULTS, PASSES = "tasks.json", "passes"
 BATCH = 8  # sequences in one forward pass
 BOOTSTRAP = 200  # resamples for the standard error of a metric that is not a mean
 
@@ -93,16 +99,26 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
         },
     )
 
+    resources = trainee.resources()
+
     def build(directory: Path) -> dict[str, Any]:
-        model = trainee.model(tuned)
+        from trim_lightning.engine.devices import model_for
+        from trim_lightning.models.load import ModelRecipe, empty_model
+
+        model, template, passes = model_for(resources, Evaluated(trainee, tuned)), trainee.source.chat_template, None
+        if isinstance(model, ModelRecipe):
+            passes = Spread(model, resources, directory / PASSES)
+            model = empty_model(trainee.source)
         started = time.perf_counter()
-        results = run_tasks(model, trainee.tokenizer, settings, seed, trainee.source.chat_template)
-        content = {"metrics": results.metrics, "details": results.details, "warnings": results.warnings}
-        (directory / RESULTS).write_text(json.dumps(content, default=str), encoding="utf-8")
+        results = run_tasks(model, trainee.tokenizer, settings, seed, template, passes)
+        if resources.processes.leads:
+            content = {"metrics": results.metrics, "details": results.details, "warnings": results.warnings}
+            write_text(json.dumps(content, default=str), directory / RESULTS)
+            shutil.rmtree(directory / PASSES, ignore_errors=True)
         return {"seconds": time.perf_counter() - started}
 
     booked = "tasks_before" if tuned is None else "tasks_after"
-    entry = trainee.store.get(key, build, cost=Cost(booked, lambda: 0))
+    entry = trainee.store.get(key, build, resumable=True, together=True, cost=Cost(booked, lambda: 0))
     trainee.ledger.book(booked, entry)
     content = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))
     for warning in content["warnings"]:  # from the store as well
@@ -116,8 +132,9 @@ def run_tasks(
     settings: EvaluationSettings,
     seed: int,
     chat_template: str | None = None,
+    spread: Spread | None = None,
 ) -> TaskResults:
-    """Run lm-eval tasks on a model that is already loaded.
+    """Run lm-eval tasks on a model that is already loaded, or that the processes of a pass load.
 
     Model, tokenizer and global random state are left as they were.
 
@@ -129,6 +146,10 @@ def run_tasks(
             without ``data_dir`` the local tasks' files are in TRIM_DATA_DIR.
         seed: Of the choice of shots, and of sampling where a task samples.
         chat_template: Text of a template to use instead of the tokenizer's own.
+        spread: What answers in place of the model, which then needs no weights.
+
+    Returns:
+        The scores; none in a process that helps another one.
 
     Raises:
         UserError: if lm-eval is missing, a task is unknown or broken, its data cannot be had, or it has too few
@@ -148,7 +169,7 @@ def run_tasks(
         afterwards.callback(model.train, model.training)
         manager = _task_manager(settings)
         loaded = _load(manager, settings.tasks)
-        harness = _wrap(model, tokenizer, template)
+        harness = _wrap(model, tokenizer, template) if spread is None else spread.harness(model, tokenizer, template)
         notes = _fit(loaded, settings.num_fewshot, harness.max_length, harness.max_gen_toks)
         try:
             results = simple_evaluate(
@@ -168,7 +189,10 @@ def run_tasks(
             raise UserError(
                 f"evaluation.tasks={_listed(settings.tasks)}: lm-eval refuses ({_one_line(error)})"
             ) from error
-    assert results is not None  # it is None on further processes only, and there is one
+    if results is None:
+        return TaskResults()
+    if spread is not None:
+        heard += harness.crew.heard
     notes += [f"lm-eval: {message}" for message in sorted(set(heard))]
     template_hash = hashlib.sha256(template.encode()).hexdigest() if template is not None else None
     end = harness.tok_decode(harness.eot_token_id, skip_special_tokens=False)
@@ -223,20 +247,45 @@ def data_digest(settings: EvaluationSettings) -> str:
 def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str | None) -> Any:
     from lm_eval.models.huggingface import HFLM
 
+    return HFLM(pretrained=model, batch_size=BATCH, **_options(tokenizer, template))
+
+
+def _options(tokenizer: PreTrainedTokenizerBase, template: str | None) -> dict[str, Any]:
     from trim_lightning.tokens.rendering import DATE, with_stopped_clock
 
     own = copy.deepcopy(tokenizer)  # it may be given a padding token
     own.chat_template = None if template is None else with_stopped_clock(template)
-    return HFLM(
-        pretrained=model,
-        tokenizer=own,
-        backend="causal",
-        batch_size=BATCH,
-        softmax_dtype="float32",  # in bfloat16 the log-likelihoods of options tie
+    return {
+        "tokenizer": own,
+        "backend": "causal",
+        "softmax_dtype": "float32",  # in bfloat16 the log-likelihoods of options tie
         # a rendered conversation holds its special tokens already, as in training
-        add_bos_token=None if template is None else False,
-        chat_template_args={"date_string": DATE},
-    )
+        "add_bos_token": None if template is None else False,
+        "chat_template_args": {"date_string": DATE},
+    }
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several processes that answer what lm-eval asks.
+
+    Attributes:
+        recipe: How each of them loads the model.
+        resources: What they run on.
+        directory: Where their passes leave files; those of an earlier attempt are kept.
+    """
+
+    recipe: ModelRecipe
+    resources: Resources
+    directory: Path
+
+    def harness(self, frame: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str | None) -> Any:
+        """lm-eval's model; ``frame`` is the model without weights."""
+        from trim_lightning.evaluation.harness.spread import Crew, SpreadHarness
+
+        wrap = functools.partial(_wrap, tokenizer=tokenizer, template=template)
+        crew = Crew(self.recipe, wrap, self.directory, self.resources)
+        return SpreadHarness(frame, BATCH, crew, **_options(tokenizer, template))
 
 
 # ---------------------------------------------------------------- what came out
