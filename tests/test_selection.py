@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from running import selection
 from trim_lightning.errors import UserError
 from trim_lightning.pipeline.checks import check_settings
+from trim_lightning.pipeline.select import warn_of_equal_scores
 from trim_lightning.records.indexing import index
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 from trim_lightning.records.shared import text_of
@@ -274,3 +275,17 @@ def test_filters_work_together_and_a_refused_record_leaves_no_trace(pool: Pool) 
     keys = {"cap_field": "source", "cap": 1, "dedup": "exact", "max_tokens": 20}
     assert chosen(records, lengths=[99, 10, 10, 10, 10, 10], count=6, **keys) == [1, 3, 5]
     assert chosen(records, lengths=[99, 10, 10, 10, 10, 10], tokens=25, **keys) == [1, 3]
+
+
+@pytest.mark.parametrize(("scores", "told"), [([1, 1, np.nan], 1), ([1, 2, np.nan], 0), ([1, np.nan, np.nan], 0)])
+def test_scores_that_tell_no_record_from_another_are_a_warning(scores: list[float], told: int) -> None:
+    ledger = Ledger(quiet=True)
+    warn_of_equal_scores(np.array(scores, dtype=np.float32), False, ledger)
+    assert len(ledger.warnings) == told
+    assert all("scores are equal" in line for line in ledger.warnings)
+
+
+def test_near_duplicates_in_scripts_without_blanks(pool: Pool) -> None:
+    pytest.importorskip("datasketch")
+    records = pool("今天的苹果多少钱一斤呢请问老板", "今天的苹果多少钱一斤呢请问老板啊", "法国的首都是哪里谁知道呢")
+    assert chosen(records, count=3, dedup="near", near_threshold=0.7) == [0, 2]

@@ -5,14 +5,15 @@
     scores = scorer.score(pool, bank)
     coreset = [pool[row] for row in scores.top(fraction=0.05)]
 
-Records are dicts in any layout that the command line recognises. There is no store here: what is computed is
-returned and forgotten.
+Records are dicts in any layout that the command line recognises, in a list, a generator, a pandas table or a data set
+of the library datasets. There is no store here: what is computed is returned and forgotten.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,11 @@ from trim_lightning.models.loss import hidden_width
 from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.models.reading import number_of_layers, reading_of
 from trim_lightning.models.source import find_model
-from trim_lightning.records.layouts import Layout, LayoutError, choose_layout
+from trim_lightning.records.fields import LayoutError
+from trim_lightning.records.layouts import LayoutReader
+from trim_lightning.records.python_records import as_records
 from trim_lightning.records.record import Turn
+from trim_lightning.records.shapes import FieldKeys
 from trim_lightning.selection.ranking import DEFAULT_FRACTION, budget_count, rank_by_score
 from trim_lightning.settings.schema import FallbackSettings, ModelSettings, PoolerSettings, SaliencySettings
 from trim_lightning.stages.fingerprints import banks_of, weigh
@@ -182,22 +186,28 @@ class TrimScorer:
 
     def _encode(self, records: Iterable[Mapping[str, Any]]) -> Iterator[list[TokenSequence]]:
         """Tokenise an iterable a chunk at a time; a record that cannot be rendered has no tokens."""
-        layout: Layout | None = None
-        rows = enumerate(records)
+        reader = LayoutReader(FieldKeys(), "records")
+        rows = enumerate(as_records(records))
         while chunk := list(itertools.islice(rows, CHUNK)):
             conversations: list[tuple[Turn, ...]] = []
             for row, record in chunk:
-                layout = layout or choose_layout(record, what="records", where=f"record {row}")
+                layout = None
                 try:
-                    conversations.append(tuple(layout.turns(record)))
+                    layout = reader.layout_of(record)
+                    turns = layout.turns(record)
                 except LayoutError as error:
-                    raise UserError(f"record {row}: {error} (layout {layout.name})") from None
+                    named = "" if layout is None else f" (layout {layout.name})"
+                    raise UserError(f"record {row}: {error}{named}") from None
+                reader.note(record, layout, turns, f"record {row}")
+                conversations.append(turns)
             yield [
                 TokenSequence(np.empty(0, np.int32), np.empty(0, np.uint8))
                 if isinstance(encoded, RenderError)
                 else TokenSequence(encoded.token_ids, encoded.roles)
                 for encoded in self.renderer.encode(conversations, self.max_length)
             ]
+        for remark in reader.remarks():
+            warnings.warn(remark, stacklevel=2)
 
     def _batches(self, sequences: Sequence[TokenSequence]) -> Iterator[dict[str, Any]]:
         lengths = np.array([len(sequence.token_ids) for sequence in sequences], dtype=np.int64)

@@ -17,6 +17,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.records.kinds import count_kinds, kind_field
 from trim_lightning.records.record import conversation_of
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.records.word_file import split_words
 from trim_lightning.runs.run import Run
 from trim_lightning.selection.filters import NearDuplicates
 
@@ -63,9 +64,9 @@ def diversity(run: Run, embed: Embed | None = None) -> Diversity | None:
         return None
     turns = [records.record(row).turns for row in range(len(records))]
     texts = ["\n".join(turn.text for turn in record) for record in turns]
-    lengths = [len(text.split()) for text in texts]
-    answered = sum(len(turn.text.split()) for record in turns for turn in record if turn.role == "assistant")
-    words = [word for text in texts for word in text.split()][:WORDS]
+    lengths = [len(split_words(text)) for text in texts]
+    answered = sum(len(split_words(turn.text)) for record in turns for turn in record if turn.role == "assistant")
+    words = [word for text in texts for word in split_words(text)][:WORDS]
     kinds = kinds_of(records)
     return Diversity(
         median_words=float(np.median(lengths)),

@@ -93,7 +93,7 @@ def check_targets(records: RecordFile, tokens: TokenizedRecords, scope: str) -> 
     """Refuse targets of which none can be used.
 
     Raises:
-        UserError: if none can be rendered, or none has a response and prompts alone are not asked for.
+        UserError: if none can be rendered, or none has a response and all of a record is to be matched.
     """
     size = len(records)
     if tokens.unrendered == size:
@@ -101,10 +101,10 @@ def check_targets(records: RecordFile, tokens: TokenizedRecords, scope: str) -> 
             f"target {records.name}: none of the {size} targets can be rendered; {tokens.problems[0]}; correct them "
             "or name another template with model.chat_template"
         )
-    if scope != "prompt" and not tokens.content_lengths("response").any():
+    if scope == "all" and not tokens.content_lengths("response").any():
         raise UserError(
-            f"target {records.name}: none of the {size} targets has a response within max_length; give targets with "
-            "responses, or set scope=prompt to select by prompts alone"
+            f"target {records.name}: the target set has no response; give targets that have one within max_length, or "
+            "set scope=prompt to select by prompts alone"
         )
 
 

@@ -33,7 +33,7 @@ from trim_lightning.selection.ranking import ScoreTable, rank_by_score
 from trim_lightning.selection.responses import missing_responses
 from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.store import Store
-from trim_lightning.store.ledger import StageRecord
+from trim_lightning.store.ledger import Ledger, StageRecord
 from trim_lightning.store.versions import versions
 from trim_lightning.tracking.open import tracked
 from trim_lightning.tracking.tracker import Tracker
@@ -100,6 +100,16 @@ def select(settings: SelectSettings, command: str | None = None) -> Selection:
     return selection
 
 
+def warn_of_equal_scores(score: NDArray[np.float32], takes_all: bool, ledger: Ledger) -> None:
+    """Say that a method tells no record from another, which leaves the order of the pool."""
+    known = score[~np.isnan(score)]
+    if len(known) > 1 and not takes_all and (known == known[0]).all():
+        ledger.warn(
+            f"all {len(known):,} scores are equal: the method tells no record from another, and the first of the pool "
+            "are selected; give other targets, or another method"
+        )
+
+
 def run_selection(
     settings: SelectSettings,
     directory: Path,
@@ -133,6 +143,7 @@ def run_selection(
     started = time.perf_counter()
     if settings.selection.require_response:
         scores = scores.without(missing.rows)
+    warn_of_equal_scores(scores.score, selector.takes_all, task.ledger)
     order = scores.order if scores.order is not None else rank_by_score(scores.score)
     responses = task.pool_tokens.content_lengths("response")
     costs = responses if settings.selection.token_scope == "response" else None

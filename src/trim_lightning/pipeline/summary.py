@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from trim_lightning.console.amounts import place_text
 from trim_lightning.console.visible import visible
+from trim_lightning.records.file_search import names_of
 from trim_lightning.records.kinds import count_kinds, kind_field
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.targets import TargetSet
@@ -44,6 +45,7 @@ def selection_summary(
         ],
         ["scorer", manifest["inputs"]["model"]["name"]],
         ["pool", f"{counts['pool']:,} records ({pool.name})"],
+        *([["files read", names_of(map(visible, pool.files))]] if pool.files else []),
         *([] if targets is None else [["targets", f"{len(targets.records)} examples ({targets.records.name})"]]),
         ["scored", f"{counts['scored']:,}" + (f", {counts['unscored']:,} not ({unscored})" if unscored else "")],
         *left_out(manifest),

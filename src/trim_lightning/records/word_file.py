@@ -15,6 +15,13 @@ from trim_lightning.records.record import Record
 from trim_lightning.records.record_file import RecordFile
 
 WORD = re.compile(r"\w+|[^\w\s]+")
+# scripts that put no blanks between words: Thai to Tibetan, Burmese, Khmer, kana, Han
+_UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
+)
+_RUN = re.compile(f"([{_UNSPACED}]+)")
+_LETTER = re.compile(f"([{_UNSPACED}])")
 
 
 def scoped_text(record: Record, scope: str) -> str:
@@ -29,8 +36,25 @@ def scoped_text(record: Record, scope: str) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-cased words (letters, digits, underscore) and runs of punctuation, in order (our choice)."""
-    return WORD.findall(text.lower())
+    """Lower-cased words (letters, digits, underscore) and runs of punctuation, in order (our choice).
+
+    Chinese, Japanese, Thai and other scripts without blanks between words give pairs of neighbouring letters.
+    """
+    lower = text.lower()
+    if lower.isascii() or not _RUN.search(lower):
+        return WORD.findall(lower)
+    words: list[str] = []
+    for place, piece in enumerate(_RUN.split(lower)):  # every second piece is a run of such letters
+        if place % 2 == 0:
+            words += WORD.findall(piece)
+        else:
+            words += [piece[at : at + 2] for at in range(max(1, len(piece) - 1))]
+    return words
+
+
+def split_words(text: str) -> list[str]:
+    """What stands between blanks; each letter of a script without them by itself."""
+    return text.split() if text.isascii() else _LETTER.sub(r" \1 ", text).split()
 
 
 def write_words(records: RecordFile, scope: str, directory: Path, title: str) -> dict[str, Any]:

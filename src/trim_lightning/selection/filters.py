@@ -13,6 +13,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.records.fields import MISSING, lookup
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.shared import digest_of_text, text_of
+from trim_lightning.records.word_file import split_words
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.schema import SelectionSettings
 
@@ -144,7 +145,7 @@ class NearDuplicates(RowFilter):
     def _sketch(self, row: int) -> tuple[set[str], object]:
         """Word triples of a record and their MinHash."""
         if self._last is None or self._last[0] != row:
-            words = self._text_of(row).split()
+            words = split_words(self._text_of(row))
             pieces = {" ".join(words[at : at + SHINGLE]) for at in range(max(1, len(words) - SHINGLE + 1))}
             sketch = self._new(num_perm=PERMUTATIONS, seed=1)
             sketch.update_batch([piece.encode() for piece in sorted(pieces)])

@@ -137,7 +137,7 @@ def mean_losses(entry: Entry, size: int) -> NDArray[np.float64]:
 
 def record_words(task: SelectionTask, records: RecordFile, booked: str) -> tuple[WordFile, Entry]:
     """The stored words of some records' scoped text."""
-    key = StageKey("words", 1, {"scope": task.settings.scope}, {"records": records.identity()})
+    key = StageKey("words", 2, {"scope": task.settings.scope}, {"records": records.identity()})
 
     def build(directory: Path) -> dict[str, Any]:
         started = time.perf_counter()

@@ -28,7 +28,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "embeddings": (*MODEL, "sentence-transformers"),
     "evaluate": MODEL, "tasks": MODEL,
     "gradients": ADAPTER, "warmup": ADAPTER, "checkpoints": ADAPTER, "finetune": ADAPTER,
-    **dict.fromkeys(("generated", "decompressed", "parquet", "hub", "conversations", "texts", "words"), ()),
+    **dict.fromkeys(("generated", "decompressed", "files", "parquet", "hub", "conversations", "texts", "words"), ()),
     **dict.fromkeys(("fingerprint", "alone", "similarity", "order"), ()),
 }  # fmt: skip
 

@@ -158,7 +158,7 @@ def _probe(message: Message, place: int, pieces: Mapping[int, str]) -> Message:
 def _as_dict(message: Message, style: Style) -> dict[str, Any]:
     content: Any = message.content
     if style.listed:
-        content = [{"type": "text", "text": content}] if content else []
+        content = [{"type": "text", "text": content}]
     made: dict[str, Any] = {"role": message.role, "content": content}
     if message.thought:
         made[style.thought] = message.thought
@@ -275,10 +275,24 @@ def _calls(
         if any(_is_printed(call["function"]["arguments"], probed[start:end]) for call in calls) and not style.as_text:
             raise RenderError("the chat template prints the arguments of a call as Python does")
         if all(call["function"]["name"] in probed[start:end] for call in calls):
-            return start, end
+            return _own_range(probed, start, end, place, calls)
         if start == end:
             return None
     return None
+
+
+def _own_range(probed: str, start: int, end: int, place: int, calls: Sequence[Any]) -> tuple[int, int]:
+    """The range of a message's calls; from the first name to the last argument where results hang on it, too."""
+    others = (match for match in _SENTINEL_PATTERN.finditer(probed, start, end) if int(match[1]) // 2 != place)
+    border = next((match.start() for match in others), None)
+    if border is None:
+        return start, end
+    start = at = probed.find(calls[0]["function"]["name"], start, border)
+    for call in calls:
+        for leaf in (call["function"]["name"], *_leaves(call["function"]["arguments"])):
+            found = probed.find(leaf, at, border)
+            at = found + len(leaf) if found >= 0 else at
+    return start, at
 
 
 def _is_printed(arguments: Any, text: str) -> bool:
@@ -320,10 +334,12 @@ def _tools(
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """Texts in a tool, the names of its parameters among them."""
+    """Texts and numbers in a tool or in the arguments of a call, the names of parameters among them."""
     if isinstance(value, str):
         if value.strip():
             yield value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield json.dumps(value)
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if isinstance(item, Mapping) and key not in ("parameters", "properties"):
