@@ -184,7 +184,7 @@ def rows_of(result: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Take the figure on SmolLM2-135M: ``records=80 batch=16 rounds=3``; or on a tiny model: ``tiny``."""
+    """Take the figure on SmolLM2-135M: ``records=80 batch=16 rounds=3 micro=512``; or on a tiny model: ``tiny``."""
     options = dict(word.split("=", 1) for word in arguments if "=" in word)
     tiny = "tiny" in arguments
     if not PYTHON.exists():
@@ -197,7 +197,8 @@ def main(arguments: list[str]) -> int:
     records = materials.tokens_of(source, number, "trl", max_length=512)
     dtype = torch.float32 if tiny else materials.best_dtype()
     size = int(options.get("batch", 4 if tiny else 16))
-    settings = TuningSettings(epochs=1, batch_size=size, gradient_checkpointing=False)
+    micro = int(options["micro"]) if "micro" in options else None
+    settings = TuningSettings(epochs=1, batch_size=size, gradient_checkpointing=False, tokens_per_micro_batch=micro)
     result = compare(
         lambda: materials.model_of(source, dtype), source.directory, records, settings,
         trainer=CPU, python=PYTHON, rounds=int(options.get("rounds", 1 if tiny else 3)), work=WORK / "trl",
