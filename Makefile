@@ -14,7 +14,7 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 PAGE ?=
-.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench trl gpu gpu-wheels results value browser vendor lint format build clean
+.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench trl gpu gpu-wheels compatibility results value browser vendor lint format build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -103,6 +103,9 @@ gpu-wheels: ## bring what a GPU machine without a network may lack into build/gp
 	PYTHON=$(PYTHON) bash benchmarks/gpu.sh wheels
 
 # PAGE=pooling takes only that one; needs TRIM_DATA_DIR, and hours for all of them
+compatibility: $(INSTALLED) ## look at every causal class of transformers and write docs/compatibility.md (minutes)
+	cd tests && ../$(BIN)/python -m census.page ../docs/compatibility.md
+
 results: $(INSTALLED) ## run the experiments and write their pages under docs/results
 	$(BIN)/python benchmarks/pages.py $(PAGE)
 

@@ -138,11 +138,19 @@ def watching(model: PreTrainedModel, records: int, collect: Callable[[str, Tenso
             hooks.callback(handle.remove)
 
         # all weights are frozen: the graph begins at the embeddings
-        hook(embeddings.register_forward_hook(lambda module, given, output: output.requires_grad_(True)))
+        # cloned, since some classes (CTRL, GIT) write into what comes out of them
+        hook(embeddings.register_forward_hook(lambda module, given, output: output.requires_grad_(True).clone()))
         for name, layer in lora_layers(model).items():
             held: dict[str, Tensor] = {}
 
-            def keep(module: nn.Module, given: tuple[Any, ...], held: dict[str, Tensor] = held) -> None:
+            def keep(
+                module: nn.Module, given: tuple[Any, ...], held: dict[str, Tensor] = held, name: str = name
+            ) -> None:
+                if "states" in held or not torch.is_grad_enabled():
+                    raise UserError(
+                        f"warmup.lora_targets: {name} runs more than once in one pass of {type(model).__name__}, so "
+                        "that records have no gradients of their own; use another method or model"
+                    )
                 held["states"] = given[0].detach()
 
             # the layer's input as it comes: LoRA's float32 copy of it would be kept for each of q, k and v

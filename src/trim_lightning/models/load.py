@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.models.attention import NAME, OWN, register
 from trim_lightning.models.check import check_model
+from trim_lightning.models.parts import drop_towers
 from trim_lightning.models.source import ModelSource
 
 log = logging.getLogger(__name__)
@@ -47,13 +55,18 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def from_files(source: ModelSource, dtype: torch.dtype) -> Any:
-    """Model and loading report, with the first attention that its class supports: our hooks, else its native one."""
-    for attention in (NAME, OWN, None):
+    """Model and loading report, with the first attention that its class supports: our hooks, else its native one.
+
+    A model for images and texts that is no causal LM by itself (Mistral 3, Qwen3-VL) is loaded as what it is.
+    """
+    kind: Any = AutoModelForCausalLM
+    ways = [NAME, OWN, None]
+    while True:
         try:
-            return AutoModelForCausalLM.from_pretrained(
+            return kind.from_pretrained(
                 str(source.directory),
                 dtype=dtype,
-                attn_implementation=attention,
+                attn_implementation=ways[0],
                 use_safetensors=True,
                 trust_remote_code=source.trust_remote_code,
                 device_map=source.device_map,
@@ -62,13 +75,18 @@ def from_files(source: ModelSource, dtype: torch.dtype) -> Any:
             )
         except Exception as error:
             message = str(error)
-            if attention is None or not any(word in message for word in (NAME, OWN, "scaled_dot_product_attention")):
+            if "Unrecognized configuration class" in message and kind is AutoModelForCausalLM:
+                kind = AutoModelForImageTextToText
+            elif len(ways) > 1 and any(word in message for word in (NAME, OWN, "scaled_dot_product_attention")):
+                ways.pop(0)
+            else:
                 raise
-    raise AssertionError("the last one raises or returns")
 
 
-def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(source: ModelSource, dtype: torch.dtype, *, whole: bool = False) -> PreTrainedModel:
     """The causal LM in evaluation mode, with attention going through the hook.
+
+    Towers for images and sounds are taken out of memory again unless the ``whole`` model is asked for.
 
     Raises:
         UserError: if the weights or an adapter are damaged, incomplete, or of an architecture without the hook, or if
@@ -90,6 +108,8 @@ def load_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     model.eval()
     model.requires_grad_(False)
     assert isinstance(model, PreTrainedModel)
+    if not whole and source.device_map is None:
+        drop_towers(model)
     check_model(model, source.name)
     for adapter in source.adapters:
         from trim_lightning.models.adapter import build_upon
@@ -112,7 +132,10 @@ def empty_model(source: ModelSource) -> PreTrainedModel:
         str(source.directory), trust_remote_code=source.trust_remote_code, local_files_only=True
     )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
+        try:
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
+        except ValueError:  # no causal class, but one for images and texts
+            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=source.trust_remote_code)
     assert isinstance(model, PreTrainedModel)
     return model
 

@@ -23,6 +23,7 @@ from trim_lightning.settings.schema import TuningSettings, WarmupSettings
 TRAINED = "default"  # PEFT's name of the adapter that is in training
 # parts of a module's name
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+EXPERTS = re.compile(r"^(shared_)?experts?$")
 UNUSED = re.compile(r"cross|encoder_attn|indexer", re.IGNORECASE)  # not run without an encoder, or without a gradient
 # towers, and what is in a layer that has LoRA already
 OTHER = re.compile(r"vision|visual|image|img_|audio|speech|video|\.base_layer$|\.lora_[AB]\.", re.IGNORECASE)
@@ -35,6 +36,25 @@ def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> Pef
         UserError: if the model has none of ``lora_targets``.
     """
     targets = lora_targets(model, settings)
+    try:
+        return wrap(model, targets, settings, seed)
+    except ValueError as error:
+        # names that peft takes for parts of fused experts, as those of a gate within AFMoE's attention
+        clash = re.match(r"Cannot convert PEFT target\(s\) ([\w, ]+) without", str(error))
+        left = [name for name in targets if clash and last_part(name) not in clash[1].split(", ")]
+        if settings.lora_targets == "auto" and left:
+            return wrap(model, left, settings, seed)
+        raise UserError(
+            f"{key_of(settings)}: {first_line(error)}"
+        ) from None  # layers that a fast kernel reads past LoRA
+
+
+def wrap(model: PreTrainedModel, targets: Sequence[str], settings: TuningSettings, seed: int) -> PeftModel:
+    """Put LoRA matrices on these modules.
+
+    Raises:
+        ValueError: if peft refuses them.
+    """
     torch.manual_seed(seed)  # LoRA's A matrices are drawn here
     config = LoraConfig(
         r=settings.lora_rank,
@@ -45,12 +65,9 @@ def add_lora(model: PreTrainedModel, settings: TuningSettings, seed: int) -> Pef
         bias="none",
         task_type="CAUSAL_LM",
     )
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sees to each layer by itself
-            wrapped = get_peft_model(model, config)
-    except ValueError as error:  # layers that a fast kernel reads past LoRA, as Mamba's
-        raise UserError(f"{key_of(settings)}: {first_line(error)}") from None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sees to each layer by itself
+        wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
 
@@ -92,9 +109,12 @@ def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
 
 
 def linear_of(module: nn.Module) -> nn.Module | None:
-    """The linear layer that a module is, without the LoRA that it may have already; None if it is none."""
+    """The linear layer that a module is, without the LoRA that it may have already; None if it is none.
+
+    DeepSeek-V4's grouped layers call themselves linear, but have another product than LoRA's.
+    """
     inner = module.get_base_layer() if isinstance(module, LoraLayer) else module
-    return inner if isinstance(inner, nn.Linear | Conv1D) else None
+    return inner if isinstance(inner, nn.Linear | Conv1D) and "Group" not in type(inner).__name__ else None
 
 
 def in_attention(model: PreTrainedModel, name: str) -> bool:
@@ -118,11 +138,17 @@ def short_names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
 def lora_facts(wrapped: PeftModel, settings: TuningSettings) -> dict[str, Any]:
     """What is trained: ``modules`` (last part of the name to their number), ``parameters`` (numbers), ``absent`` names.
 
-    The latter are those of a list of ``lora_targets`` that the model does not have.
+    The latter are those of a list of ``lora_targets`` that the model does not have. Of a mixture, ``experts`` says
+    whether they have LoRA: ``trained``, ``frozen``, or ``partly trained`` (shared ones, say, where the routed are one
+    tensor).
     """
     modules = [name for name, module in wrapped.named_modules() if TRAINED in getattr(module, "lora_A", ())]
     wanted: Any = [] if isinstance(settings.lora_targets, str) else settings.lora_targets
+    experts = {name for name, _ in wrapped.named_modules() if EXPERTS.search(last_part(name)) and ".lora_" not in name}
+    having = {name for name in experts if any(is_within(module, name) for module in modules)}
+    told = "trained" if having == experts else "partly trained" if having else "frozen"
     return {
+        **({"experts": told} if experts else {}),
         "modules": dict(Counter(last_part(name) for name in modules)),
         "parameters": sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad),
         "absent": [target for target in wanted if not any(is_called(name, target) for name in modules)],

@@ -22,6 +22,7 @@ from trim_lightning.models.attention import (
     SaliencyRecorder,
     own_function,
     recording,
+    refusal,
     watching,
 )
 from trim_lightning.models.loss import base_of, last_hidden_states
@@ -217,7 +218,12 @@ def is_softmax(kind: str) -> bool:
 
 
 def has_softmax(model: PreTrainedModel, layer: int) -> bool:
-    """True if a layer has softmax attention by what the config, or a module in it, is called."""
+    """True if a layer has softmax attention by what the config, or a module in it, is called.
+
+    Attention on an image alone, as whole layers of Llama 3.2 Vision have it, is none on a text.
+    """
+    if layer in (getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ()):
+        return False
     kinds = kinds_of_layers(model)
     if len(kinds) > layer:
         return is_softmax(kinds[layer])
@@ -300,6 +306,8 @@ def read_weights(
         hidden, weights = states_and_weights(model, input_ids[line : line + 1, :length])
         states.append(nn.functional.pad(hidden[0], (0, 0, 0, input_ids.shape[1] - length)).to(input_ids.device))
         for place, each in enumerate(weights):
+            if each.shape[2:] != (length, length):
+                raise refusal("weights of other things than its tokens")
             each = each.float()
             whole = torch.tensor([length], device=each.device)
             row, column = weight_statistics(each, whole, each > 0)

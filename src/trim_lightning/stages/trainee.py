@@ -75,7 +75,7 @@ class Trainee(ModelHandle):
                 )
             around = TrainingSite(directory, self.trainer, "fine-tune", make_logger(), stop)
             self._kept = None  # a large model has no room beside the one in training
-            model = load_model(self.source, self.training_dtype)
+            model = load_model(self.source, self.training_dtype, whole=self.mode == "full")
             rows = range(len(coreset))
             options: dict[str, Any] = {"seed": self.seed, "length_grouped": settings.length_grouped}
             started = time.perf_counter()
