@@ -198,7 +198,8 @@ class TrimScorer:
                 except LayoutError as error:
                     named = "" if layout is None else f" (layout {layout.name})"
                     raise UserError(f"record {row}: {error}{named}") from None
-                reader.note(record, layout, turns, f"record {row}")
+                reader.counts[layout.name] += 1
+                reader.note(record, layout, turns, "record {}".format, row)
                 conversations.append(turns)
             yield [
                 TokenSequence(np.empty(0, np.int32), np.empty(0, np.uint8))

@@ -75,6 +75,7 @@ class _Indexer:
         self.bad = BadRecords(source, skipped=options.bad_records == "skip")
         self.source_rows, self.kept = 0, 0
         self.refused: Counter[str] = Counter()
+        self._mend = f"mend or delete that {source.unit}"
 
     def read(self, handle: BinaryIO) -> None:
         """Take in every line of the open file, of which never more than the longest permitted line is in memory."""
@@ -85,14 +86,19 @@ class _Indexer:
             for raw in lines:
                 if hashed:
                     self.hash.update(raw)
-                number += not rest
-                if len(raw) > MOST_LINE_BYTES and not rest:
-                    self.bad.add(number, f" {TOO_LONG}: mend or delete that {self.source.unit}", TOO_LONG)
-                skip = len(_BOM) if raw.startswith(_BOM) else 0  # files with marks, laid end to end, have several
-                if not rest and len(raw) <= MOST_LINE_BYTES and not raw[skip:].isspace() and len(raw) > skip:
-                    self._line(raw[skip:], number, place + skip)
+                if rest or len(raw) > MOST_LINE_BYTES:
+                    if not rest:
+                        number += 1
+                        self.bad.add(number, f" {TOO_LONG}: {self._mend}", TOO_LONG)
+                    rest = not raw.endswith(b"\n")
+                else:
+                    number += 1
+                    # files with marks, laid end to end, have several
+                    skip = len(_BOM) if raw[0] == _BOM[0] and raw.startswith(_BOM) else 0
+                    line = raw[skip:] if skip else raw
+                    if line and not line.isspace():
+                        self._line(line, number, place + skip)
                 place += len(raw)
-                rest = not raw.endswith(b"\n") and (rest or len(raw) > MOST_LINE_BYTES)
         except OSError as error:
             raise UserError(f"{self.source.label} cannot be read: {error.strerror or error}") from error
 
@@ -138,7 +144,7 @@ class _Indexer:
             if not self.filter.keep(record):
                 return
             self.kept += 1
-            if mark := self._marked_bad(record):
+            if ("label" in record or "kto_tag" in record) and (mark := self._marked_bad(record)):
                 self.refused[mark] += 1
                 return
             self._take(record, number)
@@ -149,7 +155,7 @@ class _Indexer:
         self.lines.append(number)
 
     def _take(self, record: Mapping[str, Any], number: int) -> None:
-        options, mend = self.options, f"mend or delete that {self.source.unit}"
+        options = self.options
         if not self.offsets:
             check_named(record, options.keys, self.source.what, self.source.place(number))
         layout = None
@@ -159,24 +165,23 @@ class _Indexer:
         except LayoutError as error:
             if layout is None:
                 raise _BadLine(f" {error}", "no known layout") from None
-            raise _BadLine(f": {error} (layout {layout.name}): {mend}", str(error)) from None
+            raise _BadLine(f": {error} (layout {layout.name}): {self._mend}", str(error)) from None
         if options.id_field is not None:
             self._check_id(record, options.id_field, number)
-        self.reader.note(record, layout, turns, self.source.place(number))
+        self.reader.counts[layout.name] += 1
+        if layout.unread:
+            self.reader.note(record, layout, turns, self.source.place, number)
 
     def _marked_bad(self, record: Mapping[str, Any]) -> str | None:
         """The field by which a record of KTO says that its answer is a bad one, unless a filter asks for it."""
-        for mark in _MARKS:
-            if record.get(mark) is False and mark not in self.filter.where and mark not in self.filter.exclude:
-                return mark
-        return None
+        marks = (mark for mark in _MARKS if record.get(mark) is False)
+        return next((mark for mark in marks if mark not in self.filter.where and mark not in self.filter.exclude), None)
 
     def _check_id(self, record: Mapping[str, Any], id_field: str, number: int) -> None:
         key = f"{self.source.what}.id_field={id_field}: {self.source.place(number)}"
         scalar_field(record, id_field, key, "an id is text or a number")
 
     def _parse(self, raw: bytes) -> dict[str, Any]:
-        mend = f"mend or delete that {self.source.unit}"
         try:
             text = raw.rstrip(b"\r\n").decode()
         except UnicodeDecodeError as error:
@@ -197,14 +202,17 @@ class _Indexer:
                     f"{self.source.what}=file, or write one object per line, e.g. with jq -c ."
                 ) from None
             raise _BadLine(
-                f" is not valid JSON ({error.msg} at column {error.colno}): {mend}", f"not valid JSON ({error.msg})"
+                f" is not valid JSON ({error.msg} at column {error.colno}): {self._mend}",
+                f"not valid JSON ({error.msg})",
             ) from None
         except ValueError as error:
             # The interpreter's limit on the digits of an integer; its own hint is about code, not data.
             reason = str(error).partition(":")[0]
-            raise _BadLine(f" is not valid JSON ({reason}): {mend}", f"not valid JSON ({reason})") from None
+            raise _BadLine(f" is not valid JSON ({reason}): {self._mend}", f"not valid JSON ({reason})") from None
         if not isinstance(value, dict):
-            raise _BadLine(f" is {kind_of(value)}, not a JSON object: {mend}", f"{kind_of(value)}, not a JSON object")
+            raise _BadLine(
+                f" is {kind_of(value)}, not a JSON object: {self._mend}", f"{kind_of(value)}, not a JSON object"
+            )
         return value
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +57,7 @@ class LayoutReader:
     """Turns the JSON objects of records into conversations, each by its own layout.
 
     Attributes:
-        counts: How many records were read by each layout, where `note` was told of them.
+        counts: How many records were read by each layout, as the one who reads them counts.
         unread: Fields that sound like conversation and were in no turn, each with what the user can do about it.
     """
 
@@ -106,12 +106,13 @@ class LayoutReader:
         """
         return self.layout_of(record).turns(record)
 
-    def note(self, record: Mapping[str, Any], layout: Layout, turns: tuple[Turn, ...], where: str) -> None:
-        """Count a record, and remember the fields of it that sound like conversation and were not read."""
-        self.counts[layout.name] += 1
+    def note(
+        self, record: Mapping[str, Any], layout: Layout, turns: tuple[Turn, ...], place: Callable[[int], str], row: int
+    ) -> None:
+        """Remember the fields of a record that sound like conversation and were not read."""
         for name in layout.unread:
             if name not in self.unread and is_left_out(name, record.get(name), turns):
-                self.unread[name] = f"first in {where}; {remedy(name, record[name], layout, self.what)}"
+                self.unread[name] = f"first in {place(row)}; {remedy(name, record[name], layout, self.what)}"
 
     def remarks(self) -> list[str]:
         """What the user should know of how the records were read, a line each."""

@@ -67,6 +67,8 @@ def read_messages(value: Any, field: str) -> tuple[Turn, ...]:
     Raises:
         LayoutError: if it is none of that; ``field`` is what the message calls it.
     """
+    if type(value) is list and value and (plain := _plain_messages(value)) is not None:
+        return plain
     value = unfolded(value)
     if not isinstance(value, list):
         raise LayoutError(f"field {field} is {kind_of(value)}, not a list of messages")
@@ -77,6 +79,22 @@ def read_messages(value: Any, field: str) -> tuple[Turn, ...]:
     if (pairs := as_pairs(value)) is not None:
         return pairs
     return tuple(turn for message in value for turn in read_message(message, field))
+
+
+def _plain_messages(value: list[Any]) -> tuple[Turn, ...] | None:
+    """The turns of messages with a role and a text and no more, as nearly all are; None for others."""
+    turns = []
+    for message in value:
+        if type(message) is not dict or len(message) != 2:
+            return None
+        name, text = message.get("role"), message.get("content")
+        if name is None:
+            name, text = message.get("from"), message.get("value")
+        role = ROLES.get(name) if type(name) is str else None
+        if role is None or type(text) is not str:
+            return None
+        turns.append(Turn(role, text))
+    return tuple(turns)
 
 
 def unfolded(value: Any) -> Any:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Role = Literal["system", "user", "assistant", "tool", "tools"]
+NOTHING_MORE = ("", "", True, "", "")
 TOOLS: Role = "tools"  # no message: the tools that a conversation may call, as JSON
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One message of a conversation: who speaks and what was said, untouched.
 
     Attributes:
@@ -36,7 +36,7 @@ class Turn:
     @property
     def plain(self) -> bool:
         """True if there is nothing but role and content."""
-        return self.role != TOOLS and self.trained and not (self.thought or self.calls or self.name or self.call_id)
+        return self[2:] == NOTHING_MORE and self.role != TOOLS
 
     @property
     def text(self) -> str:

@@ -13,7 +13,7 @@ import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.records.fields import MISSING, clean_text, lookup, scalar_text
 from trim_lightning.records.filters import conditions
 from trim_lightning.records.layouts import LayoutReader
-from trim_lightning.records.record import Record, Turn
+from trim_lightning.records.record import NOTHING_MORE, Record, Turn
 from trim_lightning.records.shapes import FieldKeys
 
 MOST_LINE_BYTES = 16 << 20
@@ -266,12 +266,12 @@ def sha256_of(path: Path, label: str) -> str:
 
 def _cleaned(turn: Turn) -> Turn:
     """A turn without lone surrogates."""
-    if turn.plain:
-        return turn if turn.content.isascii() else Turn(turn.role, clean_text(turn.content))
+    if turn[2:] == NOTHING_MORE:
+        return turn if turn.content.isascii() else turn._replace(content=clean_text(turn.content))
     texts: dict[str, Any] = {
         name: clean_text(getattr(turn, name)) for name in ("content", "thought", "calls", "name", "call_id")
     }
-    return replace(turn, **texts)
+    return turn._replace(**texts)
 
 
 def options_of(source: Any, *, seed: int, limit: int | None, sample: int | None) -> ReadOptions:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.records.fields import MISSING, LayoutError, lookup, optional_text, text_field
 from trim_lightning.records.messages import is_conversation, is_message, read_history, read_messages, read_tools
 from trim_lightning.records.record import Role, Turn
+
+_LISTED = frozenset("[{")  # a text that begins so may hold messages
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,14 @@ class Layout:
     tools: str | None = None
     unread: tuple[str, ...] = ()
 
-    @property
-    def plain(self) -> bool:
-        """True if there is a prompt and a response and nothing beside them."""
-        beside = self.messages or self.extra or self.contexts or self.systems or self.history or self.tools
-        return len(self.prompts) == 1 and not beside
+    @cached_property
+    def simple(self) -> str:
+        """``pair`` or ``messages`` if there is nothing beside them, which goes a shorter way; else empty."""
+        if self.contexts or self.systems or self.history or self.tools:
+            return ""
+        if self.messages is not None:
+            return "" if self.response else "messages"
+        return "pair" if len(self.prompts) == 1 and self.response is not None else ""
 
     def turns(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
         """The conversation in order.
@@ -92,15 +98,15 @@ class Layout:
         Raises:
             LayoutError: if a field is missing or has the wrong type.
         """
-        if self.plain and self.response is not None:
-            prompt, response = record.get(self.prompts[0]), record.get(self.response)
-            if (
-                isinstance(prompt, str)
-                and isinstance(response, str)
-                and prompt[:1] not in ("[", "{")
-                and response[:1] not in ("[", "{")
-            ):
-                return (Turn("user", prompt), Turn("assistant", response))
+        if self.simple == "messages":
+            return self._body(record)
+        if self.simple:
+            prompt, response = record.get(self.prompts[0]), record.get(self.response or "")
+            extra = record.get(self.extra) if self.extra else ""
+            if isinstance(prompt, str) and isinstance(response, str) and (extra is None or isinstance(extra, str)):  # noqa: SIM102
+                if prompt[:1] not in _LISTED and response[:1] not in _LISTED:
+                    asked = f"{prompt}\n{extra}" if extra else prompt
+                    return (Turn("user", asked), Turn("assistant", response))
         body = self._body(record)
         tools = read_tools(lookup(record, self.tools), self.tools) if self.tools else ()
         systems: list[Turn] = []
@@ -177,5 +183,5 @@ def _with_context(turns: tuple[Turn, ...], text: str) -> tuple[Turn, ...]:
     """The turns with a text on a new line after the first user turn; as a system turn where there is none."""
     for place, turn in enumerate(turns):
         if turn.role == "user":
-            return (*turns[:place], replace(turn, content=f"{turn.content}\n{text}"), *turns[place + 1 :])
+            return (*turns[:place], turn._replace(content=f"{turn.content}\n{text}"), *turns[place + 1 :])
     return (Turn("system", text), *turns)
