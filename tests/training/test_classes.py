@@ -42,10 +42,12 @@ def test_a_class_goes_all_the_way(
     with power_cut(1):  # in the warm-up
         run_train(*overrides, output_dir=tmp_path / "broken", store_dir=tmp_path / "store")
     training = run_train(*overrides, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
-    manifests = [json.loads(file.read_text()) for file in training.directory.rglob("manifest.json")]
-    (manifest,) = (each for each in manifests if "fingerprint" in each["stages"])
+    manifests = {file.parent: json.loads(file.read_text()) for file in training.directory.rglob("manifest.json")}
+    ((place, manifest),) = ((place, each) for place, each in manifests.items() if "fingerprint" in each["stages"])
     layers = (manifest["stages"]["fingerprint"].get("attention") or {}).get("layers")
-    assert layers == (None if CLASSES[model_type] is None else CLASSES[model_type][-2:])
+    assert layers == CLASSES[model_type]
+    told = "Saliency is from the softmax attention of layer"
+    assert (told in (place / "report.html").read_text(encoding="utf-8")) is (layers is not None)
     assert manifest["stages"]["warmup"]["lora"]["parameters"] > 0
     assert (training.directory / "adapter" / "adapter_model.safetensors").is_file()
     assert training.metrics["eval/nll"] != training.metrics["eval/nll_before"]

@@ -59,6 +59,9 @@ def selection_summary(
             f"{counts['mean_tokens_selected']} tokens in the coreset, {counts['mean_tokens_pool']} in the pool",
         ],
     ]
+    attention = manifest["stages"].get("fingerprint", {}).get("attention")
+    if attention and attention["layers"]:
+        rows.append(["attention", f"layers {', '.join(map(str, attention['layers']))}, from 0, of {attention['of']}"])
     if counts["truncated"]:
         whole = f", {counts['response_cut_off']:,} of them before their response" if counts["response_cut_off"] else ""
         rows.append(["truncated", f"{counts['truncated']:,} records at {counts['max_length']} tokens{whole}"])

@@ -30,6 +30,7 @@ def selection_page(facts: SelectionFacts) -> str:
         "method_name": METHOD_NAMES.get(method, method),
         "scored_by_model": bool(tokens),
         "warmed_up": "warmup" in stages,
+        "attention": stages.get("fingerprint", {}).get("attention"),
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "some_cached": any(stage["cached"] for stage in stages.values()),
         "model_tokens": tokens,
