@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.records.fields import scalar_text
-from trim_lightning.records.record import messages_of
+from trim_lightning.records.record import conversation_of
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.spans import PROMPT, RESPONSE
 from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
@@ -76,10 +76,9 @@ def write_option_records(records: RecordFile, path: Path) -> list[tuple[int, int
             responses = option_responses(record, turns[-1].content)
             if responses is None or correct_option(record) is None:
                 continue
-            before = messages_of(turns[:-1])
             for option, response in enumerate(responses):
-                messages = [*before, {"role": "assistant", "content": response}]
-                file.write(json.dumps({"messages": messages}) + "\n")
+                conversation = conversation_of([*turns[:-1], turns[-1]._replace(content=response)])
+                file.write(json.dumps(conversation) + "\n")
                 lines.append((row, option))
     return lines
 

@@ -35,6 +35,7 @@ class ModelSource:
         name: What to call it in manifests and tables; never a full path.
         num_layers: Attention layers.
         max_positions: Tokens of the longest sequence that the model takes, or None if it does not say.
+        vocabulary: Rows of its input embedding, or None if it does not say or an adapter may have added some.
         trust_remote_code: Run the folder's own Python code.
         device_map: Passed to ``from_pretrained``.
         chat_template: Text of a chat template that replaces the tokenizer's, or None.
@@ -47,6 +48,7 @@ class ModelSource:
     name: str
     num_layers: int
     max_positions: int | None = None
+    vocabulary: int | None = None
     trust_remote_code: bool = False
     device_map: str | None = None
     chat_template: str | None = None
@@ -103,6 +105,7 @@ def find_model(settings: ModelSettings, store: Store, above: tuple[Path, ...] = 
         name=name,
         num_layers=config_layers(config, directory),
         max_positions=config_number(config, "max_position_embeddings", "n_positions", "max_seq_len"),
+        vocabulary=config_number(config, "vocab_size"),
         trust_remote_code=settings.trust_remote_code,
         device_map=settings.device_map,
         chat_template=read_template(settings.chat_template),

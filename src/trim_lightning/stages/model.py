@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trim_lightning.errors import UserError
 from trim_lightning.models.source import ModelSource
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import TuningSettings
@@ -185,6 +186,7 @@ class ModelHandle:
 
         entry = self.store.get(self.tokens_key(records), build)
         tokens = TokenizedRecords(entry.path)
+        self._check_ids(tokens)
         if tokens.truncated and self.max_length < self._wanted_length:
             self.ledger.warn(
                 f"max_length={self._wanted_length}: {self.source.name} takes at most {self.max_length} tokens, where "
@@ -198,6 +200,19 @@ class ModelHandle:
             if line not in self.ledger.warnings:
                 self.ledger.warn(line)
         return tokens, entry
+
+    def _check_ids(self, tokens: TokenizedRecords) -> None:
+        """Refuse tokens that the model has no embedding for.
+
+        Raises:
+            UserError: naming the first.
+        """
+        rows = self.source.vocabulary
+        if rows is not None and self.source.base is None and (largest := tokens.largest_id()) >= rows:
+            raise UserError(
+                f"model {self.source.name}: its tokenizer gives the token {largest}, and the model has embeddings for "
+                f"0 to {rows - 1} only; use the tokenizer that belongs to the model"
+            )
 
     def book_training(self, stage: str, entry: Entry, settings: TuningSettings) -> None:
         """Book a training, and say which of the modules that were named for LoRA the model does not have."""

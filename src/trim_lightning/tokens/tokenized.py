@@ -70,6 +70,11 @@ class TokenizedRecords:
         """Tokens of all rendered records, scaffolding included."""
         return int(self._offsets[-1])
 
+    def largest_id(self) -> int:
+        """The largest token id, -1 if there is no token."""
+        token_ids, _ = self._open()
+        return int(token_ids.max()) if len(token_ids) else -1
+
     def content_lengths(self, scope: str = "all") -> NDArray[np.int64]:
         """``[records]`` int64 number of content tokens of each record within ``scope``."""
         _, roles = self._open()
