@@ -15,6 +15,7 @@ from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
 from trim_lightning.records.targets import choose_targets
 from trim_lightning.selection.budget import check_budget
+from trim_lightning.selection.responses import has_response
 from trim_lightning.settings.schema import LoggerSettings, SelectSettings
 from trim_lightning.stages.scorer import Scorer
 from trim_lightning.stages.task import SelectionTask
@@ -101,9 +102,9 @@ def check_targets(records: RecordFile, tokens: TokenizedRecords, scope: str) -> 
             f"target {records.name}: none of the {size} targets can be rendered; {tokens.problems[0]}; correct them "
             "or name another template with model.chat_template"
         )
-    if scope == "all" and not tokens.content_lengths("response").any():
+    if scope == "all" and not any(has_response(records, row) for row in range(size)):
         raise UserError(
-            f"target {records.name}: the target set has no response; give targets that have one within max_length, or "
+            f"target {records.name}: the target set has no response; give targets that have one, or "
             "set scope=prompt to select by prompts alone"
         )
 
