@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from safetensors.numpy import load_file
 from reference.reference import Tokens
 from trim_lightning.engine import record_pass
 from trim_lightning.engine import shards as shard_files
-from trim_lightning.engine.batches import plan_shards
 from trim_lightning.engine.sketch import CountSketch
 from trim_lightning.errors import UserError
 
@@ -238,7 +236,7 @@ def test_costs_are_booked_where_they_belong(method_runs, run) -> None:
 
 
 def test_a_killed_pass_goes_on_at_its_last_shard(method_runs, run, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(record_pass, "plan_shards", partial(plan_shards, shard_tokens=200))
+    monkeypatch.setitem(record_pass.run_record_pass.__kwdefaults__, "shard_tokens", 200)
     real, written = shard_files.write_values, []
 
     def die(directory: Path, index: int, rows: np.ndarray, values: np.ndarray) -> None:

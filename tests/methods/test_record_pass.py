@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from trim_lightning.engine import record_pass
 from trim_lightning.engine import shards as shards_module
-from trim_lightning.engine.batches import plan_shards
 from trim_lightning.engine.shards import finished_values, gather_values, values_path, write_facts, write_values
 
 METHOD = ("method=perplexity", "method.mode=top", "scoring.tokens_per_batch=150")
@@ -22,7 +20,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_pass, "plan_shards", partial(plan_shards, shard_tokens=200))
+    monkeypatch.setitem(record_pass.run_record_pass.__kwdefaults__, "shard_tokens", 200)
 
 
 def shard_files(store: Path, state: str) -> dict[str, bytes]:
