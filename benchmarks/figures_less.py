@@ -25,7 +25,7 @@ def checkpoints_of(source: Any, rank: int, number: int) -> list[tuple[Any, Path]
     from trim_lightning.models.adapter import apply_adapter
     from trim_lightning.settings.schema import WarmupSettings
     from trim_lightning.tuning.callbacks import checkpoint_path
-    from trim_lightning.tuning.run import train_checkpoints
+    from trim_lightning.tuning.run import TrainingSite, train_checkpoints
 
     dtype, directory = materials.best_dtype(), WORK / f"checkpoints-{rank}-{number}"
     if not checkpoint_path(directory, number).exists():
@@ -34,7 +34,8 @@ def checkpoints_of(source: Any, rank: int, number: int) -> list[tuple[Any, Path]
         records = materials.tokens_of(source, 16, "checkpoints", max_length=256)
         settings = WarmupSettings(epochs=number, lora_rank=rank, lora_alpha=2 * rank)
         model = materials.model_of(source, dtype)
-        train_checkpoints(model, records, range(len(records)), settings, directory, CPU, seed=0)
+        around = TrainingSite(directory, CPU, "warm-up")
+        train_checkpoints(model, records, range(len(records)), settings, around, seed=0)
     result = []
     for place in range(1, number + 1):
         folder = checkpoint_path(directory, place)

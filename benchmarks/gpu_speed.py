@@ -266,7 +266,7 @@ def less(place: Place) -> dict[str, Any]:
     from trim_lightning.engine.adam_moments import FILE
     from trim_lightning.models.adapter import apply_adapter
     from trim_lightning.tuning.callbacks import checkpoint_path
-    from trim_lightning.tuning.run import train_checkpoints
+    from trim_lightning.tuning.run import TrainingSite, train_checkpoints
 
     shape = place.pick("1b", "tiny")
     model = random_model(shape, place.device, torch.bfloat16)
@@ -278,7 +278,7 @@ def less(place: Place) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     trainee = random_model(shape, place.device, torch.bfloat16)
-    train_checkpoints(trainee, records, range(16), settings, folder, place.trainer, seed=0)
+    train_checkpoints(trainee, records, range(16), settings, TrainingSite(folder, place.trainer, "warm-up"), seed=0)
     del trainee
     free()
     point = checkpoint_path(folder, 1)

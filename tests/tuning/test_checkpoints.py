@@ -42,7 +42,8 @@ def train(
     def start(name: str) -> tuple[Path, dict[str, Any]]:
         directory = tmp_path / name
         directory.mkdir(exist_ok=True)
-        facts = train_checkpoints(tiny_model("llama"), records, range(10), SETTINGS, directory, CPU, seed=0)
+        around = TrainingSite(directory, CPU, "warm-up")
+        _, facts = train_checkpoints(tiny_model("llama"), records, range(10), SETTINGS, around, seed=0)
         return directory, facts
 
     return start
@@ -151,7 +152,8 @@ def test_one_epoch_leaves_one_checkpoint(
     tiny_model: Callable[[str], PreTrainedModel], records: TokenizedRecords, tmp_path: Path
 ) -> None:
     single = replace(SETTINGS, epochs=1, schedule="constant", warmup_ratio=0.0)
-    facts = train_checkpoints(tiny_model("opt"), records, range(5), single, tmp_path, CPU, seed=1)
+    around = TrainingSite(tmp_path, CPU, "warm-up")
+    _, facts = train_checkpoints(tiny_model("opt"), records, range(5), single, around, seed=1)
     assert facts["rates"] == pytest.approx([1e-2])
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-001"]
 
@@ -159,8 +161,8 @@ def test_one_epoch_leaves_one_checkpoint(
 def test_an_epoch_without_a_learning_rate_is_a_user_error(
     tiny_model: Callable[[str], PreTrainedModel], records: TokenizedRecords, tmp_path: Path
 ) -> None:
-    slow = replace(SETTINGS, batch_size=10, warmup_ratio=0.4)
+    slow, around = replace(SETTINGS, batch_size=10, warmup_ratio=0.4), TrainingSite(tmp_path, CPU, "warm-up")
     with pytest.raises(
         UserError, match=r"warmup\.warmup_ratio=0\.4: the learning rate of a whole epoch is 0; lower it"
     ):
-        train_checkpoints(tiny_model("llama"), records, range(10), slow, tmp_path, CPU, seed=0)
+        train_checkpoints(tiny_model("llama"), records, range(10), slow, around, seed=0)

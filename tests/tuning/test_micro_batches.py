@@ -17,7 +17,7 @@ from trim_lightning.models.loss import IGNORED
 from trim_lightning.records.record import Turn
 from trim_lightning.tokens.rendering import ChatRenderer, Encoded
 from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
-from trim_lightning.tuning.micro_batches import MicroBatchLoader, plan_micro_batches
+from trim_lightning.tuning.micro_batches import StepLoader, deal, plan_micro_batches, steps_of
 
 Records = Sequence[tuple[list[int], list[int]]]
 
@@ -155,20 +155,61 @@ def test_collate_pads_ids_and_ignores_padding() -> None:
     assert labels.tolist() == [[IGNORED, 5, 6, 7], [IGNORED, 9, IGNORED, IGNORED]]
 
 
+def flat(steps: Sequence[dict[str, Any]]) -> list[Any]:
+    return [[micro["input_ids"].tolist() for micro in step["micro_batches"]] for step in steps]
+
+
 def test_a_loader_goes_on_from_any_place(tokenized: Callable[..., TokenizedRecords]) -> None:
     pool = tokenized([([4, 5, 6], [1, 2, 0]), ([7, 8], [2, 2]), ([9, 10, 11, 12], [0, 1, 2, 0])])
     plan = plan_micro_batches(pool, range(3), batch_size=2, epochs=3, tokens_per_micro_batch=5, seed=0)
-    whole = list(MicroBatchLoader(pool, plan))
-    assert len(whole) == len(MicroBatchLoader(pool, plan)) == len(plan)
-    assert sum(batch["tokens"] for batch in whole) == 3 * 9
-    for place in range(len(plan) + 1):
-        loader = MicroBatchLoader(pool, plan)
+    whole = list(StepLoader(pool, plan))
+    assert len(whole) == len(StepLoader(pool, plan)) == sum(micro.closes_step for micro in plan)
+    assert sum(len(step["micro_batches"]) for step in whole) == len(plan)
+    assert sum(step["tokens"] for step in whole) == 3 * 9
+    for place in range(len(whole) + 1):
+        loader = StepLoader(pool, plan)
         iterator = iter(loader)
         for _ in range(place):
             next(iterator)
         state = loader.state_dict()
-        resumed = MicroBatchLoader(pool, plan)
-        resumed.load_state_dict(state)
-        rest = list(resumed)
-        assert [batch["input_ids"].tolist() for batch in rest] == [b["input_ids"].tolist() for b in whole[place:]]
-        assert len(list(resumed)) == len(plan), "a loader that has ended starts anew"
+        for rank, processes in ((0, 1), (0, 2), (1, 2)):  # with any number of processes
+            resumed = StepLoader(pool, plan, rank, processes)
+            resumed.load_state_dict(state)
+            rest = list(resumed)
+            assert len(rest) == len(whole) - place
+            assert processes > 1 or flat(rest) == flat(whole[place:])
+            assert len(list(resumed)) == len(whole), "a loader that has ended starts anew"
+
+
+# ------------------------------------------------------------------------------------ several processes
+
+
+@given(sizes=st.lists(st.integers(1, 3000), max_size=30), processes=st.integers(1, 9))
+def test_every_micro_batch_is_dealt_to_one_process(sizes: list[int], processes: int) -> None:
+    parts = deal(sizes, processes)
+    assert len(parts) == processes
+    assert sorted(place for part in parts for place in part) == list(range(len(sizes)))
+    assert all(part == sorted(part) for part in parts)
+    loads = [sum(sizes[place] for place in part) for part in parts]
+    if sizes:
+        assert max(loads) <= sum(sizes) / processes + max(sizes), "balanced by tokens"
+    assert len(sizes) < processes or all(parts), "nobody idles who need not"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_processes_share_a_step_and_know_the_same_of_it(
+    processes: int, tokenized: Callable[..., TokenizedRecords]
+) -> None:
+    lengths = np.random.default_rng(0).integers(3, 40, 30)
+    pool = tokenized([(range(length), [2] * length) for length in lengths])
+    plan = plan_micro_batches(pool, range(30), batch_size=7, epochs=2, tokens_per_micro_batch=60, seed=0)
+    shares = [list(StepLoader(pool, plan, rank, processes, even=True)) for rank in range(processes)]
+    for places, *steps in zip(steps_of(plan), *shares, strict=True):
+        real = [micro for step in steps for micro in step["micro_batches"] if micro["tokens"]]
+        assert sorted(micro["place"] for micro in real) == list(places)
+        (tokens,) = {step["tokens"] for step in steps}
+        assert tokens == sum(micro["tokens"] for micro in real)
+        assert len({(step["step_labels"], step["closes_epoch"]) for step in steps}) == 1
+        assert len({len(step["micro_batches"]) for step in steps}) == 1, "equally many calls of the model"
+        idle = [micro for step in steps for micro in step["micro_batches"] if not micro["tokens"]]
+        assert all((micro["labels"] == IGNORED).all() and micro["input_ids"].numel() == 1 for micro in idle)

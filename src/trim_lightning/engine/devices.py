@@ -77,19 +77,28 @@ def one_device(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def first_device(trainer: Mapping[str, Any]) -> int | None:
     """Number of the first device that ``trainer.devices`` names; None if it only says how many."""
+    devices = named_devices(trainer)
+    return devices[0] if devices else None
+
+
+def named_devices(trainer: Mapping[str, Any]) -> list[int]:
+    """Numbers of the devices that ``trainer.devices`` names; none if it only says how many."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, str) and "," in devices:
-        devices = [int(name) for name in devices.split(",") if name.strip()]
-    return int(devices[0]) if isinstance(devices, list | tuple) and devices else None
+        devices = [name for name in devices.split(",") if name.strip()]
+    return [int(name) for name in devices] if isinstance(devices, list | tuple) else []
 
 
-def device_of(trainer: Mapping[str, Any]) -> torch.device:
-    """The single device of these Trainer arguments: of the accelerator that they name or that ``auto`` finds."""
+def device_of(trainer: Mapping[str, Any], place: int | None = None) -> torch.device:
+    """The single device of these Trainer arguments: of the accelerator that they name or that ``auto`` finds.
+
+    ``place`` asks for that of one of several processes, by its number on its machine.
+    """
     import torch
 
     wanted = trainer.get("accelerator") or "auto"
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        named = first_device(trainer)
+        named = first_device(trainer) if place is None else (named_devices(trainer) or range(place + 1))[place]
         return torch.device("cuda") if named is None else torch.device("cuda", named)
     if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
@@ -120,7 +129,15 @@ def model_for(resources: Resources, weights: Weights) -> PreTrainedModel | Model
     if not is_spread(resources.trainer):
         return weights.model()
     weights.release()
-    loader = weights.recipe()
+    return recipe_for_each(weights.recipe())
+
+
+def recipe_for_each(loader: ModelRecipe) -> ModelRecipe:
+    """The recipe by which each of several processes loads a model of its own.
+
+    Raises:
+        UserError: for a model that is itself spread over devices.
+    """
     if loader.source.device_map is not None:
         raise UserError(
             f"model.device_map={loader.source.device_map}: one process spreads the model over all devices; use "

@@ -53,34 +53,13 @@ class ForwardPass(LightningModule):
         """Load the model in the process that runs it, and divide its weights if the strategy does that."""
         if self._recipe is None:
             return
-        self.model, self._recipe = self._recipe.load(), None
-        if in_step(self.trainer.strategy):
-            assert self.device_mesh is not None
-            shard_weights(self.model, self.device_mesh["data_parallel"])
+        mesh = self.device_mesh["data_parallel"] if in_step(self.trainer.strategy) and self.device_mesh else None
+        self.model, self._recipe = self._recipe.load(mesh), None
 
 
 def in_step(strategy: Strategy) -> bool:
     """True if the processes hold parts of one model's weights, so that all must call it equally often."""
     return isinstance(strategy, ModelParallelStrategy | FSDPStrategy)
-
-
-def shard_weights(model: PreTrainedModel, mesh: Any) -> None:
-    """Divide the weights of the base model's layers and embeddings among the mesh's processes (FSDP2).
-
-    The LM head stays whole in each process: some statistics call it by itself.
-
-    Raises:
-        UserError: for an architecture that names its layers otherwise.
-    """
-    from torch.distributed.fsdp import fully_shard
-
-    base: Any = model.base_model
-    base = getattr(base, "decoder", base)  # OPT has one more level
-    if not hasattr(base, "layers"):
-        raise UserError(f"trainer=fsdp: the layers of {type(model).__name__} are not known; use trainer=ddp")
-    for layer in base.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(base, mesh=mesh)
 
 
 class TargetPass(ForwardPass):

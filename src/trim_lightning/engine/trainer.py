@@ -15,12 +15,12 @@ from typing import Any
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from trim_lightning.engine.devices import ONE_DEVICE, number_of_devices
 from trim_lightning.errors import UserError, suggest
-from trim_lightning.store.processes import launched_size
+from trim_lightning.store.processes import LOST, launched_size
 
 OURS = {"callbacks", "logger", "default_root_dir", "enable_checkpointing", "enable_progress_bar"}
 TUNED = "the keys of warmup and train (epochs, batch_size, gradient_clip ...)"
@@ -42,10 +42,16 @@ REPLACED = {
 }
 
 
-def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **extra: Any) -> Trainer:
+def make_trainer(
+    settings: Mapping[str, Any], callbacks: Sequence[Callback], *, training: bool = False, **extra: Any
+) -> Trainer:
     """A Trainer with our callbacks and no surprises: no checkpoints, no sampler of its own, no model summary.
 
-    ``extra`` are arguments that the stage sets itself (``max_epochs`` and the like).
+    Args:
+        settings: Arguments of the Trainer.
+        callbacks: What looks on.
+        training: Take the strategy of a training, in a process that is one of its own already.
+        extra: Arguments that the stage sets itself (``max_epochs`` and the like).
 
     Raises:
         UserError: for an argument that Trainer does not have or that would change results behind the store's
@@ -68,7 +74,7 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
     }
     hush_lightning()
     if arguments.get("strategy") != ONE_DEVICE:
-        arguments = with_strategy(arguments)
+        arguments = training_strategy(arguments) if training else with_strategy(arguments)
     else:
         arguments["strategy"] = "auto"
     try:
@@ -80,8 +86,54 @@ def make_trainer(settings: Mapping[str, Any], callbacks: Sequence[Callback], **e
         raise UserError(f"{given}: {reason}; choose what this machine has, or trainer=auto") from None
 
 
+def number_of_processes(arguments: Mapping[str, Any]) -> int:
+    """How many processes these arguments ask for, one for each device.
+
+    Raises:
+        UserError: if a launcher started another number.
+    """
+    launched, devices, nodes = launched_size(), arguments.get("devices", "auto"), int(arguments.get("num_nodes") or 1)
+    asked = number_of_devices(arguments) * nodes
+    if launched > 1 and asked != launched:
+        many = "1 process" if asked == 1 else f"{asked} processes"
+        raise UserError(
+            f"trainer.devices={devices} trainer.num_nodes={nodes}: {many}, but the launcher started {launched}; "
+            "make the two agree"
+        )
+    return asked
+
+
+def needs_launcher(arguments: Mapping[str, Any]) -> UserError | None:
+    """What is wrong with a command that no launcher started, if it asks for what only a launcher can start."""
+    nodes = int(arguments.get("num_nodes") or 1)
+    if launched_size() > 1 or not (nodes > 1 or arguments.get("strategy") == "fsdp"):
+        return None
+    what = f"trainer.num_nodes={nodes}" if nodes > 1 else "trainer.strategy=fsdp"
+    return UserError(f"{what}: needs one process for each device; start the command with torchrun or srun")
+
+
+def training_strategy(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with the Lightning strategy of a training, in each of its processes.
+
+    Raises:
+        UserError: if the number of processes is another than asked for, or for a strategy that trains otherwise.
+    """
+    from trim_lightning.engine.strategies import DividedStrategy, SummedDDP
+
+    asked, strategy = number_of_processes(arguments), str(arguments.get("strategy", "auto"))
+    if asked <= 1:
+        return {**arguments, "strategy": "auto"}
+    if not strategy.startswith(("auto", "ddp")) and strategy != "fsdp":
+        raise UserError(f"trainer.strategy={strategy}: a training is spread with ddp or fsdp; choose one of them")
+    plugins = [TorchElasticEnvironment()] if "TORCHELASTIC_RUN_ID" in os.environ else None  # not what Slurm says
+    if strategy == "fsdp":
+        spread: Any = DividedStrategy(data_parallel_size=asked, tensor_parallel_size=1, timeout=LOST)
+        return {**arguments, "strategy": spread, "plugins": plugins, "inference_mode": False}
+    return {**arguments, "strategy": SummedDDP(timeout=LOST), "plugins": plugins}
+
+
 def with_strategy(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with the Lightning strategy that suits how the processes are started.
+    """The arguments with the Lightning strategy of a pass, which suits how the processes are started.
 
     ``ddp`` starts its processes itself, for the length of a pass, unless a launcher (torchrun, srun) has started
     them: Lightning's own way of running the command again does not go with a store whose lock this process holds.
@@ -90,20 +142,12 @@ def with_strategy(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if the number of processes is another than asked for, or a strategy needs a launcher.
     """
-    launched, strategy = launched_size(), arguments.get("strategy", "auto")
-    devices, nodes = arguments.get("devices", "auto"), int(arguments.get("num_nodes", 1))
-    asked = number_of_devices(arguments) * nodes
-    if launched > 1 and asked != launched:
-        many = "1 process" if asked == 1 else f"{asked} processes"
-        raise UserError(
-            f"trainer.devices={devices} trainer.num_nodes={nodes}: {many}, but the launcher started {launched}; "
-            "make the two agree"
-        )
+    asked, launched, strategy = number_of_processes(arguments), launched_size(), arguments.get("strategy", "auto")
     if asked <= 1:
         return {**arguments, "strategy": "auto"} if strategy in ("ddp", "fsdp") else dict(arguments)
-    if launched == 1 and (nodes > 1 or strategy == "fsdp"):
-        what = f"trainer.num_nodes={nodes}" if nodes > 1 else "trainer.strategy=fsdp"
-        raise UserError(f"{what}: needs one process for each device; start the command with torchrun or srun")
+    mistake = needs_launcher(arguments)
+    if mistake is not None:
+        raise mistake
     if strategy == "fsdp":
         from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -139,19 +183,27 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
             raise KeyboardInterrupt from None
         if isinstance(error, ProcessExitedException):
             kind = ProcessAborted if error.exit_code == -signal.SIGABRT else UserError
-            raise kind(
-                f"trainer.devices: one of the pass's processes was ended from outside (exit code {error.exit_code}), "
-                "perhaps for lack of memory: each holds a model of its own; use fewer devices or trainer=fsdp"
-            ) from None
-        found = re.findall(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)$", str(error), re.MULTILINE)
-        if found:
-            raise UserError(found[-1]) from None
-        full = re.findall(r"^OSError: \[Errno (\d+)\]", str(error), re.MULTILINE)
-        if full:
-            raise OSError(int(full[-1]), os.strerror(int(full[-1]))) from None
-        raise
+            raise kind(ended_from_outside("pass", error.exit_code)) from None
+        raise of_process(str(error)) or error from None
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+def ended_from_outside(work: str, code: int) -> str:
+    """What to say when one of the processes of a pass or a training is gone."""
+    return (
+        f"trainer.devices: one of the {work}'s processes was ended from outside (exit code {code}), "
+        "perhaps for lack of memory: each holds a model of its own; use fewer devices or trainer=fsdp"
+    )
+
+
+def of_process(traceback: str) -> Exception | None:
+    """What a process that we started failed of, if the user can mend it, by the text of its traceback."""
+    found = re.findall(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)$", traceback, re.MULTILINE)
+    if found:
+        return UserError(found[-1])
+    full = re.findall(r"^OSError: \[Errno (\d+)\]", traceback, re.MULTILINE)
+    return OSError(int(full[-1]), os.strerror(int(full[-1]))) if full else None
 
 
 def hush_lightning() -> None:

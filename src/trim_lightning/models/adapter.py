@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.files.json_files import read_json_object
+from trim_lightning.models.divided import is_divided
 from trim_lightning.models.low_rank import beside_weights
 
 
@@ -74,13 +75,16 @@ def settled(wrapped: PeftModel) -> tuple[PreTrainedModel, list[str]]:
 
 
 def holds_update(wrapped: PeftModel) -> bool:
-    """True for float32 weights, unless embeddings and output share one that the adapter changes in one place only."""
+    """True for float32 weights, unless embeddings and output share one that the adapter changes in one place only.
+
+    Never for weights that are divided among processes.
+    """
     model: Any = wrapped.get_base_model()
     head = model.get_output_embeddings()
     shared = model.get_input_embeddings().weight
     tied = head is not None and head.weight is shared
     adapted = any(getattr(getattr(part, "base_layer", None), "weight", None) is shared for part in model.modules())
-    return model.dtype == torch.float32 and not (tied and adapted)
+    return model.dtype == torch.float32 and not (tied and adapted) and not is_divided(model)
 
 
 def build_upon(model: PreTrainedModel, directory: Path) -> PreTrainedModel:

@@ -281,6 +281,11 @@ def additive(mask: Tensor | None, query: Tensor) -> Tensor:
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
+def is_refused(error: Exception) -> bool:
+    """True if a class does not take an attention by a name of ours."""
+    return any(word in str(error) for word in (NAME, OWN, "scaled_dot_product_attention"))
+
+
 def register() -> str:
     """Register the hooks with transformers and return the plain one's name; calling it again does no harm."""
     AttentionInterface.register(NAME, hooked_attention)

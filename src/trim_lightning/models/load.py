@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -22,10 +22,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from trim_lightning.errors import UserError, first_line
-from trim_lightning.models.attention import NAME, OWN, register
+from trim_lightning.models.attention import NAME, OWN, is_refused, register
 from trim_lightning.models.check import check_model
 from trim_lightning.models.parts import drop_towers
 from trim_lightning.models.source import ModelSource
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +77,9 @@ def from_files(source: ModelSource, dtype: torch.dtype) -> Any:
                 output_loading_info=True,
             )
         except Exception as error:
-            message = str(error)
-            if "Unrecognized configuration class" in message and kind is AutoModelForCausalLM:
+            if "Unrecognized configuration class" in str(error) and kind is AutoModelForCausalLM:
                 kind = AutoModelForImageTextToText
-            elif len(ways) > 1 and any(word in message for word in (NAME, OWN, "scaled_dot_product_attention")):
+            elif len(ways) > 1 and is_refused(error):
                 ways.pop(0)
             else:
                 raise
@@ -104,13 +106,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, *, whole: bool = False) 
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"model.path={source.name}: weights are missing from its safetensors files ({names}, ...)")
-    model.name_or_path = source.name  # what adapters note as their base: a name, never a local path
-    model.eval()
-    model.requires_grad_(False)
-    assert isinstance(model, PreTrainedModel)
-    if not whole and source.device_map is None:
-        drop_towers(model)
-    check_model(model, source.name)
+    model = ready(model, source, whole=whole)
     for adapter in source.adapters:
         from trim_lightning.models.adapter import build_upon
 
@@ -140,6 +136,22 @@ def empty_model(source: ModelSource) -> PreTrainedModel:
     return model
 
 
+def ready(model: Any, source: ModelSource, *, whole: bool) -> PreTrainedModel:
+    """The model as it was read, checked and frozen; without towers unless the ``whole`` is wanted.
+
+    Raises:
+        UserError: if it is not causal.
+    """
+    model.name_or_path = source.name  # what adapters note as their base: a name, never a local path
+    model.eval()
+    model.requires_grad_(False)
+    assert isinstance(model, PreTrainedModel)
+    if not whole and source.device_map is None:
+        drop_towers(model)
+    check_model(model, source.name)
+    return model
+
+
 @dataclass(frozen=True)
 class ModelRecipe:
     """How another process loads the same model; it can be pickled.
@@ -149,22 +161,42 @@ class ModelRecipe:
         dtype: Its number format.
         adapter: Folder of an adapter.
         gradients: Whether gradients are taken; see `trim_lightning.models.adapter.apply_adapter`.
+        whole: Keep towers for images and sounds.
     """
 
     source: ModelSource
     dtype: torch.dtype
     adapter: Path | None = None
     gradients: bool = False
+    whole: bool = False
 
-    def load(self) -> PreTrainedModel:
+    def load(self, mesh: DeviceMesh | None = None) -> PreTrainedModel:
         """Load it.
+
+        Args:
+            mesh: The processes among which the weights are to be divided (FSDP2); None loads all of them here.
 
         Raises:
             UserError: as `load_model` does, or if the adapter does not fit.
         """
-        model = load_model(self.source, self.dtype)
+        from trim_lightning.models.divided import load_divided, own_device, shard_weights
+
+        divided = None if mesh is None else load_divided(self.source, self.dtype, mesh)
+        if divided is not None:
+            model = ready(divided, self.source, whole=self.whole)
+        else:
+            model = load_model(self.source, self.dtype, whole=self.whole)
+            if mesh is not None:
+                log.warning(
+                    "model.path=%s: its weights are made of others in its files, so that each process loads all of "
+                    "them before they are divided",
+                    self.source.name,
+                )
         if self.adapter is not None:
             from trim_lightning.models.adapter import apply_adapter
 
             model = apply_adapter(model, self.adapter, gradients=self.gradients)
+        if mesh is not None and divided is None:
+            shard_weights(model, mesh)
+            model.to(own_device(mesh))  # type: ignore[arg-type]
         return model

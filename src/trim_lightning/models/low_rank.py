@@ -10,6 +10,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
@@ -38,6 +39,24 @@ class LowRankLinear(nn.Linear):
         return torch.addmm(states.flatten(0, -2), low.flatten(0, -2), self.up.t()).view_as(states)
 
 
+class LowRankBeside(nn.Module):
+    """The same around a linear layer whose weights are divided among processes: it stays the one that FSDP knows."""
+
+    def __init__(self, base: nn.Linear, down: Tensor, up: Tensor) -> None:
+        super().__init__()
+        self.base = base
+        self.down, self.up = (
+            nn.Parameter(matrix.detach().to(base.weight.device, base.weight.dtype), requires_grad=False)
+            for matrix in (down, up)
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., out]`` of ``[..., in]``."""
+        states: Tensor = self.base(input)
+        low = linear(input, self.down)
+        return torch.addmm(states.flatten(0, -2), low.flatten(0, -2), self.up.t()).view_as(states)
+
+
 def beside_weights(wrapped: PeftModel) -> tuple[PreTrainedModel, list[str]]:
     """Take the adapter of a PEFT model out of PEFT's hands.
 
@@ -62,7 +81,8 @@ def beside_weights(wrapped: PeftModel) -> tuple[PreTrainedModel, list[str]]:
         if isinstance(base, LowRankLinear):  # trained on top of another adapter
             down, up = torch.cat([base.down.to(down), down]), torch.cat([base.up.to(up), up], dim=1)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, LowRankLinear(base, down, up))
+        kind = LowRankBeside if isinstance(base.weight, DTensor) else LowRankLinear
+        setattr(model.get_submodule(parent), child, kind(base, down, up))
     if not left:
         del model.peft_config  # PEFT would take the model for one of its own
     assert isinstance(model, PreTrainedModel)

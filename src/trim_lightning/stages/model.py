@@ -154,10 +154,12 @@ class ModelHandle:
 
         batch = None if training is None else training.tokens_per_micro_batch
         if resources is not None:
+            batch = resources.tokens_per_batch
+        if resources is not None or training is not None:
             from trim_lightning.engine.devices import number_of_devices
 
-            batch = resources.tokens_per_batch
-            more["devices"] = number_of_devices(resources.trainer) * int(resources.trainer.get("num_nodes") or 1)
+            trainer = self.trainer if resources is None else resources.trainer
+            more["devices"] = number_of_devices(trainer) * int(trainer.get("num_nodes") or 1)
         batch = batch or self.tokens_per_batch
         model = (self.source.digest, dtype)
         return Cost(stage, count, work, load, model, records, batch, training, **more)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trim_lightning.models.load import ModelRecipe
-
-    WarmupTraining = Callable[[PreTrainedModel, list[int], Path], dict[str, Any]]
 
 
 class Scorer(ModelHandle):
@@ -46,16 +43,7 @@ class Scorer(ModelHandle):
     def warm_up(self, settings: WarmupSettings, pool: TokenizedRecords, pool_key: StageKey) -> None:
         """Train the warm-up adapter on a part of the pool, or find it in the store."""
 
-        def train(model: PreTrainedModel, rows: list[int], directory: Path) -> dict[str, Any]:
-            from trim_lightning.models.adapter import without_gradients
-            from trim_lightning.tuning.run import TrainingSite, train_model
-
-            around = TrainingSite(directory, self.trainer, "warm-up")
-            wrapped, facts = train_model(model, pool, rows, settings, around, seed=self.seed)
-            self._model = without_gradients(wrapped)
-            return facts
-
-        self._adapter = self._trained("warmup", settings, pool, pool_key, train)
+        self._adapter = self._trained("warmup", settings, pool, pool_key)
 
     def train_checkpoints(
         self, settings: WarmupSettings, epochs: int, pool: TokenizedRecords, pool_key: StageKey
@@ -64,23 +52,14 @@ class Scorer(ModelHandle):
 
         The scorer itself stays as it is; see `trim_lightning.tuning.run.train_checkpoints` for what is kept.
         """
-        settings = replace(settings, epochs=epochs)
+        return self._trained("checkpoints", replace(settings, epochs=epochs), pool, pool_key)
 
-        def train(model: PreTrainedModel, rows: list[int], directory: Path) -> dict[str, Any]:
-            from trim_lightning.tuning.run import train_checkpoints
-
-            return train_checkpoints(model, pool, rows, settings, directory, self.trainer, seed=self.seed)
-
-        return self._trained("checkpoints", settings, pool, pool_key, train)
-
-    def _trained(
-        self, stage: str, settings: WarmupSettings, pool: TokenizedRecords, pool_key: StageKey, train: WarmupTraining
-    ) -> Entry:
+    def _trained(self, stage: str, settings: WarmupSettings, pool: TokenizedRecords, pool_key: StageKey) -> Entry:
         """What a training on the warm-up's part of the pool leaves, made or found in the store."""
         matters = {name: value for name, value in asdict(settings).items() if name != "checkpoint_seconds"}
         key = StageKey(
             stage,
-            3,
+            4,
             {"warmup": matters, "seed": self.seed},
             {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
         )
@@ -92,13 +71,17 @@ class Scorer(ModelHandle):
             )
 
         def build(directory: Path) -> dict[str, Any]:
+            from trim_lightning.models.adapter import without_gradients
+            from trim_lightning.models.load import ModelRecipe
+            from trim_lightning.tuning.job import TrainingJob
+
             self.before_load()
-            model = self.base_model()
-            started = time.perf_counter()
-            facts = train(model, rows, directory)
-            facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
-            facts["records"] = len(rows)
-            return facts
+            recipe, checkpoints = ModelRecipe(self.source, self.dtype), stage == "checkpoints"
+            job = TrainingJob(recipe, pool, rows, settings, directory, self.trainer, "warm-up", self.seed, checkpoints)
+            model, facts = job.run(self.store.processes)
+            if model is not None:
+                self._model = without_gradients(model)
+            return {**facts, "records": len(rows)}
 
         kept = 1 if stage == "warmup" else 3 * settings.epochs  # with Adam's two moments at every checkpoint
         cost = self.cost("warmup", "lora training", pool, training=settings, rows=rows, how_many=lambda: kept)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,30 +59,35 @@ class Trainee(ModelHandle):
             "trainee": {"model": self.source.digest, "dtype": str(self.training_dtype)},
             "held_out": held_out[1].hex if settings.early_stop is not None and held_out is not None else None,
         }
-        key = StageKey("finetune", 3, {"train": matters, "seed": self.seed}, inputs)
+        key = StageKey("finetune", 4, {"train": matters, "seed": self.seed}, inputs)
 
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.engine.response_loss import mean_response_loss
-            from trim_lightning.models.load import load_model
+            from trim_lightning.models.load import ModelRecipe
             from trim_lightning.tuning.callbacks import EarlyStop
-            from trim_lightning.tuning.run import MODEL, TrainingSite, train_model
+            from trim_lightning.tuning.job import TrainingJob
+            from trim_lightning.tuning.run import MODEL
 
             stop = None
             if settings.early_stop is not None and held_out is not None:
-                records = held_out[0]
-                stop = EarlyStop(
-                    settings.early_stop, lambda model: mean_response_loss(model, records, self.tokens_per_batch)
-                )
-            around = TrainingSite(directory, self.trainer, "fine-tune", make_logger(), stop)
+                measure = partial(mean_response_loss, records=held_out[0], tokens_per_batch=self.tokens_per_batch)
+                stop = EarlyStop(settings.early_stop, measure)
             self._kept = None  # a large model has no room beside the one in training
-            model = load_model(self.source, self.training_dtype, whole=self.mode == "full")
-            rows = range(len(coreset))
-            options: dict[str, Any] = {"seed": self.seed, "length_grouped": settings.length_grouped}
-            started = time.perf_counter()
-            _, facts = train_model(model, coreset, rows, settings, around, mode=settings.mode, **options)
+            job = TrainingJob(
+                ModelRecipe(self.source, self.training_dtype, whole=settings.mode == "full"),
+                coreset,
+                range(len(coreset)),
+                settings,
+                directory,
+                self.trainer,
+                "fine-tune",
+                self.seed,
+                early_stop=stop,
+                options={"mode": settings.mode, "length_grouped": settings.length_grouped},
+            )
+            _, facts = job.run(self.store.processes, make_logger)
             if settings.mode == "full":
                 self.tokenizer.save_pretrained(str(directory / MODEL))  # whole: it loads without the model it came from
-            facts["seconds"] += time.perf_counter() - started  # to those of earlier attempts
             return facts
 
         kind, rows = f"{settings.mode} training", range(len(coreset))

@@ -1,12 +1,13 @@
 """Several processes that a launcher (torchrun, srun) started with one command: who leads, and how they agree.
 
-Every process runs the same program. The leader does all the work that is done once (reading, tokenising, training,
-writing); the others wait for it at the store, take their part in the passes that are spread, and then are done.
+Every process runs the same program. The leader does all the work that is done once (reading, tokenising, writing); the
+others wait for its word at the store and take their part in what is spread: passes, and tasks that it gives to all.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -18,11 +19,13 @@ from typing import Any, TypeVar
 
 from trim_lightning.errors import UserError
 
+log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 MEETING = timedelta(minutes=10)  # all processes have started by then, or one of them never will
 LOST = timedelta(minutes=30)  # after which a process that does not answer in a pass is given up
 ENDED = "another process of this command has ended; its own message says why"
-PATIENCE = timedelta(days=14)  # helpers wait through a whole training of the leader
+PATIENCE = timedelta(days=14)  # helpers wait through whatever the leader does alone
+TASK = "a task"  # the topic of something that all are to do
 
 
 class PartDone(Exception):
@@ -31,6 +34,10 @@ class PartDone(Exception):
 
 class LeaderFailed(UserError):
     """The leader cannot go on, and has said why itself."""
+
+
+class ToldElsewhere(LeaderFailed):
+    """All processes have found the same; the leader tells it."""
 
 
 class Processes:
@@ -64,6 +71,33 @@ class Processes:
 
     def give_up(self) -> None:
         """Tell the others, who wait in `agree`, that the leader cannot go on with what they wait for."""
+
+    def together(self, task: Callable[[Processes], Value]) -> Value:
+        """Do a task in all processes at once, each with its own `Processes`; called by the leader alone.
+
+        The others take it up wherever they wait in `agree`. A failure ends the process, for the others are
+        amid the task and hear nothing else.
+
+        Args:
+            task: Can be pickled.
+
+        Returns:
+            What it gives in the leader.
+        """
+        return task(self)
+
+    def take_part(self, task: Callable[[], Value]) -> Value:
+        """Do this process's part of what all do; a failure is told and ends the process.
+
+        Raises:
+            SystemExit: if it fails.
+        """
+        try:
+            return task()
+        except Exception as error:
+            if not isinstance(error, ToldElsewhere):
+                log.error("%s", ENDED if is_lost(error) else error)
+            raise SystemExit(1) from error
 
 
 class LaunchedProcesses(Processes):
@@ -101,6 +135,10 @@ class LaunchedProcesses(Processes):
     def agree(self, topic: str, value: Callable[[], Value]) -> Value:
         """See `Processes.agree`."""
         message = self._broadcast((topic, value()) if self.leads else None)
+        while not self.leads and message is not None and message[0] == TASK:
+            task = message[1]
+            self.take_part(lambda task=task: task(self))  # type: ignore[misc]
+            message = self._broadcast(None)
         if message is None:
             raise LeaderFailed("the first process cannot go on; its own message says why")
         if message[0] != topic:
@@ -121,6 +159,11 @@ class LaunchedProcesses(Processes):
         with suppress(LeaderFailed):  # they have ended already
             self._broadcast(None)
 
+    def together(self, task: Callable[[Processes], Value]) -> Value:
+        """See `Processes.together`."""
+        self._broadcast((TASK, task))
+        return self.take_part(lambda: task(self))
+
     def _broadcast(self, message: tuple[str, Any] | None) -> tuple[str, Any] | None:
         import torch
         from torch import distributed
@@ -131,6 +174,12 @@ class LaunchedProcesses(Processes):
         except RuntimeError:
             raise LeaderFailed(ENDED) from None
         return box[0]
+
+
+def is_lost(error: BaseException) -> bool:
+    """True for what torch raises where another process does not answer any more."""
+    told = str(error)
+    return isinstance(error, RuntimeError) and any(name in told for name in ("gloo", "NCCL", "ProcessGroup", "by peer"))
 
 
 ALONE = Processes()
@@ -162,6 +211,11 @@ def launched_rank() -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["RANK"])
     return int(os.environ["SLURM_PROCID"]) if in_slurm_step() else 0
+
+
+def local_rank() -> int:
+    """This process's place among those of its machine."""
+    return int(os.environ["LOCAL_RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_LOCALID"])
 
 
 def in_slurm_step() -> bool:

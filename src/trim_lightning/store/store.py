@@ -137,7 +137,7 @@ class Store:
 
         def build_together(workspace: Path) -> Mapping[str, Any] | None:
             self.processes.agree(key.hex, lambda: str(workspace.relative_to(self.root)))
-            return self._take_part(build, workspace)
+            return self.processes.take_part(lambda: build(workspace))
 
         try:
             entry = self.find(key)
@@ -149,16 +149,6 @@ class Store:
             raise
         self.processes.agree(key.hex, lambda: DONE)
         return entry
-
-    def _take_part(
-        self, build: Callable[[Path], Mapping[str, Any] | None], workspace: Path
-    ) -> Mapping[str, Any] | None:
-        """Build with the others; a failure ends this process, for they are amid a pass and hear nothing else."""
-        try:
-            return build(workspace)
-        except Exception as error:
-            log.error("%s", error)
-            raise SystemExit(1) from error
 
     def get_many(
         self, keys: Sequence[StageKey], build: Callable[[Mapping[StageKey, Path]], Mapping[str, Any]]
@@ -222,7 +212,7 @@ class Store:
     def _follow(self, key: StageKey, build: Callable[[Path], Mapping[str, Any] | None]) -> Entry:
         """Wait for the leader, take part where it says so, and read the result; never remove anything."""
         while (workspace := self.processes.agree(key.hex, lambda: DONE)) != DONE:
-            self._take_part(build, self.root / workspace)
+            self.processes.take_part(lambda directory=self.root / workspace: build(directory))  # type: ignore[misc]
         path = self.path_of(key)
         for _ in range(SIGHT_ATTEMPTS):
             try:

@@ -1,4 +1,4 @@
-"""What happens between the micro-batches of a training: progress, early stop, checkpoints."""
+"""What happens between the optimiser steps of a training: progress, early stop, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from transformers import PreTrainedModel
 
 from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.adam_moments import FILE, AdamMoments
+from trim_lightning.engine.modules import in_step
+from trim_lightning.engine.strategies import take
 from trim_lightning.engine.writer import TokenProgress
+from trim_lightning.models.divided import whole
 from trim_lightning.models.lora import save_adapter
+from trim_lightning.store.processes import Processes
 from trim_lightning.tuning.lora_module import TuningModule
 
 
@@ -45,8 +50,8 @@ def checkpoint_path(directory: Path, number: int) -> Path:
     return directory / f"checkpoint-{number:03d}"
 
 
-class AfterMicroBatch(Callback):
-    """Looks on after every micro-batch."""
+class AfterStep(Callback):
+    """Looks on after every optimiser step, in every process."""
 
     def after(self, trainer: Trainer, module: TuningModule, batch: Mapping[str, Any]) -> None:
         """Called with what the loader gave."""
@@ -59,34 +64,41 @@ class AfterMicroBatch(Callback):
         self.after(trainer, pl_module, batch)
 
 
-class TrainingProgress(TokenProgress, AfterMicroBatch):
+class TrainingProgress(TokenProgress, AfterStep):
     """A progress bar over the tokens of all epochs."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         assert isinstance(pl_module, TuningModule)
+        if not trainer.is_global_zero:
+            return
         self._bar = progress_bar(self.title, self.total)
         self._bar.update(pl_module.done.tokens)  # of the run that this one resumes
+        pl_module.watch = self._bar.update
 
     def after(self, trainer: Trainer, module: TuningModule, batch: Mapping[str, Any]) -> None:
-        """Advance by the batch's real tokens."""
-        self._bar.update(int(batch["tokens"]))
-        if module.done.loss is not None:
+        """Add what the other processes did, and tell the loss."""
+        if self._bar is not None:
+            self._bar.update(module.done.tokens - self._bar.n)
             self._bar.set_postfix_str(f"loss {module.done.loss:.3f}", refresh=False)
 
 
-class HeldOutStop(AfterMicroBatch):
-    """Measures the held-out loss after every epoch, ends the training in time, and keeps the best epoch's weights."""
+class HeldOutStop(AfterStep):
+    """Measures the held-out loss after every epoch, ends the training in time, and keeps the best epoch's weights.
 
-    def __init__(self, rule: EarlyStop) -> None:
-        self.rule = rule
+    The first process measures for all, or all do where each holds a part of the weights.
+    """
+
+    def __init__(self, rule: EarlyStop, processes: Processes) -> None:
+        self.rule, self.processes = rule, processes
         self._best: float | None = None
         self._weights: dict[str, torch.Tensor] = {}
         self._bad_epochs = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training must know."""
-        return {"best": self._best, "weights": self._weights, "bad_epochs": self._bad_epochs}
+        """What a resumed training must know; whole in the first process."""
+        weights = {name: whole(value, self.processes.leads) for name, value in self._weights.items()}
+        return {"best": self._best, "weights": weights, "bad_epochs": self._bad_epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
@@ -103,9 +115,11 @@ class HeldOutStop(AfterMicroBatch):
         if not batch["closes_epoch"]:
             return
         module.model.eval()
-        generators = torch.get_rng_state()
-        loss = self.rule.held_out_loss(module.causal_lm)
-        torch.set_rng_state(generators)
+        measure: Callable[[], float] = partial(self.rule.held_out_loss, module.causal_lm)
+        if in_step(trainer.strategy):
+            measured = measure()
+            measure = lambda: measured  # noqa: E731
+        loss = self.processes.agree("held-out loss", measure)
         module.model.train()
         module.report({"train/held_out_loss": loss})
         if self._best is None or loss < self._best:
@@ -118,10 +132,10 @@ class HeldOutStop(AfterMicroBatch):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go back to the best epoch."""
         if self._weights:
-            pl_module.load_state_dict(self._weights, strict=False)
+            take(pl_module, self._weights)
 
 
-class PeriodicCheckpoint(AfterMicroBatch):
+class PeriodicCheckpoint(AfterStep):
     """Saves a checkpoint between optimiser steps, at most every so many seconds, by rename."""
 
     def __init__(self, path: Path, seconds: float) -> None:
@@ -129,25 +143,31 @@ class PeriodicCheckpoint(AfterMicroBatch):
         self.seconds = seconds
         self._last = time.monotonic()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the first process say when it is time."""
+        assert isinstance(pl_module, TuningModule)
+        pl_module.checkpoint_due = lambda: time.monotonic() - self._last >= self.seconds
+
     def after(self, trainer: Trainer, module: TuningModule, batch: Mapping[str, Any]) -> None:
         """Save if it is time."""
-        if not batch["closes_step"] or time.monotonic() - self._last < self.seconds:
+        if not module.saves:
             return
         temporary = half_written(self.path)
         trainer.save_checkpoint(temporary, weights_only=False)
-        temporary.replace(self.path)
+        if trainer.is_global_zero:
+            temporary.replace(self.path)
         self._last = time.monotonic()
 
 
-class EpochCheckpoints(AfterMicroBatch):
+class EpochCheckpoints(AfterStep):
     """Saves adapter and moments when an epoch is over, by rename."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def after(self, trainer: Trainer, module: TuningModule, batch: Mapping[str, Any]) -> None:
-        """Save if the epoch is over."""
-        if not batch["closes_epoch"]:
+        """Save if the epoch is over; all processes have the same, and the first one writes."""
+        if not batch["closes_epoch"] or not trainer.is_global_zero:
             return
         assert isinstance(module.model, PeftModel)
         number = module.done.steps * module.settings.epochs // module.total_steps

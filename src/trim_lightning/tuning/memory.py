@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from trim_lightning.models.divided import own
 from trim_lightning.models.loss import IGNORED, summed_loss
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -63,7 +65,7 @@ class TrainingMemory:
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(inner, PreTrainedModel)
         config, size = inner.config.get_text_config(), inner.dtype.itemsize
-        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        trained = sum(own(weight).numel() for weight in model.parameters() if weight.requires_grad)
         labelled = max(1, round(predicted * SAMPLE))
         logits = predicted * config.vocab_size * (size + 4)
         kept = kept_bytes(inner, labelled) / SAMPLE
@@ -110,9 +112,20 @@ def most_tokens(settings: TuningSettings, device: torch.device) -> int:
 
 
 def weight_bytes(model: torch.nn.Module, device: torch.device) -> int:
-    """Of a model's weights: all that will be on a device, which is a part where accelerate has spread them."""
+    """Of a model's weights: all that will be on a device, which is a part where accelerate has spread them.
+
+    Of weights that are divided among processes that is this one's part, and three layers that are put together: the one
+    that is computed, the next, and the gradients of one.
+    """
     spread = any(getattr(part, "hf_device_map", None) for part in model.modules())
-    return sum(weight.nbytes for weight in model.parameters() if not spread or weight.device == device)
+    here = [weight for weight in model.parameters() if not spread or weight.device == device]
+    layers = [sum(weight.nbytes for weight in part.parameters()) for part in model.modules() if is_layer(part)]
+    return sum(own(weight).nbytes for weight in here) + 3 * max(layers, default=0)
+
+
+def is_layer(part: torch.nn.Module) -> bool:
+    """True for what FSDP puts together at once and has no such parts itself."""
+    return isinstance(part, FSDPModule) and not any(isinstance(inner, FSDPModule) for inner in list(part.modules())[1:])
 
 
 def room_for_training(device: torch.device, weights: float) -> float:
@@ -139,7 +152,7 @@ def kept_bytes(model: PreTrainedModel, labelled: int) -> int:
         model: On any device; its mode and generators are as before afterwards.
         labelled: Tokens that are predicted.
     """
-    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    weights = {own(tensor).untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}  # the tensors themselves, so that no address is used twice
 
     def keep(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trim_lightning.engine.labels import collate, labels_of
@@ -96,36 +97,101 @@ def cut(rows: Sequence[int], lengths: NDArray[np.int64], budget: int) -> Iterato
         place += size
 
 
-class MicroBatchLoader:
-    """Yields the plan's micro-batches as tensors and remembers its place, so that a checkpoint resumes mid-epoch."""
+def steps_of(plan: Sequence[MicroBatch]) -> list[range]:
+    """Places in the plan of each optimiser step's micro-batches."""
+    ends = [place + 1 for place, micro in enumerate(plan) if micro.closes_step]
+    return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
-    def __init__(self, records: TokenizedRecords, plan: Sequence[MicroBatch]) -> None:
+
+def deal(sizes: Sequence[int], processes: int) -> list[list[int]]:
+    """Share the micro-batches of one step out among processes; fixed by the sizes and the number of processes.
+
+    The largest goes first, to the process that has least so far, so that all are done at nearly the same time.
+
+    Args:
+        sizes: Padded tokens of each micro-batch.
+        processes: How many there are.
+
+    Returns:
+        For each process the places of its micro-batches, ascending; none where there are fewer than processes.
+    """
+    parts: list[list[int]] = [[] for _ in range(processes)]
+    loads = [0] * processes
+    for place in sorted(range(len(sizes)), key=lambda place: (-sizes[place], place)):
+        least = loads.index(min(loads))
+        parts[least].append(place)
+        loads[least] += sizes[place]
+    return [sorted(part) for part in parts]
+
+
+class StepLoader:
+    """Yields the optimiser steps of a plan, each with this process's micro-batches as tensors.
+
+    It remembers its place, so that a checkpoint resumes mid-epoch, with any number of processes.
+
+    Args:
+        records: The tokens.
+        plan: All micro-batches.
+        rank: Place of this process among those that share the steps.
+        processes: How many there are.
+        even: Give every process equally many micro-batches: those with fewer get some of one token without a label.
+    """
+
+    def __init__(
+        self,
+        records: TokenizedRecords,
+        plan: Sequence[MicroBatch],
+        rank: int = 0,
+        processes: int = 1,
+        *,
+        even: bool = False,
+    ) -> None:
         self.records = records
         self.plan = list(plan)
+        self.rank, self.processes, self.even = rank, processes, even
+        self._steps = steps_of(self.plan)
         self._place = 0
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self._steps)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        while self._place < len(self.plan):
-            micro = self.plan[self._place]
+        while self._place < len(self._steps):
             self._place += 1
-            input_ids, labels = collate(self.records, micro.rows)
-            yield {
-                "input_ids": input_ids,
-                "labels": labels,
-                "closes_step": micro.closes_step,
-                "closes_epoch": micro.closes_epoch,
-                "step_labels": micro.step_labels,
-                "tokens": int(sum(self.records.lengths[list(micro.rows)])),
-            }
+            yield self.step(self._steps[self._place - 1])
         self._place = 0
 
+    def step(self, places: range) -> dict[str, Any]:
+        """One step; ``tokens`` are the real ones of all processes, ``place`` that of a micro-batch in the plan."""
+        lengths = self.records.lengths
+        parts = deal([len(self.plan[at].rows) * int(lengths[self.plan[at].rows[0]]) for at in places], self.processes)
+        mine = [self.micro_batch(places[part]) for part in parts[self.rank]]
+        if self.even:
+            mine += [self.nothing(places[0])] * (max(map(len, parts)) - len(mine))
+        last = self.plan[places[-1]]
+        return {
+            "micro_batches": mine,
+            "closes_epoch": last.closes_epoch,
+            "step_labels": last.step_labels,
+            "tokens": int(sum(lengths[list(self.plan[at].rows)].sum() for at in places)),
+        }
+
+    def micro_batch(self, place: int) -> dict[str, Any]:
+        """One micro-batch, ``input_ids`` and ``labels`` ``[batch, seq]``."""
+        rows = self.plan[place].rows
+        input_ids, labels = collate(self.records, rows)
+        tokens = int(self.records.lengths[list(rows)].sum())
+        return {"input_ids": input_ids, "labels": labels, "place": place, "tokens": tokens}
+
+    def nothing(self, place: int) -> dict[str, Any]:
+        """A pass that adds nothing to loss and gradients."""
+        token = torch.zeros((1, 1), dtype=torch.long)
+        return {"input_ids": token, "labels": torch.full_like(token, IGNORED), "place": place, "tokens": 0}
+
     def state_dict(self) -> dict[str, int]:
-        """Micro-batches handed out so far (Lightning saves it with the checkpoint)."""
+        """Steps handed out so far (Lightning saves it with the checkpoint)."""
         return {"place": self._place}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the micro-batches of ``state``."""
+        """Continue after the steps of ``state``."""
         self._place = state["place"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from lightning.pytorch.callbacks import Callback
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.devices import device_of, one_device
+from trim_lightning.engine.devices import device_of, number_of_devices, one_device
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import write_text
 from trim_lightning.files.json_files import read_json_object
+from trim_lightning.models.divided import is_divided, own, whole_weights
 from trim_lightning.models.lora import add_lora, lora_facts, save_adapter
 from trim_lightning.models.loss import response_logits
 from trim_lightning.settings.schema import TuningSettings
+from trim_lightning.store.processes import ALONE, Processes, ToldElsewhere
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning.callbacks import (
     EarlyStop,
@@ -41,7 +44,8 @@ from trim_lightning.tuning.memory import (
     room_for_training,
     weight_bytes,
 )
-from trim_lightning.tuning.micro_batches import MicroBatch, MicroBatchLoader, plan_micro_batches
+from trim_lightning.tuning.micro_batches import MicroBatch, StepLoader, plan_micro_batches
+from trim_lightning.tuning.sums import largest
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "resume.ckpt"
@@ -56,11 +60,12 @@ class TrainingSite:
 
     Attributes:
         directory: Holds the result at the end, and a checkpoint until then: a killed training goes on from there.
-        trainer: Arguments of the Lightning Trainer; training uses one device.
+        trainer: Arguments of the Lightning Trainer.
         title: Name on the progress bar.
         logger: A Lightning logger, or False.
         early_stop: See there.
         callbacks: Others that look on.
+        processes: Those that share the training, this one among them.
     """
 
     directory: Path
@@ -69,6 +74,7 @@ class TrainingSite:
     logger: Any = False
     early_stop: EarlyStop | None = None
     callbacks: Sequence[Callback] = ()
+    processes: Processes = ALONE
 
 
 def train_model(
@@ -99,7 +105,8 @@ def train_model(
         The trained PEFT model (``full``: the model) and facts: ``records`` learned from, ``tokens`` fed to the model,
         ``trained_tokens`` labelled, ``steps``, ``loss`` of the last step, ``seconds`` of earlier attempts that a kill
         ended, ``tokens_per_micro_batch`` as they were chosen and ``micro_batch_parts`` into which lack of memory cut
-        them, ``gradient_checkpointing``, and of LoRA ``lora``, see `trim_lightning.models.lora.lora_facts`.
+        them, ``gradient_checkpointing``, ``processes``, and of LoRA ``lora``, see
+        `trim_lightning.models.lora.lora_facts`.
 
     Raises:
         UserError: if no record has a response token, the training diverged, or the adapter changed nothing.
@@ -111,25 +118,26 @@ def train_model(
         log.info("%s: LoRA on %s, %s numbers", around.title, modules, f"{trained['parameters']:,}")
     micro = choose_micro_batches(wrapped, records, rows, settings, around)
     plan = make_plan(records, rows, settings, micro.tokens, around.title, seed, length_grouped)
-    module = TuningModule(wrapped, settings, total_steps=count_steps(plan))
+    module = TuningModule(wrapped, settings, count_steps(plan), seed)
     if micro.recomputes:
         module.recompute_activations()
-    facts = fit(module, MicroBatchLoader(records, plan), settings, around, seed)
+    processes, divided = around.processes, is_divided(wrapped)
+    facts = fit(module, StepLoader(records, plan, processes.rank, processes.size, even=divided), settings, around)
     wrapped.eval()
-    if isinstance(wrapped, PeftModel):
-        require_effect(wrapped, records, plan[0].rows[-1], around.title)
-        save_adapter(wrapped, around.directory / ADAPTER)
-    else:
-        wrapped.requires_grad_(False)
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in wrapped.parameters()):
-            raise UserError(f"{around.title}: training diverged (weights are not finite); lower the learning rate")
-        wrapped.save_pretrained(str(around.directory / MODEL), safe_serialization=True)
-    checkpoint = around.directory / CHECKPOINT
-    for path in (checkpoint, half_written(checkpoint), around.directory / MICRO_BATCHES):  # a kill can leave the second
-        path.unlink(missing_ok=True)
     facts |= {"lora": trained} if trained else {}
-    facts |= {"tokens_per_micro_batch": micro.tokens, "micro_batch_parts": module.parts}
-    return wrapped, {**facts, "gradient_checkpointing": module.recomputes}
+    facts |= {"tokens_per_micro_batch": micro.tokens, "gradient_checkpointing": module.recomputes}
+    if not processes.leads and not divided:  # all have the same, and the first one writes
+        return wrapped, facts
+    try:
+        check(wrapped, records, plan[0].rows[-1], around)
+    except UserError as error:
+        raise error if processes.leads else ToldElsewhere(str(error)) from None
+    save(wrapped, around.directory, processes.leads)
+    checkpoint = around.directory / CHECKPOINT
+    if processes.leads:
+        for path in (checkpoint, half_written(checkpoint), around.directory / MICRO_BATCHES):  # a kill can leave each
+            path.unlink(missing_ok=True)
+    return wrapped, facts
 
 
 def train_checkpoints(
@@ -137,22 +145,21 @@ def train_checkpoints(
     records: TokenizedRecords,
     rows: Sequence[int],
     settings: TuningSettings,
-    directory: Path,
-    trainer: Mapping[str, Any],
+    around: TrainingSite,
     *,
     seed: int,
-) -> dict[str, Any]:
+) -> tuple[None, dict[str, Any]]:
     """Train fresh LoRA matrices for ``settings.epochs`` and keep a checkpoint after each epoch.
 
     A killed training goes on from its last resumable state and writes the checkpoints after it anew.
 
     Returns:
-        The facts of `train_model`, and ``rates``: the mean learning rate of each epoch.
+        No model, the facts of `train_model`, and ``rates`` among them: the mean learning rate of each epoch.
 
     Raises:
         UserError: as `train_model` does, or if an epoch had no learning rate, so that its checkpoint changes nothing.
     """
-    around = TrainingSite(directory, trainer, "warm-up", callbacks=(EpochCheckpoints(directory),))
+    around = replace(around, callbacks=(*around.callbacks, EpochCheckpoints(around.directory)))
     _, facts = train_model(model, records, rows, settings, around, seed=seed)
     rates, per_epoch = learning_rates(settings, facts["steps"]), facts["steps"] // settings.epochs
     facts["rates"] = [
@@ -163,8 +170,9 @@ def train_checkpoints(
             f"warmup.warmup_ratio={settings.warmup_ratio}: the learning rate of a whole epoch is 0; lower it, or raise "
             "warmup.fraction"
         )
-    shutil.rmtree(directory / ADAPTER)  # the last checkpoint has the same
-    return facts
+    if around.processes.leads:
+        shutil.rmtree(around.directory / ADAPTER)  # the last checkpoint has the same
+    return None, facts
 
 
 def choose_micro_batches(
@@ -175,21 +183,44 @@ def choose_micro_batches(
     around: TrainingSite,
 ) -> MicroBatches:
     """Micro-batches for which the device has room; a training that goes on keeps those that it began with."""
-    file = around.directory / MICRO_BATCHES
-    if file.exists() and (around.directory / CHECKPOINT).exists():
-        return MicroBatches(**read_json_object(file))
-    device = device_of(around.trainer)
-    most = most_tokens(settings, device)
-    micro = MicroBatches(most, bool(settings.gradient_checkpointing))
-    if settings.tokens_per_micro_batch is None or settings.gradient_checkpointing is None:
-        memory = TrainingMemory.of(model, predicted_share(records))
-        room = room_for_training(device, weight_bytes(model, device))
-        micro = memory.fitting(settings, most, int(records.lengths[list(rows)].max(initial=1)), room)
-    if micro != MicroBatches(most, False):
+    file, processes = around.directory / MICRO_BATCHES, around.processes
+    goes_on = file.exists() and (around.directory / CHECKPOINT).exists()
+    known = processes.agree("micro-batches so far", lambda: read_json_object(file) if goes_on else None)
+    if known is not None:
+        return MicroBatches(**known)
+    measure: Callable[[], MicroBatches] = partial(micro_batches_that_fit, model, records, rows, settings, around)
+    if is_divided(model):  # a forward pass takes all processes
+        measured = measure()
+        measure = lambda: measured  # noqa: E731
+    micro = processes.agree("micro-batches", measure)
+    if micro != MicroBatches(most_tokens(settings, device_of(around.trainer)), False):
         recomputed = ", activations recomputed" if micro.recomputes else ""
         log.info("%s: micro-batches of up to %s tokens%s", around.title, f"{micro.tokens:,}", recomputed)
-    write_text(json.dumps(asdict(micro)), file)
+    if processes.leads:
+        write_text(json.dumps(asdict(micro)), file)
     return micro
+
+
+def micro_batches_that_fit(
+    model: PreTrainedModel | PeftModel,
+    records: TokenizedRecords,
+    rows: Sequence[int],
+    settings: TuningSettings,
+    around: TrainingSite,
+) -> MicroBatches:
+    """As set, or what this process's device has room for; not so large that a step has none for some process."""
+    device, lengths = device_of(around.trainer), records.lengths[list(rows)]
+    most, longest = most_tokens(settings, device), int(lengths.max(initial=1))
+    if settings.tokens_per_micro_batch is None:
+        share = settings.batch_size * float(lengths[lengths > 0].mean()) / around.processes.size
+        while around.processes.size > 1 and most > share and most // 2 >= longest:
+            most //= 2
+    if settings.tokens_per_micro_batch is not None and settings.gradient_checkpointing is not None:
+        return MicroBatches(most, settings.gradient_checkpointing)
+    # the machine's memory is for all of its processes
+    sharers = number_of_devices(around.trainer) if device.type == "cpu" and around.processes.size > 1 else 1
+    room = room_for_training(device, sharers * weight_bytes(model, device)) / sharers
+    return TrainingMemory.of(model, predicted_share(records)).fitting(settings, most, longest, room)
 
 
 def make_plan(
@@ -225,32 +256,62 @@ def count_steps(plan: Sequence[MicroBatch]) -> int:
     return sum(micro.closes_step for micro in plan)
 
 
-def fit(
-    module: TuningModule, loader: MicroBatchLoader, settings: TuningSettings, around: TrainingSite, seed: int
-) -> dict[str, Any]:
-    """Run the Lightning loop over all epochs' micro-batches, from the checkpoint if there is one."""
+def fit(module: TuningModule, loader: StepLoader, settings: TuningSettings, around: TrainingSite) -> dict[str, Any]:
+    """Run the Lightning loop over all epochs' steps, from the checkpoint if there is one."""
+    processes = around.processes
     tokens = int(sum(loader.records.lengths[list(micro.rows)].sum() for micro in loader.plan))
     checkpoint = around.directory / CHECKPOINT
     callbacks: list[Callback] = [TrainingProgress(around.title, tokens), *around.callbacks]
     if around.early_stop is not None:
-        callbacks.append(HeldOutStop(around.early_stop))
+        callbacks.append(HeldOutStop(around.early_stop, processes))
     callbacks.append(PeriodicCheckpoint(checkpoint, settings.checkpoint_seconds))
     # one Lightning epoch holds all of ours, so that a checkpoint may lie anywhere
     runner = make_trainer(
-        one_device(around.trainer),
+        one_device(around.trainer) if processes.size == 1 else around.trainer,
         callbacks,
+        training=True,
         max_epochs=1,
         logger=around.logger,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
     )
-    resumes = checkpoint.exists()
+    resumes = processes.agree("checkpoint", checkpoint.exists)
     if resumes:
         log.info("%s: resuming from its last checkpoint", around.title)
-    torch.manual_seed(seed)
     with interruptible(runner):
         runner.fit(module, loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
-    return {**asdict(module.done), "records": len({row for micro in loader.plan for row in micro.rows})}
+    return {
+        **asdict(module.done),
+        "records": len({row for micro in loader.plan for row in micro.rows}),
+        "processes": processes.size,
+        "micro_batch_parts": int(largest(module.parts, processes.size)),
+    }
+
+
+def check(wrapped: PeftModel | PreTrainedModel, records: TokenizedRecords, row: int, around: TrainingSite) -> None:
+    """See that a training changed something and ended in numbers; all that hold parts of the weights call it.
+
+    Raises:
+        UserError: if not.
+    """
+    if isinstance(wrapped, PeftModel):
+        require_effect(wrapped, records, row, around.title)
+        return
+    wrapped.requires_grad_(False)
+    broken = not all(bool(torch.isfinite(own(parameter)).all()) for parameter in wrapped.parameters())
+    if largest(broken, around.processes.size if is_divided(wrapped) else 1):
+        raise UserError(f"{around.title}: training diverged (weights are not finite); lower the learning rate")
+
+
+def save(wrapped: PeftModel | PreTrainedModel, directory: Path, leads: bool) -> None:
+    """Let the first process write the result; all that hold parts of the weights call it."""
+    if isinstance(wrapped, PeftModel):
+        if leads:
+            save_adapter(wrapped, directory / ADAPTER)
+        return
+    weights = dict(whole_weights(wrapped, leads)) if is_divided(wrapped) else None
+    if leads:
+        wrapped.save_pretrained(str(directory / MODEL), state_dict=weights, safe_serialization=True)
 
 
 def require_effect(wrapped: PeftModel, records: TokenizedRecords, row: int, title: str) -> None:
@@ -263,7 +324,7 @@ def require_effect(wrapped: PeftModel, records: TokenizedRecords, row: int, titl
     wanted = torch.ones_like(input_ids, dtype=torch.bool)
     inner = wrapped.get_base_model()
     assert isinstance(inner, PreTrainedModel)
-    with torch.inference_mode():
+    with torch.no_grad():  # no inference mode: divided weights are put together in place
         trained = response_logits(inner, input_ids, wanted)
         with wrapped.disable_adapter():
             before = response_logits(inner, input_ids, wanted)
