@@ -24,7 +24,7 @@ def curve(directory: Path, name: str) -> list[float]:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("train.mode=lora", "train.learning_rate=0.4", "train.early_stop=2"),
+        ("train.mode=lora", "train.learning_rate=0.4", "train.lora_dropout=0", "train.early_stop=2"),
         ("train.mode=full", "train.learning_rate=0.12", "train.early_stop=1"),
     ],
     ids=["lora", "full"],

@@ -154,7 +154,7 @@ def facts(job: Make, records: TokenizedRecords) -> dict[str, dict[str, Any]]:
         Part("stop-2", job("stop-2", worse, DDP, early_stop=EarlyStop(1, Worse(records)))),
         Part("to-2 resumed", job("to-2", often, DDP)),
         Part("to-1", job("to-1", often, DDP), steps=3),
-        Part("short-2", job("short-2", FULL, DDP, **full), full=(1, 4)),
+        Part("short-2", job("short-2", replace(FULL, gradient_checkpointing=None), DDP, **full), full=(1, 4)),
         Part("hot-2", job("hot-2", replace(LORA, learning_rate=1e30, gradient_clip=0.0, epochs=9), DDP)),
         Part("lora-fsdp", job("lora-fsdp", replace(LORA, gradient_checkpointing=None), FSDP)),
         Part("full-fsdp", job("full-fsdp", FULL, FSDP, **full)),
