@@ -12,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from trim_lightning.engine.spawned import run_spawned
-from trim_lightning.models.divided import WeightFiles, is_divided, own
+from trim_lightning.models.divided import WeightFiles, is_divided, mesh_of, own
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.models.lora import add_lora, save_adapter
 from trim_lightning.models.source import ModelSource, find_model
@@ -40,7 +39,7 @@ def look(recipes: dict[str, ModelRecipe], processes: Processes, logger: Any) -> 
             return value
 
         WeightFiles.read = noting  # type: ignore[method-assign]
-        model = recipe.load(init_device_mesh("cpu", (processes.size,)))
+        model = recipe.load(mesh_of(torch.device("cpu"), processes.size))
         with torch.no_grad():
             logits = model(input_ids=INPUT).logits
         holds = sum(own(weight).numel() for weight in model.parameters())

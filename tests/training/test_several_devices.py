@@ -85,7 +85,8 @@ def assert_same_evaluation(one: Path, two: Path) -> None:
     assert len(first) == 45
     for left, right in zip(first, second, strict=True):
         for name in ("nll_before", "nll"):
-            assert left.pop(name) == pytest.approx(right.pop(name), abs=1e-5)
+            # summed over a record, after two trainings whose weights agree within 1e-5
+            assert left.pop(name) == pytest.approx(right.pop(name), rel=1e-6, abs=1e-5)
         assert left == right
         assert {"prediction", "choice"} <= set(left)
     metrics = [json.loads((path / "metrics.json").read_text()) for path in (one, two)]

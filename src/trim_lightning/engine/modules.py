@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.memory import in_halves
 from trim_lightning.errors import UserError
+from trim_lightning.models.divided import mesh_of
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.models.loss import last_hidden_states
 from trim_lightning.models.reading import WEIGHTS, read, reading_of
@@ -53,7 +54,8 @@ class ForwardPass(LightningModule):
         """Load the model in the process that runs it, and divide its weights if the strategy does that."""
         if self._recipe is None:
             return
-        mesh = self.device_mesh["data_parallel"] if in_step(self.trainer.strategy) and self.device_mesh else None
+        strategy = self.trainer.strategy
+        mesh = mesh_of(strategy.root_device, self.trainer.world_size) if in_step(strategy) else None
         self.model, self._recipe = self._recipe.load(mesh), None
 
 

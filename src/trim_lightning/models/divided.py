@@ -12,7 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -23,6 +23,11 @@ from trim_lightning.models.parts import towers
 from trim_lightning.models.source import ModelSource
 
 log = logging.getLogger(__name__)
+
+
+def mesh_of(device: torch.device, processes: int) -> DeviceMesh:
+    """All processes, for weights divided among them, under the name by which PEFT knows that layers compute whole."""
+    return init_device_mesh(device.type, (processes,), mesh_dim_names=("fsdp",))
 
 
 def shard_weights(model: PreTrainedModel, mesh: DeviceMesh) -> None:

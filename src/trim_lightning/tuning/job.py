@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from trim_lightning.engine.devices import device_of, is_spread, recipe_for_each
 from trim_lightning.engine.spawned import run_spawned
 from trim_lightning.engine.trainer import needs_launcher, number_of_processes
+from trim_lightning.models.divided import mesh_of
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.store.processes import ALONE, Processes, local_rank
@@ -99,7 +100,7 @@ class TrainingJob:
         """The processes among which the weights are divided, if they are."""
         if processes.size == 1 or self.trainer.get("strategy") != "fsdp":
             return None
-        return init_device_mesh(device_of(self.trainer).type, (processes.size,))
+        return mesh_of(device_of(self.trainer), processes.size)
 
 
 class Part:
