@@ -94,8 +94,6 @@ def load_model(source: ModelSource, dtype: torch.dtype, *, whole: bool = False) 
         UserError: if the weights or an adapter are damaged, incomplete, or of an architecture without the hook, or if
             the model is not causal as it is loaded.
     """
-    # peft still asks for an attribute by its old name
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     register()
     with quiet_loading():
         try:
@@ -142,6 +140,8 @@ def ready(model: Any, source: ModelSource, *, whole: bool) -> PreTrainedModel:
     Raises:
         UserError: if it is not causal.
     """
+    # peft still asks for an attribute by its old name
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     model.name_or_path = source.name  # what adapters note as their base: a name, never a local path
     model.eval()
     model.requires_grad_(False)
