@@ -101,6 +101,7 @@ MODEL = {"warmup", "signals", *BANKS}
 POOL = {"tokens", *MODEL}
 TARGETS = {"tokens", "signals", *BANKS}
 ELSEWHERE = "another kind of source reads it"  # of the keys that only another source has
+SHAPE = "records of another shape have such a field"
 # key -> (a value that differs from the base, stages that get other keys); a new key must be entered here
 SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "model.path": ("{root}/other", POOL),
@@ -115,6 +116,8 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "pool.prompt_field": ("response pool.response_field=prompt", POOL),
     "pool.response_field": ("id pool.prompt_field=prompt", POOL),
     "pool.id_field": ("subtask", POOL),
+    "pool.system_field": ("subtask", POOL),
+    "pool.bad_records": ("skip", POOL),
     "pool.where": ("{{subtask: [first]}}", POOL),
     "pool.exclude": ("{{subtask: [first]}}", POOL),
     "pool.limit": ("20", POOL),
@@ -124,6 +127,8 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "target.prompt_field": ("response target.response_field=prompt", TARGETS),
     "target.response_field": ("id target.prompt_field=prompt", TARGETS),
     "target.id_field": ("subtask", TARGETS),
+    "target.system_field": ("subtask", TARGETS),
+    "target.bad_records": ("skip", TARGETS),
     "target.where": ("{{subtask: [alpha]}}", TARGETS),
     "target.exclude": ("{{subtask: [alpha]}}", TARGETS),
     "target.num_examples": ("5", TARGETS),
@@ -199,6 +204,8 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
 for group in ("pool", "target"):
     for name in ("subset", "split", "revision", "families", "per_family", "generator_seed"):
         SELECTION[f"{group}.{name}"] = ELSEWHERE
+    for name in ("messages_field", "history_field", "tools_field"):
+        SELECTION[f"{group}.{name}"] = SHAPE
 
 TUNED = {"finetune", "evaluate"}
 TRAINING: dict[str, tuple[str, set[str]] | str] = {
@@ -215,6 +222,12 @@ TRAINING: dict[str, tuple[str, set[str]] | str] = {
     "train.base": "of adapters, whose base model's files are hashed",
     "evaluation.path": ("{root}/held_out2.jsonl", {"tokens", "evaluate"}),
     "evaluation.generated": "goes with generated targets",
+    "evaluation.prompt_field": ("response evaluation.response_field=prompt", {"tokens", "evaluate"}),
+    "evaluation.response_field": ("answer evaluation.prompt_field=prompt", {"tokens", "evaluate"}),
+    "evaluation.system_field": ("answer", {"tokens", "evaluate"}),
+    "evaluation.bad_records": ("skip", {"tokens", "evaluate"}),
+    "evaluation.split": ELSEWHERE,
+    **{f"evaluation.{name}": SHAPE for name in ("messages_field", "history_field", "tools_field")},
     "evaluation.limit": ("3", {"tokens", "evaluate"}),
     "evaluation.seed": ("3", NOTHING),
     "evaluation.exact_match": ("never", {"evaluate"}),
