@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.memory import in_halves
 from trim_lightning.errors import UserError
+from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.divided import mesh_of
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.models.loss import last_hidden_states
@@ -70,11 +74,22 @@ class TargetPass(ForwardPass):
     ``predict_step`` returns, for each record of the batch, ``row``, ``token_ids [seq]``, ``roles [seq]``,
     ``row_signal [layers, seq]``, ``column_signal [layers, seq]`` and ``hidden [seq, hidden]`` (float32), so that
     any number of layers, weighting and scope is arithmetic afterwards.
+
+    Args:
+        model: See `ForwardPass`.
+        num_layers: Layers of the model.
+        note: File that gets the model's `Reading` as JSON.
     """
 
-    def __init__(self, model: PreTrainedModel | ModelRecipe, num_layers: int) -> None:
+    def __init__(self, model: PreTrainedModel | ModelRecipe, num_layers: int, note: Path | None = None) -> None:
         super().__init__(model)
         self.num_layers = num_layers
+        self.note = note
+
+    def on_predict_start(self) -> None:
+        """Let the first process note how attention is read: the one that started it has no model."""
+        if self.note is not None and self.trainer.is_global_zero:
+            write_atomically(self.note, json.dumps(asdict(reading_of(self.model))))
 
     def on_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         if self._trainer is not None and in_step(self._trainer.strategy) and reading_of(self.model).way == WEIGHTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -23,10 +24,10 @@ from trim_lightning.engine.sharded_pass import run_sharded_pass
 from trim_lightning.engine.shards import ShardForm, finished_shards, shard_path, write_shard
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.load import ModelRecipe
-from trim_lightning.models.reading import reading_of
+from trim_lightning.models.reading import Reading
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
-FILE, PARTS = "signals.parquet", "parts"
+FILE, PARTS, NOTE = "signals.parquet", "parts", "reading.json"
 COLUMNS = ("row", "token_ids", "roles", "row_signal", "column_signal", "hidden")
 
 
@@ -98,24 +99,25 @@ def run_target_pass(
     Batches are shards of their own, of which an earlier attempt's are kept: a few targets go around all devices.
 
     Returns:
-        ``seconds`` over all attempts, ``tokens`` fed to the model and, unless all layers were read, ``softmax``: the
-        ``layers`` that have softmax attention, ``of`` how many, and ``why`` none was read.
+        In the first process ``seconds`` over all attempts, ``tokens`` fed to the model and, unless all layers were
+        read, ``softmax``: the ``layers`` that have softmax attention, ``of`` how many, and ``why`` none was read.
     """
     plan = plan_shards(records.lengths, resources.tokens_per_batch, shard_tokens=1)
     folder = directory / PARTS
     folder.mkdir(exist_ok=True)
     form = SignalShards(folder)
-    forward = TargetPass(model, num_layers)
+    forward = TargetPass(model, num_layers, folder / NOTE)
     seconds = run_sharded_pass(forward, records, plan, form, folder, resources=resources, title="fingerprint")
-    if resources.processes.leads:
-        started = time.perf_counter()
-        content = pa.BufferOutputStream()
-        pq.write_table(as_table(form.read(plan)), content, compression="zstd")
-        write_atomically(directory / FILE, content.getvalue().to_pybytes())
-        shutil.rmtree(folder)
-        seconds += time.perf_counter() - started
-    reading = reading_of(forward.model)
-    partial = reading.layers != tuple(range(num_layers))
+    if not resources.processes.leads:
+        return {}
+    started = time.perf_counter()
+    reading = Reading(**json.loads((folder / NOTE).read_text()))
+    content = pa.BufferOutputStream()
+    pq.write_table(as_table(form.read(plan)), content, compression="zstd")
+    write_atomically(directory / FILE, content.getvalue().to_pybytes())
+    shutil.rmtree(folder)
+    seconds += time.perf_counter() - started
+    partial = list(reading.layers) != list(range(num_layers))
     softmax = {"softmax": {"layers": list(reading.layers), "of": reading.total, "why": reading.why}}
     return {"seconds": seconds, "tokens": records.total_tokens, **(softmax if partial else {})}
 
