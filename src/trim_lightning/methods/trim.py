@@ -77,7 +77,9 @@ class TrimSelector(Selector):
     def _target_pass(self, task: SelectionTask) -> Entry:
         """Stage `signals`: per-layer signals and hidden states of the targets."""
         targets, entry = target_tokens(task)
-        key = StageKey("signals", 1, {}, {"targets": entry.key.hex, "scorer": task.scorer.identity})
+        resources = task.scorer.resources(None)
+        choices = {"tokens_per_batch": resources.tokens_per_batch}  # finished batches are kept by their number
+        key = StageKey("signals", 2, choices, {"targets": entry.key.hex, "scorer": task.scorer.identity})
 
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.engine.devices import model_for
@@ -86,7 +88,6 @@ class TrimSelector(Selector):
             model = model_for(resources, task.scorer)
             return run_target_pass(model, targets, task.scorer.source.num_layers, directory, resources=resources)
 
-        resources = task.scorer.resources(None)
         cost = task.scorer.cost("fingerprint", "target pass", targets, resources=resources)
         result = task.store.get(key, build, resumable=True, together=True, cost=cost)
         task.ledger.book("fingerprint", result)

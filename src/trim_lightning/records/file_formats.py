@@ -125,7 +125,18 @@ def json_rows(path: Path, label: str) -> Iterator[Any]:
         yield value
     if number == 1:
         rows = unwrapped(first) if isinstance(first, dict) else None
+        lists = [name for name, value in first.items() if rows and value == rows]
+        others = [name for name, value in first.items() if name not in lists and is_table(value)] if lists else []
+        if others:
+            raise UserError(
+                f"{label} holds several lists of records ({', '.join(lists + others)}): write each to a file"
+            )
         yield from [first] if rows is None else rows
+
+
+def is_table(value: Any) -> bool:
+    """True for a list of objects."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def json_values(path: Path, label: str) -> Iterator[Any]:
@@ -157,6 +168,11 @@ def json_values(path: Path, label: str) -> Iterator[Any]:
                         break  # a number may go on in the next chunk
                     at = end
                     yield value
+                if array and buffer[at : at + 1] == "]" and buffer[at + 1 :].strip():
+                    raise UserError(
+                        f"{label} is not valid JSON (there is more after its array): write all records into one "
+                        "array, or one object per line"
+                    )
                 if over:
                     if array and buffer[at : at + 1] != "]":
                         raise UserError(f"{label} is not valid JSON (the array does not end): fetch or mend the file")
@@ -169,11 +185,17 @@ def json_values(path: Path, label: str) -> Iterator[Any]:
 
 def unwrapped(value: Mapping[str, Any]) -> list[Any] | None:
     """The records in an object that holds all of a file: a list of objects in it, or columns; None if it is one."""
-    lists = [name for name in WRAPPERS if isinstance(value.get(name), list) and value[name]]
-    for name in lists:
-        rows = value[name]
-        if all(isinstance(row, Mapping) and not {"role", "from"} & set(row) for row in rows):
-            return list(rows)
+    if all(any(isinstance(value.get(name), str) for name in names) for names in (PROMPTS, RESPONSES)):
+        return None  # a record that has such a list beside its own text
+    lists = [
+        name
+        for name in WRAPPERS
+        if isinstance(value.get(name), list)
+        and value[name]
+        and all(isinstance(row, Mapping) and not {"role", "from"} & set(row) for row in value[name])
+    ]
+    if lists:
+        return list(value[lists[0]])
     names = {*PROMPTS, *RESPONSES, *CONVERSATIONS}
     columns = {key: list(column.values()) if isinstance(column, Mapping) else column for key, column in value.items()}
     known = [key for key in columns if key in names]

@@ -43,6 +43,12 @@ _MAGIC = (
 )
 
 
+def is_bad(mark: Any, answered: bool) -> bool:
+    """True for a mark that says no: false, as text too (CSV), and beside an answer of KTO's 0 as well."""
+    text = isinstance(mark, str) and mark.strip().lower() == "false"
+    return mark is False or text or (answered and not isinstance(mark, bool) and mark in (0, "0"))
+
+
 def index(source: LineSource, options: ReadOptions) -> RecordFile:
     """Read a JSON-lines file once: check every line, apply the filters, remember where the records are.
 
@@ -132,10 +138,14 @@ class _Indexer:
 
     def _refused(self) -> list[str]:
         return [
-            f"{number:,} records with {mark}=false, answers marked as bad, are left out; "
-            f"'{self.source.what}.where.{mark}=[true,false]' keeps them"
+            f"{number:,} records with {mark}=false, answers marked as bad, are left out; {self._keeps(mark)}"
             for mark, number in self.refused.items()
         ]
+
+    def _keeps(self, mark: str) -> str:
+        if self.source.what in ("pool", "target"):  # the inputs that have filters
+            return f"'{self.source.what}.where.{mark}=[true,false]' keeps them"
+        return f"records without the field {mark} are kept"
 
     def _line(self, raw: bytes, number: int, offset: int) -> None:
         try:
@@ -173,8 +183,13 @@ class _Indexer:
             self.reader.note(record, layout, turns, self.source.place, number)
 
     def _marked_bad(self, record: Mapping[str, Any]) -> str | None:
-        """The field by which a record of KTO says that its answer is a bad one, unless a filter asks for it."""
-        marks = (mark for mark in _MARKS if record.get(mark) is False)
+        """The field by which a record of KTO says that its answer is a bad one, unless a filter asks for it.
+
+        A number says so only beside a ``completion``: elsewhere it may be a class.
+        """
+        if self.source.what == "coreset":  # which was chosen from records that had been looked at
+            return None
+        marks = (mark for mark in _MARKS if is_bad(record.get(mark), "completion" in record))
         return next((mark for mark in marks if mark not in self.filter.where and mark not in self.filter.exclude), None)
 
     def _check_id(self, record: Mapping[str, Any], id_field: str, number: int) -> None:

@@ -142,6 +142,12 @@ def is_conversation(value: Any) -> bool:
     )
 
 
+def is_messages(value: Any) -> bool:
+    """True for a list of objects with a role and a content, or JSON text of one."""
+    value = unfolded(value)
+    return isinstance(value, list) and bool(value) and all(is_message(item) for item in value)
+
+
 def as_pairs(value: Sequence[Any]) -> tuple[Turn, ...] | None:
     """The turns of a list of [user, assistant] pairs, as lists or objects; None if it is none."""
     turns: list[Turn] = []

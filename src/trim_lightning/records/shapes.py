@@ -9,7 +9,14 @@ from typing import Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.records.fields import MISSING, LayoutError, lookup, optional_text, text_field
-from trim_lightning.records.messages import is_conversation, is_message, read_history, read_messages, read_tools
+from trim_lightning.records.messages import (
+    is_conversation,
+    is_message,
+    is_messages,
+    read_history,
+    read_messages,
+    read_tools,
+)
 from trim_lightning.records.record import Role, Turn
 
 _LISTED = frozenset("[{")  # a text that begins so may hold messages
@@ -134,7 +141,8 @@ class Layout:
         if self.response is None:
             return before
         after = _side(record, self.response, "assistant")
-        if after[: len(before)] == before and len(after) > len(before):
+        asked = {turn.content for turn in before if turn.role == "user"}
+        if asked and asked <= {turn.content for turn in after if turn.role == "user"}:
             return after  # the answer of a preference pair may hold its prompt
         if self.messages is not None and before[-1].role == "assistant":
             return before if before[-1] == after[-1] else (*before[:-1], *after)
@@ -159,10 +167,16 @@ def _there(record: Mapping[str, Any], name: str) -> Any:
     return value
 
 
+def is_written(name: str, text: str) -> bool:
+    """True for messages written as JSON in a field of preference data; JSON elsewhere is an answer like others."""
+    opens = {"chosen": ("[", "{"), "prompt": ("[",), "completion": ("[",)}.get(name, ())
+    return text[:1] in opens and is_messages(text)
+
+
 def _side(record: Mapping[str, Any], name: str, role: Role) -> tuple[Turn, ...]:
     """A prompt or a response: text, one message, or a list of messages."""
     value = lookup(record, name)
-    if isinstance(value, str) and not (value[:1] in ("[", "{") and is_conversation(value)):
+    if isinstance(value, str) and not is_written(name, value):
         return (Turn(role, value),)
     if is_message(value) or is_conversation(value):
         return read_messages(value, name)

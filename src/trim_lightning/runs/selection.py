@@ -144,7 +144,7 @@ def read_records(file: Path, label: str, config: Mapping[str, Any]) -> RecordFil
         raise BrokenRun(f"{MANIFEST} config.pool is not what a run writes").refusal(file.parent)
     named: dict[str, Any] = {name: pool.get(name) for name in FIELD_KEYS}
     options = ReadOptions(**named)
-    return index(LineSource(file, label=label, name=file.name, what="pool"), options)
+    return index(LineSource(file, label=label, name=file.name, what="coreset"), options)
 
 
 def read_selection(manifest: Manifest) -> Coreset:

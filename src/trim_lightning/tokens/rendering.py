@@ -152,7 +152,6 @@ class ChatRenderer:
         self._template = chat_template or own_template(tokenizer)
         self._scaffolds: dict[tuple[tuple[str, ...], tuple[Kind, ...]], Scaffold | str] = {}
         self._backend = _untrimmed_copy(tokenizer)
-        self._style = Style()
         self._is_special, self._is_space = _token_tables(tokenizer)
         self._eos = _eos_to_append(tokenizer, self._backend)
         self._jinja = with_stopped_clock(self._template or "")
@@ -225,14 +224,11 @@ class ChatRenderer:
         raise failures[-1]
 
     def _render_parts(self, messages: Sequence[Message], tools: str) -> Rendered:
-        """Render in the style that leaves out least, which is remembered."""
+        """Render in the style that leaves out least; whatever was rendered before, as a record's text is its own."""
         given = wrapped(tools) if tools else []
-        tried = list(styles(messages, given))
-        if self._style in tried:
-            tried = [self._style, *(style for style in tried if style != self._style)]
         best: tuple[Found, Style] | None = None
         failure = RenderError("")
-        for style in tried:
+        for style in styles(messages, given):
             if best is not None and not style.as_good_as(best[1]):
                 continue  # those are for templates that refuse the others
             try:
@@ -246,7 +242,6 @@ class ChatRenderer:
                 break
         if best is None:
             raise failure
-        self._style = best[1]
         return Rendered(best[0].text, best[0].spans, best[0].dropped)
 
     def _render_messages(self, messages: Sequence[Message]) -> Rendered:
