@@ -125,12 +125,11 @@ def json_rows(path: Path, label: str) -> Iterator[Any]:
         yield value
     if number == 1:
         rows = unwrapped(first) if isinstance(first, dict) else None
-        lists = [name for name, value in first.items() if rows and value == rows]
-        others = [name for name, value in first.items() if name not in lists and is_table(value)] if lists else []
-        if others:
-            raise UserError(
-                f"{label} holds several lists of records ({', '.join(lists + others)}): write each to a file"
-            )
+        if rows is not None and isinstance(first, dict):
+            lists = [name for name, value in first.items() if is_table(value)]
+            if len(lists) > 1:
+                names = ", ".join(lists)
+                raise UserError(f"{label} holds several lists of records ({names}): write each to a file")
         yield from [first] if rows is None else rows
 
 
