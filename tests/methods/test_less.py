@@ -261,10 +261,11 @@ def test_a_killed_pass_goes_on_at_its_last_shard(method_runs, run, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_bytes_of_one(method_runs, run, tmp_path: Path) -> None:
-    two = method_runs.run(*METHOD, "trainer=ddp_cpu", store=tmp_path)
-    file = "scores.parquet"
-    assert (two.directory / file).read_bytes() == (run.directory / file).read_bytes()
+def test_two_processes_score_as_one(method_runs, tmp_path: Path) -> None:
+    cut = "warmup.tokens_per_micro_batch=300"  # as what is chosen for two processes is another, and with it dropout
+    one = method_runs.run(*METHOD, cut)
+    two = method_runs.run(*METHOD, cut, "trainer=ddp_cpu", store=tmp_path)
+    np.testing.assert_allclose(two.scores.score, one.scores.score, atol=1e-4)  # gradients are summed in another order
 
 
 @pytest.mark.slow
