@@ -187,7 +187,20 @@ class ShardForm(Protocol):
         """Write one shard by rename from its batches' rows and predictions."""
 
 
-class TokenShards(ShardForm):
+class TableShards(ShardForm):
+    """Shards that are Parquet files in one directory, a line a record."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def finished(self, plan: Sequence[Shard]) -> set[int]:
+        return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
+
+    def is_there(self, index: int) -> bool:
+        return shard_path(self.directory, index).exists()
+
+
+class TokenShards(TableShards):
     """Token similarities of a shard as one Parquet file, keyed by row.
 
     Columns: ``row``, ``token_ids``, ``scope`` and for each bank ``similarity/<group>``, ``match/<group>``
@@ -202,12 +215,6 @@ class TokenShards(ShardForm):
 
     def __init__(self, directory: Path, groups: Sequence[str], scope: str, first: int = 0) -> None:
         self.directory, self.groups, self.scope, self.first = directory, list(groups), scope, first
-
-    def finished(self, plan: Sequence[Shard]) -> set[int]:
-        return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
-
-    def is_there(self, index: int) -> bool:
-        return shard_path(self.directory, index).exists()
 
     def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
         write_shard(self._table([prediction for _, prediction in parts]), self.directory, index)

@@ -21,7 +21,7 @@ from trim_lightning.engine.batches import Shard, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import TargetPass
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.shards import ShardForm, finished_shards, shard_path, write_shard
+from trim_lightning.engine.shards import TableShards, shard_path, write_shard
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.models.reading import Reading
@@ -52,17 +52,8 @@ class TargetSignals:
     hidden: Tensor
 
 
-class SignalShards(ShardForm):
+class SignalShards(TableShards):
     """What the target pass saw of a shard's records, as one Parquet file: a line a record, `COLUMNS` flattened."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def finished(self, plan: Sequence[Shard]) -> set[int]:
-        return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
-
-    def is_there(self, index: int) -> bool:
-        return shard_path(self.directory, index).exists()
 
     def write(self, index: int, parts: Sequence[tuple[Tensor, Any]]) -> None:
         records = [record for _, prediction in parts for record in prediction]

@@ -20,7 +20,7 @@ from trim_lightning.engine.batches import Shard
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ForwardPass, in_step
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.shards import ShardForm, finished_shards, ragged, shard_path, write_shard
+from trim_lightning.engine.shards import TableShards, ragged, shard_path, write_shard
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
@@ -133,17 +133,8 @@ class AnswerPass(ForwardPass):
             return continuations(self.model, prompts, self.limits.ends, room, in_step=in_step(self.trainer.strategy))
 
 
-class AnswerShards(ShardForm):
+class AnswerShards(TableShards):
     """The generated tokens of a shard's prompts as one Parquet file, keyed by row."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def finished(self, plan: Sequence[Shard]) -> set[int]:
-        return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
-
-    def is_there(self, index: int) -> bool:
-        return shard_path(self.directory, index).exists()
 
     def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
         rows = torch.cat([rows for rows, _ in parts]).cpu().numpy()

@@ -69,15 +69,9 @@ class LineSource:
 
 
 @dataclass(frozen=True)
-class ReadOptions:
+class ReadOptions(FieldKeys):
     """The keys of a source that decide which records there are and how they read; see `SourceSettings`."""
 
-    prompt_field: Any = None
-    response_field: str | None = None
-    messages_field: str | None = None
-    system_field: str | None = None
-    history_field: str | None = None
-    tools_field: str | None = None
     id_field: str | None = None
     bad_records: str = "error"
     where: Mapping[str, Any] = field(default_factory=dict)

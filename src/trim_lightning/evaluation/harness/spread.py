@@ -25,7 +25,7 @@ from trim_lightning.engine.batches import Shard
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ForwardPass, in_step
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.shards import ShardForm, finished_shards, ragged, shard_path, write_shard
+from trim_lightning.engine.shards import TableShards, ragged, shard_path, write_shard
 from trim_lightning.evaluation.harness.tasks import _quiet
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.tokens.tokenized import TokenSequence
@@ -155,17 +155,8 @@ class RequestPass(ForwardPass):
         return [(answer, sorted(set(heard))) for answer in answers]
 
 
-class RequestShards(ShardForm):
+class RequestShards(TableShards):
     """The answers to a shard's requests as one Parquet file: a line a request, its answer as JSON in UTF-8."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def finished(self, plan: Sequence[Shard]) -> set[int]:
-        return finished_shards(self.directory, {shard.index: sum(map(len, shard.batches)) for shard in plan})
-
-    def is_there(self, index: int) -> bool:
-        return shard_path(self.directory, index).exists()
 
     def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
         rows = torch.cat([rows for rows, _ in parts]).cpu().numpy()
