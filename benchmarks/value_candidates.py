@@ -186,6 +186,55 @@ class HeadGradients:
         return whole
 
 
+def head_alignment(
+    states: Tensor, following: Tensor, offsets: NDArray[np.int64], wanted: Tensor, answers: Tensor, weight: Tensor
+) -> Floats:
+    """``sum_k h_k^T M e_k`` of each record, ``M = sum_j h_j e_j^T`` over the targets' tokens (For-Value, 2508.10180).
+
+    The inner product of two whole gradients of an output embedding.
+
+    Args:
+        states: ``[tokens, hidden]`` that predict the pool's response tokens, record after record.
+        following: ``[tokens]`` those tokens.
+        offsets: ``[records + 1]`` where each record's tokens begin.
+        wanted: ``[target tokens, hidden]``.
+        answers: ``[target tokens]``.
+        weight: ``[vocabulary, hidden]`` output embedding.
+    """
+    errors = -torch.softmax(wanted @ weight.T, dim=-1)
+    errors[torch.arange(len(answers)), answers] += 1
+    columns = wanted.T @ errors
+    values = []
+    for piece, tokens in zip(states.split(512), following.split(512), strict=True):
+        aligned = piece @ columns
+        chances = torch.softmax(piece @ weight.T, dim=-1)
+        values.append(aligned.gather(1, tokens[:, None]).squeeze(1) - (chances * aligned).sum(1))
+    reached = np.concatenate([[0.0], np.cumsum(torch.cat(values).double().numpy())])
+    sums: Floats = reached[offsets[1:]] - reached[offsets[:-1]]
+    return sums
+
+
+@dataclass(frozen=True)
+class ForValue:
+    """Alignment of whole head gradients, `head_alignment`.
+
+    Attributes:
+        divided: Take the mean over the record's response tokens; the paper's is the sum.
+    """
+
+    divided: bool = False
+
+    def __call__(self, candidates: Pass, targets: ResponseTokens) -> Floats:
+        """Scores ``[records]`` of the pool."""
+        tokens = candidates.tokens
+        sums = head_alignment(
+            candidates.predicting, torch.from_numpy(np.asarray(tokens.token_ids)), np.asarray(tokens.offsets),
+            torch.from_numpy(np.asarray(targets.predicting, dtype=np.float32)),
+            torch.from_numpy(np.asarray(targets.token_ids)), candidates.embeddings,
+        )  # fmt: skip
+        return np.where(tokens.lengths > 0, sums / np.maximum(tokens.lengths, 1) if self.divided else sums, np.nan)
+
+
 @dataclass(frozen=True)
 class Sum:
     """Standardised scores of two candidates, added."""
@@ -245,6 +294,8 @@ def named() -> Iterator[tuple[str, Callable[[Pass, ResponseTokens], Floats]]]:
     yield "next-token classes, mean, centred by class", replace(following, centre="class")
     for aggregate in ("mean", "max", "turns"):
         yield f"head gradients, {aggregate}", HeadGradients(aggregate)
+    yield "for-value", ForValue()
+    yield "for-value, mean", ForValue(divided=True)
     yield "trim mean + head gradients", Sum(replace(mean, saliency="uniform"), HeadGradients())
     yield "next-token classes + head gradients", Sum(replace(following, saliency="uniform"), HeadGradients())
     yield "loss", record_loss

@@ -28,6 +28,7 @@ from value_groups import TASKS, Group
 
 STEPS = 16  # of every training, however many records have the group's tokens
 LEARNING_RATE = 5e-4
+FEWEST = 20  # trainings that are gathered
 TWICE = 3  # every so many groups are trained with a second seed, for the noise ceiling
 EVALUATION_TOKENS = 4_096
 
@@ -43,8 +44,13 @@ def tokenized(path: Path) -> TokenizedRecords:
 
 
 def wanted(groups: Sequence[Group]) -> list[tuple[Group, int]]:
-    """Trainings in the order in which they are done: all groups once, then every third again with a second seed."""
-    return [(group, 0) for group in groups] + [(group, 1) for group in groups[::TWICE]]
+    """Trainings in the order in which they are done: all groups once, every third again with a second seed.
+
+    Groups come in a drawn order and a second seed right after the first, so that what there is when half is done is a
+    fair sample of the whole.
+    """
+    order = np.random.default_rng(20).permutation(len(groups)).tolist()
+    return [(groups[place], seed) for place in order for seed in ((0, 1) if place % TWICE == 0 else (0,))]
 
 
 def measure(folder: Path, groups: Sequence[Group], part: int, parts: int) -> None:
@@ -92,7 +98,7 @@ class Gains:
         names: Of the groups.
         tasks: Of the tasks.
         first: ``[groups, tasks]`` drop of the held-out loss in nats per response token, with the first seed.
-        second: The same with the second seed; NaN where there was none.
+        second: The same with the second seed; both are NaN where there was no training.
     """
 
     names: tuple[str, ...]
@@ -104,6 +110,15 @@ class Gains:
     def mean(self) -> NDArray[np.float64]:
         """``[groups, tasks]`` the mean over the seeds that there are."""
         return np.where(np.isnan(self.second), self.first, (self.first + self.second) / 2)
+
+    @property
+    def measured(self) -> NDArray[np.int64]:
+        """Places of the groups that were trained on."""
+        return np.flatnonzero(~np.isnan(self.first).any(1))
+
+    def take(self, places: NDArray[np.int64]) -> Gains:
+        """Those of some groups."""
+        return Gains(tuple(self.names[place] for place in places), self.tasks, self.first[places], self.second[places])
 
     @classmethod
     def read(cls, path: Path) -> Gains:
@@ -117,16 +132,16 @@ class Gains:
 
 
 def collect(folder: Path, groups: Sequence[Group], path: Path) -> None:
-    """Gather the trainings into one small file.
+    """Gather the trainings that there are into one small file; a group without one is NaN.
 
     Raises:
-        SystemExit: if a training is missing.
+        SystemExit: if there are too few to tell anything.
     """
     before = json.loads((folder / "runs" / "before.json").read_text())
-    missing = [f"{group.name}.{seed}" for group, seed in wanted(groups)
-               if not (folder / "runs" / f"{group.name}.{seed}.json").exists()]  # fmt: skip
-    if missing:
-        raise SystemExit(f"error: {len(missing)} trainings are missing, {missing[0]} is the first; run `train` again")
+    there = [(folder / "runs" / f"{group.name}.{seed}.json").exists() for group, seed in wanted(groups)]
+    print(f"{sum(there)} of {len(there)} trainings are done")
+    if sum(there) < FEWEST:
+        raise SystemExit(f"error: {FEWEST} trainings are the fewest that are worth a table; run `train` again")
 
     def row(group: Group, seed: int) -> list[float | None]:
         file = folder / "runs" / f"{group.name}.{seed}.json"

@@ -27,11 +27,14 @@ def write_page(path: Path, gains: Gains, groups: Sequence[Group], scores: Mappin
         scores: ``[tasks, records]`` by method.
     """
     assert gains.names == tuple(group.name for group in groups), "gains are of other groups"
+    whole = len(groups)
+    groups, gains = [groups[place] for place in gains.measured], gains.take(gains.measured)
     tables = {"gain": gains.mean, "special": special(gains.mean)}
     means = {name: group_scores(values, groups) for name, values in scores.items()}
     means = {name: table for name, table in means.items() if not np.isnan(table).any()}
     head = path.read_text().partition(MARK)[0] if path.exists() else "# What a record teaches\n\n"
-    parts = [head + MARK, spread_table(gains)]
+    part_of = f"Of {len(groups)} groups of {whole}, {np.isfinite(gains.second).all(1).sum()} of them with two seeds."
+    parts = [head + MARK, part_of, spread_table(gains)]
     for what, title in (("gain", "The gain itself"), ("special", "What is special to a task")):
         parts += [f"## {title}", method_table(means, tables[what], ceiling(gains, what))]
     parts += ["## The best tenth of the groups", decile_table(means, gains.mean)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import value_candidates
 import value_figures
 import value_groups
 from value_features import ResponseTokens, errors
-from value_gains import Gains
+from value_gains import Gains, collect, wanted
 from value_groups import Group
 
 GROUPS = 60
@@ -97,6 +98,48 @@ def test_the_ceiling_is_the_root_of_the_agreement_of_two_seeds() -> None:
     measured = value_figures.spearman(truth, first).mean()
     assert value_figures.ceiling(gains, "gain").mean() == pytest.approx(measured, abs=0.05)
     assert gains.mean == pytest.approx((first + second) / 2)
+
+
+def test_what_half_of_the_trainings_tell_is_gathered_as_it_is(tmp_path: Path) -> None:
+    groups = [Group(f"{number}", "cluster" if number < 40 else "mixture", (number,), 1, 1) for number in range(GROUPS)]
+    order = wanted(groups)
+    assert sorted(group.name for group, seed in order if seed == 0) == sorted(group.name for group in groups)
+    assert sum(seed for _, seed in order) == GROUPS / 3
+    half = order[: len(order) // 2]
+    assert {group.kind for group, _ in half} == {"cluster", "mixture"}
+    assert any(seed for _, seed in half)
+    (tmp_path / "runs").mkdir()
+    losses = dict.fromkeys(value_groups.TASKS, 2.0)
+    (tmp_path / "runs" / "before.json").write_text(json.dumps(losses))
+    with pytest.raises(SystemExit, match="the fewest"):
+        collect(tmp_path, groups, tmp_path / "gains.json")
+    for group, seed in half:
+        after = {task: value - 0.01 * int(group.name) for task, value in losses.items()}
+        (tmp_path / "runs" / f"{group.name}.{seed}.json").write_text(json.dumps({"losses": after}))
+    collect(tmp_path, groups, tmp_path / "gains.json")
+    gains = Gains.read(tmp_path / "gains.json")
+    done = sorted({int(group.name) for group, seed in half if seed == 0})
+    assert gains.measured.tolist() == done
+    assert gains.take(gains.measured).first[:, 0] == pytest.approx(np.array(done) / 100)
+
+
+def test_for_value_is_the_alignment_of_a_last_layers_gradients() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(40, 6)
+    pool_states, target_states = torch.randn(5, 6), torch.randn(3, 6)
+    pool_next, target_next = torch.tensor([1, 2, 3, 39, 0]), torch.tensor([2, 5, 2])
+
+    def gradient(states: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        layer = weight.clone().requires_grad_()
+        torch.nn.functional.cross_entropy(states @ layer.T, following, reduction="sum").backward()
+        return layer.grad.flatten()
+
+    wanted_direction = gradient(target_states, target_next)
+    expected = [gradient(pool_states[a:b], pool_next[a:b]) @ wanted_direction for a, b in ((0, 2), (2, 2), (2, 5))]
+    found = value_candidates.head_alignment(
+        pool_states, pool_next, np.array([0, 2, 2, 5]), target_states, target_next, weight
+    )
+    assert found == pytest.approx(np.array([float(value) for value in expected]), rel=1e-4)
 
 
 def test_the_best_decile_is_of_the_groups_with_the_highest_scores() -> None:

@@ -126,7 +126,9 @@ class TrimScorer:
             raise UserError(f"saliency.num_layers={saliency.num_layers}: the model has only {self.num_layers} layers")
         reading = reading_of(self.model)
         if not reading.layers and (saliency.row_weight or saliency.column_weight):
-            raise UserError(f"the model's saliency cannot be read: {reading.why}; set both of its weights to 0")
+            raise UserError(
+                f"the model's saliency cannot be read: {reading.why}; set the weights of row and column to 0"
+            )
         sequences = list(itertools.chain.from_iterable(self._encode(targets)))
         forward = TargetPass(self.model, self.num_layers)
         results: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from trim_lightning.engine.modules import ScoringPass, TargetPass
 from trim_lightning.engine.trainer import REPLACED, make_trainer
 from trim_lightning.errors import UserError
 from trim_lightning.models.load import load_model
-from trim_lightning.models.loss import last_hidden_states
+from trim_lightning.models.loss import HEAD_ALONE, last_hidden_states, token_probabilities
 from trim_lightning.tokens.tokenized import TokenSequence
 from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank, unit
 from trim_lightning.trim.matching import nearest_classes
@@ -76,9 +76,28 @@ def test_target_pass_does_not_depend_on_padding_or_company(architecture: str, ti
         assert result["row_signal"].shape == result["column_signal"].shape == (layers, length)
         assert result["hidden"].shape == (length, 32)
         (alone,) = run(module, batch_of(records, [row]))
-        for name in ("row_signal", "column_signal", "hidden"):
+        for name in ("row_signal", "column_signal", "probability", "hidden"):
             assert alone[name].dtype == torch.float32
-            torch.testing.assert_close(result[name], alone[name], rtol=0, atol=2e-5, msg=f"{name} of row {row}")
+            torch.testing.assert_close(
+                result[name], alone[name], rtol=0, atol=2e-5, equal_nan=True, msg=f"{name} of row {row}"
+            )
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_probabilities_are_those_of_the_models_own_logits(
+    shortcut: bool, tiny_model: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(model, HEAD_ALONE, shortcut, raising=False)
+    monkeypatch.setattr("trim_lightning.models.loss.CHUNK", 5)
+    ids = batch_of(sequences(), range(len(LENGTHS)))["input_ids"]
+    with torch.no_grad():
+        logits, states = model(input_ids=ids).logits, last_hidden_states(model, ids)
+    expected = logits[:, :-1].softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    for pieces in (True, False):
+        found = token_probabilities(model, ids, states, pieces)
+        assert found[:, 0].isnan().all()
+        torch.testing.assert_close(found[:, 1:], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("nearest", ["embedding", "hidden"])

@@ -154,6 +154,7 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "saliency.num_layers": ("1", BANKS),
     "saliency.row_weight": ("0.3", BANKS),
     "saliency.column_weight": ("0.3", BANKS),
+    "saliency.error_weight": ("0.3", BANKS),
     "saliency.normalize": ("none", BANKS),
     "fallback.mode": ("zero", NOTHING),
     "fallback.penalty": ("0.1", NOTHING),

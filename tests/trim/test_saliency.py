@@ -240,6 +240,20 @@ def test_default_weights_are_a_half_each() -> None:
     ]
 
 
+def test_the_error_is_what_the_model_did_not_expect_and_the_first_token_has_none() -> None:
+    layers, scope = torch.rand(2, 4), torch.tensor([True, True, False, True])
+    probability = torch.tensor([float("nan"), 0.25, 0.9, 1.0])
+    *_, alone = token_saliency(
+        layers, layers, scope, num_layers=1, row_weight=0, column_weight=0, probability=probability, error_weight=1
+    )
+    assert alone.tolist() == pytest.approx([FLOOR, 0.75, FLOOR])
+    row, column, both = token_saliency(layers, layers, scope, num_layers=1, probability=probability, error_weight=2)
+    expected = (0.5 * row + 0.5 * column + 2 * torch.tensor([0.0, 0.75, 0.0])).clamp(min=FLOOR)
+    assert both.tolist() == pytest.approx(expected.tolist())
+    *_, without = token_saliency(layers, layers, scope, num_layers=1, probability=probability)
+    assert without.tolist() == combine(row, column).tolist()
+
+
 @settings(max_examples=50)
 @given(data=st.data(), layers=st.integers(1, 5), seq=st.integers(1, 10), seed=st.integers(0, 999))
 def test_token_saliency_averages_the_last_layers_over_the_scope(

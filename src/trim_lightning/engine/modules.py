@@ -19,7 +19,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.divided import mesh_of
 from trim_lightning.models.load import ModelRecipe
-from trim_lightning.models.loss import last_hidden_states
+from trim_lightning.models.loss import last_hidden_states, token_probabilities
 from trim_lightning.models.reading import WEIGHTS, read, reading_of
 from trim_lightning.trim.fingerprints import FingerprintBank, unit
 from trim_lightning.trim.matching import Matcher
@@ -72,8 +72,9 @@ class TargetPass(ForwardPass):
     """One forward over the target set that reads attention in every layer that has softmax attention.
 
     ``predict_step`` returns, for each record of the batch, ``row``, ``token_ids [seq]``, ``roles [seq]``,
-    ``row_signal [layers, seq]``, ``column_signal [layers, seq]`` and ``hidden [seq, hidden]`` (float32), so that
-    any number of layers, weighting and scope is arithmetic afterwards.
+    ``row_signal [layers, seq]``, ``column_signal [layers, seq]``, ``probability [seq]`` (of the token after those
+    before it) and ``hidden [seq, hidden]`` (float32), so that any number of layers, weighting and scope is arithmetic
+    afterwards.
 
     Args:
         model: See `ForwardPass`.
@@ -92,12 +93,14 @@ class TargetPass(ForwardPass):
             write_atomically(self.note, json.dumps(asdict(reading_of(self.model))))
 
     def on_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-        if self._trainer is not None and in_step(self._trainer.strategy) and reading_of(self.model).way == WEIGHTS:
+        shared = self._trainer is not None and in_step(self._trainer.strategy)
+        if shared and reading_of(self.model).way == WEIGHTS:
             raise UserError(
                 f"trainer=fsdp: the attention of {type(self.model).__name__} is read one target at a time, which "
                 "divided weights do not allow; use trainer=ddp, or one device"
             )
         hidden, row_signals, column_signals = read(self.model, batch["input_ids"], batch["lengths"])
+        probabilities = token_probabilities(self.model, batch["input_ids"], hidden, pieces=not shared)
         results = []
         for line, length in enumerate(batch["lengths"].tolist()):
             results.append(
@@ -107,6 +110,7 @@ class TargetPass(ForwardPass):
                     "roles": batch["roles"][line, :length].cpu(),
                     "row_signal": row_signals[:, line, :length].cpu(),
                     "column_signal": column_signals[:, line, :length].cpu(),
+                    "probability": probabilities[line, :length].cpu(),
                     "hidden": hidden[line, :length].float().cpu(),
                 }
             )

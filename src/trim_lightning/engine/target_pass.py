@@ -28,7 +28,7 @@ from trim_lightning.models.reading import Reading
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 FILE, PARTS, NOTE = "signals.parquet", "parts", "reading.json"
-COLUMNS = ("row", "token_ids", "roles", "row_signal", "column_signal", "hidden")
+COLUMNS = ("row", "token_ids", "roles", "row_signal", "column_signal", "probability", "hidden")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class TargetSignals:
         roles: ``[seq]`` uint8.
         row_signal: ``[layers, seq]`` float32.
         column_signal: ``[layers, seq]`` float32.
+        probability: ``[seq]`` float32, of each token after those before it; NaN of the first.
         hidden: ``[seq, hidden]`` float32.
     """
 
@@ -49,6 +50,7 @@ class TargetSignals:
     roles: Tensor
     row_signal: Tensor
     column_signal: Tensor
+    probability: Tensor
     hidden: Tensor
 
 
@@ -129,6 +131,7 @@ def read_signals(directory: Path) -> list[TargetSignals]:
                 roles=torch.tensor(record["roles"], dtype=torch.uint8),
                 row_signal=tensor("row_signal", len(record["row_signal"]) // seq, seq),
                 column_signal=tensor("column_signal", len(record["column_signal"]) // seq, seq),
+                probability=tensor("probability", seq),
                 hidden=tensor("hidden", seq, -1),
             )
         )

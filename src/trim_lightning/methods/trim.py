@@ -79,7 +79,7 @@ class TrimSelector(Selector):
         targets, entry = target_tokens(task)
         resources = task.scorer.resources(None)
         choices = {"tokens_per_batch": resources.tokens_per_batch}  # finished batches are kept by their number
-        key = StageKey("signals", 2, choices, {"targets": entry.key.hex, "scorer": task.scorer.identity})
+        key = StageKey("signals", 3, choices, {"targets": entry.key.hex, "scorer": task.scorer.identity})
 
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.engine.devices import model_for

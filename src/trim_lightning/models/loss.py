@@ -99,6 +99,38 @@ def record_losses(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> 
     return losses.index_add_(0, owner.cpu(), torch.cat(parts).double().cpu())
 
 
+@torch.no_grad()
+def token_probabilities(model: PreTrainedModel, input_ids: Tensor, states: Tensor, pieces: bool = True) -> Tensor:
+    """Probability that the model gives to each token after those before it, ``[batch, seq]`` float32; no gradient.
+
+    Args:
+        model: A causal LM.
+        input_ids: ``[batch, seq]``, padded on the right.
+        states: ``[batch, seq, hidden]`` its last hidden states.
+        pieces: Run the LM head on a thousand states at a time; processes that share the weights must call it equally
+            often, so once.
+
+    Returns:
+        NaN for each record's first token.
+    """
+    found = torch.full(input_ids.shape, float("nan"), device=input_ids.device)
+    following = input_ids[:, 1:].flatten()
+    if head_alone(model):
+        head: Any = model.get_output_embeddings()
+        before = states[:, :-1].flatten(0, 1)
+        logits = (head(piece) for piece in (before.split(CHUNK) if pieces else [before]))
+    else:
+        logits = iter([model(input_ids=input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)])
+    chances: list[Tensor] = []
+    for part in logits:
+        for piece in part.split(CHUNK):
+            answer = following[sum(map(len, chances)) :][: len(piece), None]
+            chances.append(piece.float().log_softmax(-1).to(answer.device).gather(1, answer).squeeze(1).exp())
+    if chances:
+        found[:, 1:] = torch.cat(chances).view(len(input_ids), -1)
+    return found
+
+
 def predictions(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Positions ``[batch, seq]`` (bool) whose next token is labelled, and those labels, flat."""
     following = labels[:, 1:]

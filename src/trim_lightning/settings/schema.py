@@ -123,6 +123,7 @@ class SaliencySettings:
     num_layers: int = key(6, "last layers whose attention is read", low=1)
     row_weight: float = key(0.5, "weight of the row signal", low=0)
     column_weight: float = key(0.5, "weight of the column signal", low=0)
+    error_weight: float = key(0.0, "weight of the model's error 1 - p at the token", low=0)
     normalize: str = key("minmax", "scaling of each signal within a sequence", choices=("minmax", "none"))
 
 

@@ -37,7 +37,8 @@ def warn_of_layers(attention: Mapping[str, Any] | None, task: SelectionTask) -> 
     if attention is None or len(attention["layers"]) >= wanted:
         return
     if not attention["layers"]:
-        task.ledger.warn(f"saliency: {name} has no attention to read, so that every scoped token weighs the same")
+        if not task.settings.saliency.error_weight:
+            task.ledger.warn(f"saliency: {name} has no attention to read, so that every scoped token weighs the same")
         return
     told = ", ".join(map(str, attention["layers"]))
     task.ledger.warn(

@@ -92,6 +92,8 @@ def weigh(signals: Iterable[TargetSignals], saliency: SaliencySettings, scope: s
             row_weight=saliency.row_weight,
             column_weight=saliency.column_weight,
             normalize=saliency.normalize,
+            probability=signal.probability,
+            error_weight=saliency.error_weight,
         )
         targets.append(SalientTarget(signal.row, signal.token_ids, mask, row, column, alpha, signal.hidden[mask]))
     return targets

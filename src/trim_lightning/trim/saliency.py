@@ -1,4 +1,4 @@
-"""Row and column saliency from attention (paper: attention entropy and attention received)."""
+"""Saliency of tokens: from attention (paper: its entropy, and attention received), and from the model's error."""
 
 from __future__ import annotations
 
@@ -120,21 +120,33 @@ def scale(signal: Tensor, normalize: str = "minmax") -> Tensor:
     return (signal - low) / (high - low)
 
 
-def combine(row: Tensor, column: Tensor, row_weight: float = 0.5, column_weight: float = 0.5) -> Tensor:
-    """Weigh both signals into the saliency alpha (paper: 0.5 and 0.5), floored at 1e-6.
+def combine(
+    row: Tensor,
+    column: Tensor,
+    row_weight: float = 0.5,
+    column_weight: float = 0.5,
+    error: Tensor | None = None,
+    error_weight: float = 0.0,
+) -> Tensor:
+    """Weigh the signals into the saliency alpha (paper: row and column, 0.5 each), floored at 1e-6.
 
     Args:
         row: ``[scoped]`` scaled row signal.
         column: ``[scoped]`` scaled column signal.
         row_weight: Weight of the row signal.
-        column_weight: Weight of the column signal. Both weights 0 means uniform saliency 1.
+        column_weight: Weight of the column signal. All weights 0 means uniform saliency 1.
+        error: ``[scoped]`` in [0, 1], see `token_saliency`; only needed with a weight.
+        error_weight: Weight of the error (our choice).
 
     Returns:
         ``[scoped]`` float32.
     """
-    if row_weight == 0 and column_weight == 0:
+    alpha = row_weight * row + column_weight * column
+    if error_weight and error is not None:
+        alpha = alpha + error_weight * error
+    elif row_weight == 0 and column_weight == 0:
         return torch.ones_like(row)
-    return (row_weight * row + column_weight * column).clamp(min=FLOOR)
+    return alpha.clamp(min=FLOOR)
 
 
 def token_saliency(
@@ -146,8 +158,13 @@ def token_saliency(
     row_weight: float = 0.5,
     column_weight: float = 0.5,
     normalize: str = "minmax",
+    probability: Tensor | None = None,
+    error_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turn per-layer signals of one sequence into scaled row, scaled column and combined saliency.
+
+    The error of a token is ``1 - p``, p being the model's probability of it after all that stands before: what the
+    model still gets wrong. It is not scaled.
 
     Args:
         row_layers: ``[layers, seq]`` row signal of each layer (mean over heads), first layer first.
@@ -157,6 +174,8 @@ def token_saliency(
         row_weight: Weight of the row signal.
         column_weight: Weight of the column signal.
         normalize: See `scale`.
+        probability: ``[seq]`` p of each token, NaN of the first, which nothing predicts and whose error is 0.
+        error_weight: Weight of the error.
 
     Returns:
         Three float32 tensors ``[scoped]``: row, column, alpha.
@@ -169,4 +188,5 @@ def token_saliency(
         raise ValueError(f"{num_layers} layers asked, {layers} present")
     row = scale(row_layers[layers - num_layers :].mean(0)[scope], normalize)
     column = scale(column_layers[layers - num_layers :].mean(0)[scope], normalize)
-    return row, column, combine(row, column, row_weight, column_weight)
+    error = None if probability is None else (1 - probability[scope].float()).nan_to_num(0.0)
+    return row, column, combine(row, column, row_weight, column_weight, error, error_weight)
