@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -115,12 +116,13 @@ def token_probabilities(model: PreTrainedModel, input_ids: Tensor, states: Tenso
     """
     found = torch.full(input_ids.shape, float("nan"), device=input_ids.device)
     following = input_ids[:, 1:].flatten()
+    logits: Iterable[Tensor]
     if head_alone(model):
         head: Any = model.get_output_embeddings()
         before = states[:, :-1].flatten(0, 1)
         logits = (head(piece) for piece in (before.split(CHUNK) if pieces else [before]))
     else:
-        logits = iter([model(input_ids=input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)])
+        logits = [model(input_ids=input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)]
     chances: list[Tensor] = []
     for part in logits:
         for piece in part.split(CHUNK):
