@@ -133,6 +133,7 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "target.exclude": ("{{subtask: [alpha]}}", TARGETS),
     "target.num_examples": ("5", TARGETS),
     "target.group_field": ("subtask", TARGETS),  # drawn per group: other examples
+    "target.single_groups": ("true", BANKS),
     "target.aggregate": ("mean", NOTHING),
     "target.noise": ("0.5", TARGETS),
     "warmup.epochs": ("3", MODEL),

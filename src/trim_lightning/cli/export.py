@@ -1,21 +1,26 @@
-"""``trim-export``: the coreset of a run in the files that a trainer reads."""
+"""``trim-export``: the coreset of a run in the files that a trainer reads, or its scores in those of a benchmark."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trim_lightning.cli.exits import Parser, command
 from trim_lightning.console.amounts import place_text
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import read_json_object
 
+if TYPE_CHECKING:
+    from trim_lightning.runs.manifest import Manifest
+
 RECEIPT = "export.json"
 NAMES = ("jsonl", "messages", "alpaca", "parquet")
+SCORES_ALONE = ("critical_look", "date_lm", "bergson")  # of the whole pool
 
 
 @command
@@ -27,6 +32,14 @@ def main(arguments: Sequence[str]) -> None:
     """
     options = parser().parse_args(list(arguments))
     directory = options.output or options.run / "export" / options.format
+    if options.format in SCORES_ALONE:
+        names, unscored = export_scores(options.run, options.format, directory, options.task)
+        print(f"written: {', '.join(names)} in {place_text(directory)}")
+        if unscored:
+            print(f"warning: {unscored} records of the pool have no score: they stand below all others")
+        return
+    if options.task is not None:
+        raise UserError(f"--task={options.task}: names the file of --format critical_look, not of {options.format}")
     names, responses_missing = export(options.run, options.format, directory)
     print(f"written: {', '.join(names)} in {place_text(directory)}")
     if responses_missing:
@@ -50,9 +63,7 @@ def export(run_directory: Path, format_name: str, directory: Path) -> tuple[list
         UserError: if there is no finished selection, a record does not fit the format, or the directory holds an
             export in another format.
     """
-    from trim_lightning.files.atomic import write_text
     from trim_lightning.files.tables import write_table
-    from trim_lightning.records.record_file import sha256_of
     from trim_lightning.runs.chosen import open_chosen
     from trim_lightning.runs.formats import FORMATS, write_score_lines
     from trim_lightning.runs.names import SCORES
@@ -65,11 +76,52 @@ def export(run_directory: Path, format_name: str, directory: Path) -> tuple[list
     side = directory / (SCORES if format_name == "parquet" else "scores.jsonl")
     (write_table if format_name == "parquet" else write_score_lines)(scores, side)
     files.append(side)
-    shared = chosen.manifest.content  # without the paths of this machine
+    records = chosen.records
+    told = {"records": len(records), "coreset_sha256": records.sha256}
+    names = write_receipt(chosen.manifest, format_name, told, files, directory)
+    missing = sum(not ends_with_response(records.record(row).turns) for row in range(len(records)))
+    return names, missing
+
+
+def export_scores(run_directory: Path, format_name: str, directory: Path, task: str | None) -> tuple[list[str], int]:
+    """Write the scores of the whole pool, in pool order, and ``export.json`` last.
+
+    Args:
+        run_directory: A selection run, or a training run that selected.
+        format_name: One of `SCORES_ALONE`.
+        directory: Where the files go.
+        task: Name of the target set, for ``critical_look``.
+
+    Returns:
+        Names of the files written, and how many records have no score.
+
+    Raises:
+        UserError: if there is no finished selection, it has not the scores that the format wants, or the directory
+            holds an export in another format.
+    """
+    from trim_lightning.runs.yardsticks import YARDSTICKS, read_pool_scores
+
+    if task is not None and (format_name != "critical_look" or not re.fullmatch(r"[\w-]+", task)):
+        raise UserError(f"--task={task}: is a word that begins the file of --format critical_look, such as gsm8k")
+    found = read_pool_scores(run_directory, task)
+    refuse_mixture(directory, format_name)
+    (directory / RECEIPT).unlink(missing_ok=True)
+    files = YARDSTICKS[format_name](found, directory)
+    told = {"records": len(found.scores), "unscored": found.unscored, "queries": list(found.queries)}
+    return write_receipt(found.manifest, format_name, told, files, directory), found.unscored
+
+
+def write_receipt(
+    manifest: Manifest, format_name: str, told: Mapping[str, Any], files: Sequence[Path], directory: Path
+) -> list[str]:
+    """Write ``export.json`` and give the names of all files."""
+    from trim_lightning.files.atomic import write_text
+    from trim_lightning.records.record_file import sha256_of
+
+    shared = manifest.content  # without the paths of this machine
     receipt: dict[str, Any] = {
         "format": format_name,
-        "records": len(chosen.records),
-        "coreset_sha256": chosen.records.sha256,
+        **told,
         "files": {path.name: sha256_of(path, str(path)) for path in files},
         "method": shared["config"].get("method"),
         "selection": shared["config"].get("selection"),
@@ -77,9 +129,7 @@ def export(run_directory: Path, format_name: str, directory: Path) -> tuple[list
         "trim-lightning": version("trim-lightning"),
     }
     write_text(json.dumps(receipt, indent=2, ensure_ascii=False) + "\n", directory / RECEIPT)
-    records = chosen.records
-    missing = sum(not ends_with_response(records.record(row).turns) for row in range(len(records)))
-    return [*(path.name for path in files), RECEIPT], missing
+    return [*(path.name for path in files), RECEIPT]
 
 
 def ends_with_response(turns: Sequence[Any]) -> bool:
@@ -106,13 +156,16 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="trim-export",
         description="Write the coreset of a run in a layout that other trainers read unchanged, with scores and ids in "
-        "a side file aligned by line. docs/exporting.md shows how each trainer is pointed at it.",
+        "a side file aligned by line, or the scores of the whole pool as benchmarks of selection methods read them. "
+        "docs/exporting.md shows how each is pointed at it.",
     )
     made.add_argument("run", type=Path, metavar="RUN", help="output directory of a selection or of a training run")
     meaning = (
         "jsonl: the input lines byte for byte; messages: JSON lines of role and content (TRL, Axolotl); parquet: the "
-        "same as Parquet; alpaca: JSON lines with dataset_info.json (LLaMA-Factory)"
+        "same as Parquet; alpaca: JSON lines with dataset_info.json (LLaMA-Factory); critical_look, date_lm, bergson: "
+        "scores in pool order for these benchmarks"
     )
-    made.add_argument("--format", required=True, choices=NAMES, help=meaning)
+    made.add_argument("--format", required=True, choices=(*NAMES, *SCORES_ALONE), help=meaning)
+    made.add_argument("--task", metavar="NAME", help="begins the file of critical_look (default: that of the targets)")
     made.add_argument("--output", type=Path, metavar="DIR", help="where the files go (default RUN/export/FORMAT)")
     return made

@@ -23,6 +23,11 @@ def check_settings(settings: SelectSettings) -> None:
             raise UserError(
                 f"{name}.path={source.path}: {name}={source.source} reads no file; add {name}=file (or hub)"
             )
+    if settings.target.single_groups and settings.target.group_field is not None:
+        raise UserError(
+            f"target.single_groups=true and target.group_field={settings.target.group_field}: two ways to make groups; "
+            "give one of them"
+        )
     selection = settings.selection
     budgets = {name: getattr(selection, name) for name in ("fraction", "count", "tokens")}
     given = [f"selection.{name}={value}" for name, value in budgets.items() if value is not None]

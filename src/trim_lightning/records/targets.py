@@ -26,7 +26,7 @@ _NOISY = "targets.jsonl"
 
 
 def choose_targets(settings: SelectSettings, pool: RecordFile, store: Store) -> TargetSet:
-    """Draw the target examples, per group if there are groups.
+    """Draw the target examples, per group if a field names groups; with ``target.single_groups`` each is then one.
 
     ``target=from_pool`` (in-domain selection) draws them from the pool itself. ``target.noise`` replaces a share of
     them, of each group if there are groups; a substitute takes the group of the target that it replaces.
@@ -55,6 +55,9 @@ def choose_targets(settings: SelectSettings, pool: RecordFile, store: Store) -> 
         order = noisy_order(members, settings.seed)
         every += order
         places += order[: int(np.floor(target.noise * len(members) + 0.5))]
+    if target.single_groups:
+        width = len(str(len(drawn) - 1))
+        groups = {f"{place:0{width}d}": [place] for place in range(len(drawn))}  # by name in the targets' order
     if not places:
         return TargetSet(drawn, groups, source)
     taken = set(rows) if source is pool else set()

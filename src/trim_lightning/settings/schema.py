@@ -75,6 +75,7 @@ class TargetSettings(SourceSettings):
     )
     num_examples: int | None = key(10, "targets drawn by seed, per group if there are groups; null = all", low=1)
     group_field: str | None = key(None, "field that divides the targets into groups, one bank each")
+    single_groups: bool = key(False, "every target is a group of its own, with a score of its own")
     aggregate: str = key("max", "how group scores become one", choices=("max", "mean", "round_robin"))
     noise: float = key(0.0, "share of the drawn targets replaced by pool records, for experiments", low=0, high=1)
 
