@@ -99,7 +99,8 @@ def test_folders_globs_and_lists(tmp_path: Path, spool: CountingSpool) -> None:
     whole = open_pool(spool, "file", folder)
     assert [whole.object(row) for row in range(4)] == ROWS
     assert whole.files == ("part-0.jsonl", "part-1.jsonl", "part-2.jsonl", "part-3.jsonl.xz")
-    assert whole.remarks == ("1 files of the folder are not read: notes.txt",)
+    told = "1 files of the folder are not read: notes.txt; a glob reads files whatever their names"
+    assert whole.remarks == (told,)
     assert whole.place(2) == f"pool.path={folder} part-2.jsonl record 1"
     assert len(open_pool(spool, "jsonl", folder / "part-[01].jsonl")) == 2
     settings = PoolSettings(source="jsonl", path=[str(folder / "part-2.jsonl"), str(folder / "part-0.jsonl")])
@@ -124,6 +125,62 @@ def test_several_splits_are_asked_for(tmp_path: Path, spool: CountingSpool, kind
     assert "several splits: test, train, validation; name one with pool.split=train" in message
     assert said(open_pool(spool, kind, tmp_path / "set", split="train")) == [["train-00000-of-00001", "x"]]
     assert "has the splits test, train, validation" in refusal(spool, kind, tmp_path / "set", split="trian")
+
+
+@pytest.mark.parametrize("kind", ["file", "jsonl"])
+def test_a_split_that_no_file_names_and_files_of_none(tmp_path: Path, spool: CountingSpool, kind: str) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "part.jsonl").write_bytes(LINES)
+    for path in (folder, folder / "part.jsonl"):
+        message = refusal(spool, kind, path, split="train")
+        assert f"pool.split=train: no file name of pool.path={path} says of which split it is (part.jsonl)" in message
+    (folder / "train.jsonl").write_bytes(LINES)
+    file = open_pool(spool, kind, folder, split="train")
+    assert len(file) == 4
+    assert file.remarks == ("1 files whose names say no split are not read: part.jsonl",)
+
+
+def test_files_of_a_folder_that_are_not_read_are_named_once(tmp_path: Path, spool: CountingSpool) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("README.md", "LICENSE", "_SUCCESS", ".hidden", "part-00000", "more.dat", "b.parquet"):
+        (folder / name).write_bytes(LINES)
+    message = refusal(spool, "jsonl", folder)
+    assert "holds no JSON lines" in message
+    assert "(it holds b.parquet, more.dat, part-00000; pool=file reads more formats)" in message
+    (folder / "a.jsonl").write_bytes(LINES)
+    (folder / "b.parquet").unlink()
+    (remark,) = open_pool(spool, "file", folder).remarks
+    assert remark == "2 files of the folder are not read: more.dat, part-00000; a glob reads files whatever their names"
+    assert len(open_pool(spool, "file", folder / "[amp]*")) == 12
+
+
+@pytest.mark.parametrize(("suffix", "sign"), [(".csv", ";"), (".tsv", "\t")])
+def test_a_packed_table_keeps_the_suffix_of_its_format(
+    tmp_path: Path, spool: CountingSpool, suffix: str, sign: str
+) -> None:
+    table = f"q{sign} a\nA, or B, or C, or D?{sign}A\n"  # names that are not known, and signs of another delimiter
+    named = {"prompt_field": "q", "response_field": "a"}
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in (tmp_path / f"pool{suffix}.gz", folder / f"part{suffix}.gz"):
+        path.write_bytes(gzip.compress(table.encode()))
+    (folder / "more.jsonl").write_text(json.dumps({"q": "x", "a": "y"}))
+    assert said(open_pool(spool, "file", tmp_path / f"pool{suffix}.gz", **named)) == [["A, or B, or C, or D?", "A"]]
+    assert said(open_pool(spool, "file", folder, **named)) == [["x", "y"], ["A, or B, or C, or D?", "A"]]
+
+
+def test_tables_with_odd_rows_or_names_are_one_clear_line(tmp_path: Path, spool: CountingSpool) -> None:
+    path = tmp_path / "pool.csv"
+    path.write_text("prompt,response\na,b,c\nd,e\n")
+    message = refusal(spool, "file", path)
+    assert "record 1 is a list of 3 values, not an object; so is a row of CSV" in message
+    assert said(open_pool(spool, "file", path, bad_records="skip")) == [["d", "e"]]
+    path.write_text("prompt,response,response\na,b,c\n")
+    assert "pool.csv has several columns named response: rename or delete all but one" in refusal(spool, "file", path)
+    path.write_text("prompt,response,,\na,b,,\n")
+    assert said(open_pool(spool, "file", path)) == [["a", "b"]]
 
 
 def test_a_saved_dictionary_of_splits(tmp_path: Path, spool: CountingSpool) -> None:

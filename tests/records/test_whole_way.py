@@ -14,13 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_shapes import SHAPES
+from test_nothing_unsaid import INSIDE
+from test_shapes import SHAPES as WHOLE
 from test_sources import CountingSpool, open_pool
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from trim_lightning.tokens.rendering import PROMPT, RESPONSE, ChatRenderer, Encoded
 
+SHAPES = {**WHOLE, **{name: INSIDE[name] for name in ("system in a pair", "refusal", "hh-rlhf", "guanaco")}}
 START = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
 TEMPLATES = {
     "none": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -47,6 +48,30 @@ def lookup(record: Mapping[str, Any], path: str) -> Any:
         part, dot, tail = tail.partition(".")
         head = f"{head}.{part}"
     return MISSING
+
+
+def as_list(value: Any) -> Any:
+    """A list in place of the text that spells it, and a list of objects in place of an object of lists."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        value = json_value(value)
+    if isinstance(value, Mapping):
+        columns = [column for column in value.values() if isinstance(column, list)]
+        if columns and len(columns) == len(value) and len({len(column) for column in columns}) == 1:
+            return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    return value
+
+
+def json_value(text: str) -> Any:
+    """What a text says as JSON, or as Python prints lists and objects; the text itself if it says neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value if isinstance(value, list | dict) else text
 
 
 def field_names(record: Mapping[str, Any], prefix: str = "", depth: int = 4) -> Iterable[str]:

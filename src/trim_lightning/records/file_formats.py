@@ -8,15 +8,16 @@ import gzip
 import json
 import lzma
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import load_json
-from trim_lightning.records.file_search import format_suffix
 from trim_lightning.records.json_lines import BATCH_ROWS, json_line, one_line
-from trim_lightning.records.layouts import CONVERSATIONS, PROMPTS, RESPONSES
+from trim_lightning.records.names import CONVERSATIONS, PROMPTS, RESPONSES
 from trim_lightning.records.record_file import MOST_LINE_BYTES, TOO_LONG
 
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
@@ -37,11 +38,11 @@ def packing_of(path: Path, label: str) -> str | None:
     return by_content or _BY_SUFFIX.get(path.suffix.lower())
 
 
-def format_of(path: Path, label: str) -> str:
+def format_of(path: Path, suffix: str, label: str) -> str:
     """The format of an unpacked file: ``jsonl``, ``json``, ``csv``, ``parquet`` or ``arrow``.
 
     ``json`` is one array, objects of several lines, or one object with all records in it. What is none of them counts
-    as ``jsonl``, whose reader says what is wrong.
+    as ``jsonl``, whose reader says what is wrong. The suffix is that of the file as the user named it.
     """
     head = head_of(path, label, 4096)
     if head.startswith(b"PAR1"):
@@ -56,7 +57,7 @@ def format_of(path: Path, label: str) -> str:
     first = text.partition(b"\n")[0].decode("utf-8", "replace").lower()
     names = {cell.strip().strip('"') for sign in _DELIMITERS for cell in first.split(sign)}
     known = names & {*PROMPTS, *RESPONSES, *CONVERSATIONS, "text"}
-    return "csv" if format_suffix(path) in (".csv", ".tsv") or len(known) > 1 else "jsonl"
+    return "csv" if suffix in (".csv", ".tsv") or len(known) > 1 else "jsonl"
 
 
 def _spreads(path: Path) -> bool:
@@ -65,16 +66,26 @@ def _spreads(path: Path) -> bool:
         line = b""
         while not line.strip(b"\xef\xbb\xbf \t\r\n"):
             line = file.readline(_MOST_VALUE)
-        alone = not file.read(1 << 16).strip()
+        rest = file.read(1 << 16)
+    alone, below = not rest.strip(), rest.split(b"\n")[:3]
     text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip()
     try:
         value = load_json(text)
     except json.JSONDecodeError:
-        # a broken line of JSON lines ends with a brace or is followed by another object
-        return text in ("{",) or text.endswith((",", "{", "[", ":"))
+        # a broken line of JSON lines ends with a brace or is followed by other objects
+        return text == "{" or (text.endswith((",", "{", "[", ":")) and not _are_objects(below))
     except ValueError:
         return False
     return alone and isinstance(value, dict) and unwrapped(value) is not None
+
+
+def _are_objects(lines: list[bytes]) -> bool:
+    """True for some lines of which each but blank ones, and the last, which may be cut, is an object."""
+    texts = [text for line in lines if (text := line.decode("utf-8", "replace").strip())]
+    try:
+        return bool(texts) and all(isinstance(load_json(text), dict) for text in texts[:2])
+    except ValueError:
+        return False
 
 
 def head_of(path: Path, label: str, size: int) -> bytes:
@@ -90,8 +101,10 @@ def head_of(path: Path, label: str, size: int) -> bytes:
         raise UserError(f"{label} cannot be read: {error.strerror or error}") from error
 
 
-def lines_of(path: Path, form: str, label: str) -> Iterator[bytes]:
+def lines_of(path: Path, form: str, suffix: str, label: str) -> Iterator[bytes]:
     """The records of an unpacked file as JSON lines without line breaks; plain JSON lines as they are.
+
+    The suffix is that of the file as the user named it.
 
     Raises:
         UserError: if it cannot be read as what it seems to be.
@@ -103,7 +116,12 @@ def lines_of(path: Path, form: str, label: str) -> Iterator[bytes]:
                     raise UserError(f"{label} holds a line that {TOO_LONG}: mend or delete that line")
                 yield line.rstrip(b"\r\n")
         return
-    readers = {"json": json_rows, "csv": csv_rows, "parquet": parquet_rows, "arrow": arrow_rows}
+    readers: dict[str, Callable[[Path, str], Iterator[Any]]] = {
+        "json": json_rows,
+        "csv": partial(csv_rows, tabs=suffix == ".tsv"),
+        "parquet": parquet_rows,
+        "arrow": arrow_rows,
+    }
     for row in readers[form](path, label):
         yield json_line(row).encode()
 
@@ -207,18 +225,28 @@ def unwrapped(value: Mapping[str, Any]) -> list[Any] | None:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def csv_rows(path: Path, label: str) -> Iterator[Any]:
-    """The rows of a CSV or TSV file with a header; every cell is text. A row of another length stays a list."""
+def csv_rows(path: Path, label: str, *, tabs: bool = False) -> Iterator[Any]:
+    """The rows of a CSV or, with ``tabs``, TSV file with a header; every cell is text.
+
+    A row of another length stays a list.
+
+    Raises:
+        UserError: if it is not sound, or two columns have one name.
+    """
     csv.field_size_limit(MOST_LINE_BYTES)
     with open_text(path) as file:
         try:
             first = file.readline()
             while first and not first.strip():
                 first = file.readline()
-            sign = "\t" if format_suffix(path) == ".tsv" else max(_DELIMITERS, key=first.count)
+            sign = "\t" if tabs else max(_DELIMITERS, key=first.count)
             file.seek(0)
             rows = (row for row in csv.reader(file, delimiter=sign, strict=True) if row)
-            names = next(rows, [])
+            names = [name.strip() for name in next(rows, [])]
+            if names.count("") > 1:
+                names = [name or f"column {place}" for place, name in enumerate(names, 1)]
+            if twice := [name for name, number in Counter(names).items() if number > 1]:
+                raise UserError(f"{label} has several columns named {', '.join(twice)}: rename or delete all but one")
             for row in rows:
                 yield dict(zip(names, row, strict=True)) if len(row) == len(names) else row
         except UnicodeDecodeError:

@@ -24,8 +24,9 @@ SUFFIXES = {
 FORMATS = {"jsonl": "JSON lines", "parquet": "Parquet files", "file": "files of records"}
 SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "holdout")
 # what libraries keep beside the records
-_NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "metadata.json")
-_UNREAD = (".txt", ".zip", ".tar", ".tgz", ".xlsx", ".xls", ".yaml", ".yml", ".avro", ".orc", ".pkl", ".db", ".sqlite")
+_NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "metadata.json",
+          "license", "licence", "notice")  # fmt: skip
+_NOTE_SUFFIXES = (".md", ".rst", ".py", ".lock", ".crc", ".sha256", ".md5")
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}\b")
 
 
@@ -69,7 +70,7 @@ def find_files(given: Any, kind: str, split: str | None, what: str) -> FoundFile
     remarks: list[str] = []
     chosen = True  # by name
     for path in paths:
-        more, folder = _files_of(path, kind, label, remarks)
+        more, folder = _files_of(path, kind, label, what, remarks)
         chosen = chosen and not folder
         found += more
     found = list(dict.fromkeys(found))
@@ -82,15 +83,21 @@ def find_files(given: Any, kind: str, split: str | None, what: str) -> FoundFile
     return FoundFiles(tuple(path for path, _ in found), tuple(name for _, name in found), name, tuple(remarks))
 
 
-def _files_of(given: str, kind: str, label: str, remarks: list[str]) -> tuple[list[tuple[Path, str]], bool]:
+def _files_of(given: str, kind: str, label: str, what: str, remarks: list[str]) -> tuple[list[tuple[Path, str]], bool]:
     """The files of one path with their names, and whether it is a folder."""
     path = Path(os.path.expanduser(given))
     if path.is_dir():
-        files = _in_folder(path, kind, remarks)
+        files, unread = _in_folder(path, kind)
+        readable = kind != "file" and any(format_suffix(Path(name)) in SUFFIXES["file"] for name in unread)
+        advice = f"{what}=file reads more formats" if readable else "a glob reads files whatever their names"
+        named = f"{names_of(unread)}; {advice}"
         if not files:
             raise UserError(
                 f"{label} is a directory that holds no {FORMATS[kind]}: name a file, or a directory or glob of them"
+                f"{f' (it holds {named})' if unread else ''}"
             )
+        if unread:
+            remarks.append(f"{len(unread)} files of the folder are not read: {named}")
         return [(file, str(file.relative_to(path))) for file in files], True
     if path.exists() or not glob.has_magic(given):
         check_file(path, label)
@@ -101,24 +108,22 @@ def _files_of(given: str, kind: str, label: str, remarks: list[str]) -> tuple[li
     return [(file, file.name) for file in files], False
 
 
-def _in_folder(folder: Path, kind: str, remarks: list[str]) -> list[Path]:
+def _in_folder(folder: Path, kind: str) -> tuple[list[Path], list[str]]:
+    """The files of records in a folder, and the names of the others but for notes and caches."""
     files, unread = [], []
     saved: dict[Path, list[str] | None] = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if any(part.startswith((".", "__")) for part in parts) or not path.is_file() or path.name in _NOTES:
+        if any(part.startswith((".", "__")) for part in parts) or not path.is_file() or path.name.lower() in _NOTES:
             continue
         suffix = format_suffix(path)
         if suffix in SUFFIXES[kind]:
             listed = saved.setdefault(path.parent, _saved_files(path.parent))
             if listed is None or path.name in listed:
                 files.append(path)
-        elif suffix in _UNREAD or suffix in SUFFIXES["file"]:
+        elif suffix not in _NOTE_SUFFIXES and not path.name.startswith("_"):
             unread.append(path.name)
-    if files and unread:
-        more = ", ..." if len(unread) > 5 else ""
-        remarks.append(f"{len(unread)} files of the folder are not read: {', '.join(unread[:5])}{more}")
-    return files
+    return files, unread
 
 
 def _saved_files(folder: Path) -> list[str] | None:
@@ -166,13 +171,20 @@ def _of_one_split(
 ) -> list[tuple[Path, str]]:
     """The files of the split that is asked for, or of the only one."""
     known = sorted({name for name in splits.values() if name is not None})
-    if split is not None and known:
+    rest = [name for path, name in found if splits[path] is None]
+    if split is not None:
+        if not known:
+            raise UserError(
+                f"{what}.split={split}: no file name of {label} says of which split it is ({names_of(rest)}); leave "
+                f"out {what}.split, or name the files"
+            )
         if split not in known:
             raise UserError(f"{what}.split={split}: {label} has the splits {', '.join(known)}{suggest(split, known)}")
+        if rest:
+            remarks.append(f"{len(rest)} files whose names say no split are not read: {names_of(rest)}")
         return [(path, name) for path, name in found if splits[path] == split]
     several = len(known) + (None in splits.values()) > 1
     if several and known and not chosen:
-        rest = [name for path, name in found if splits[path] is None]
         besides = f", and files of none ({', '.join(rest[:3])})" if rest else ""
         first = next((name for name in known if _word(name) in ("train", "training")), known[0])
         raise UserError(

@@ -5,6 +5,7 @@ All of this is our choice; the method itself takes the pool as given.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from trim_lightning.files.json_files import dotted
 from trim_lightning.records.fields import MISSING, field_names, lookup, scalar_text
 
 # Field names remembered for the suggestion; a file can have any number of them.
-_FIELDS_REMEMBERED = 500
+FIELDS_REMEMBERED = 500
 
 
 def conditions(filters: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -51,12 +52,14 @@ class RecordFilter:
 
     def __init__(self, where: Mapping[str, Any], exclude: Mapping[str, Any], what: str) -> None:
         self.where, self.exclude, self.what = conditions(where), conditions(exclude), what
+        self.active = bool(self.where or self.exclude)
         self._unseen = {("where", field) for field in self.where} | {("exclude", field) for field in self.exclude}
         self._fields: set[str] = set()
+        self._lacking: Counter[str] = Counter()
 
     def keep(self, record: Mapping[str, Any]) -> bool:
         """Whether the record passes."""
-        if self._unseen and len(self._fields) < _FIELDS_REMEMBERED:
+        if self._unseen and len(self._fields) < FIELDS_REMEMBERED:
             self._fields.update(field_names(record))
         # Every field is looked up in every record, so that `check` knows which ones exist.
         verdicts = [self._has(record, "where", field, values) for field, values in self.where.items()]
@@ -66,6 +69,8 @@ class RecordFilter:
     def _has(self, record: Mapping[str, Any], part: str, field: str, values: list[Any]) -> bool:
         value = lookup(record, field)
         if value is MISSING:
+            if part == "where":
+                self._lacking[field] += 1
             return False
         self._unseen.discard((part, field))
         return any(matches(value, accepted) for accepted in values)
@@ -82,6 +87,13 @@ class RecordFilter:
                 f"{self.what}.{part} names the field {field}, which no record of {source} has"
                 f"{suggest(field, known) or '; fields: ' + ', '.join(known[:20])}"
             )
+
+    def remarks(self) -> list[str]:
+        """How many records lack a field of ``where``, a line for each."""
+        return [
+            f"{number:,} records without the field {field} are left out by {self.what}.where.{field}"
+            for field, number in self._lacking.items()
+        ]
 
     def describe(self) -> str:
         """The filters in one line, for messages; empty if there are none."""

@@ -7,6 +7,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,9 +15,9 @@ import numpy as np
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import load_json
 from trim_lightning.records.bad_records import BadRecords
-from trim_lightning.records.fields import LayoutError, kind_of, scalar_field
-from trim_lightning.records.filters import RecordFilter, limit_and_sample
-from trim_lightning.records.layouts import LayoutReader, check_named
+from trim_lightning.records.fields import MISSING, LayoutError, field_names, kind_of, lookup, scalar_field
+from trim_lightning.records.filters import FIELDS_REMEMBERED, RecordFilter, limit_and_sample
+from trim_lightning.records.layouts import LayoutReader, check_named, no_field
 from trim_lightning.records.record_file import (
     MOST_LINE_BYTES,
     TOO_LONG,
@@ -81,12 +82,14 @@ class _Indexer:
         self.bad = BadRecords(source, skipped=options.bad_records == "skip")
         self.source_rows, self.kept = 0, 0
         self.refused: Counter[str] = Counter()
+        self._unseen = options.keys.named if source.what != "coreset" else []  # a part may have none left
+        self._fields: dict[str, None] = {}
         self._mend = f"mend or delete that {source.unit}"
 
     def read(self, handle: BinaryIO) -> None:
         """Take in every line of the open file, of which never more than the longest permitted line is in memory."""
         place, hashed = 0, self.source.sha256 is None
-        lines = iter(lambda: handle.readline(MOST_LINE_BYTES + 1), b"")
+        lines = iter(partial(handle.readline, MOST_LINE_BYTES + 1), b"")
         number, rest = -1, False
         try:
             for raw in lines:
@@ -111,17 +114,20 @@ class _Indexer:
     def finish(self, stamp: tuple[int, int]) -> RecordFile:
         """Apply what needs the whole file."""
         source, options = self.source, self.options
+        self._check_named()
         self.bad.check(self.source_rows)
-        if not self.source_rows:
+        if not self.source_rows and not self.bad:
             raise UserError(f"{source.label} is empty: it holds no records")
-        self.filter.check(source.name)
-        if not self.kept:
+        if self.source_rows:
+            self.filter.check(source.name)
+        if self.source_rows and not self.kept:
             raise UserError(
                 f"{source.what} is empty: {self.filter.describe()} keeps none of the "
                 f"{self.source_rows} records of {source.name}; relax the filter"
             )
         if not self.offsets:
-            raise UserError(f"{source.what} is empty: {'; '.join(self._refused())}; none of {source.name} is left")
+            left_out = "; ".join([*self.bad.remarks(), *self._refused()])
+            raise UserError(f"{source.what} is empty: {left_out}; none of {source.name} is left")
         kept = limit_and_sample(len(self.offsets), options.limit, options.sample, options.seed, source.what)
         return RecordFile(
             source,
@@ -133,7 +139,7 @@ class _Indexer:
             source_rows=self.source_rows,
             stamp=stamp,
             bad=self.bad.listed(),
-            remarks=[*self.bad.remarks(), *self._refused(), *self.reader.remarks()],
+            remarks=[*self.bad.remarks(), *self.filter.remarks(), *self._refused(), *self.reader.remarks()],
         )
 
     def _refused(self) -> list[str]:
@@ -144,14 +150,14 @@ class _Indexer:
 
     def _keeps(self, mark: str) -> str:
         if self.source.what in ("pool", "target"):  # the inputs that have filters
-            return f"'{self.source.what}.where.{mark}=[true,false]' keeps them"
+            return f"'{self.source.what}.exclude.{mark}=[]' keeps them"
         return f"records without the field {mark} are kept"
 
     def _line(self, raw: bytes, number: int, offset: int) -> None:
         try:
             record = self._parse(raw)
             self.source_rows += 1
-            if not self.filter.keep(record):
+            if self.filter.active and not self.filter.keep(record):
                 return
             self.kept += 1
             if ("label" in record or "kto_tag" in record) and (mark := self._marked_bad(record)):
@@ -166,8 +172,8 @@ class _Indexer:
 
     def _take(self, record: Mapping[str, Any], number: int) -> None:
         options = self.options
-        if not self.offsets:
-            check_named(record, options.keys, self.source.what, self.source.place(number))
+        if self._unseen:
+            self._look_for_named(record, number)
         layout = None
         try:
             layout = self.reader.layout_of(record)
@@ -179,8 +185,21 @@ class _Indexer:
         if options.id_field is not None:
             self._check_id(record, options.id_field, number)
         self.reader.counts[layout.name] += 1
-        if layout.unread:
+        if layout.watched:
             self.reader.note(record, layout, turns, self.source.place, number)
+
+    def _look_for_named(self, record: Mapping[str, Any], number: int) -> None:
+        """Cross off the named fields that a record has; without any bad records before it, the first must have them."""
+        if not self._fields and self.options.bad_records == "error":
+            check_named(record, self.options.keys, self.source.what, self.source.place(number))
+        if len(self._fields) < FIELDS_REMEMBERED:
+            self._fields.update(dict.fromkeys(field_names(record)))
+        self._unseen = [(key, name) for key, name in self._unseen if lookup(record, name) is MISSING]
+
+    def _check_named(self) -> None:
+        for key, name in self._unseen if self._fields else ():
+            source = self.source
+            raise no_field(key, name, list(self._fields), f"no record of {source.name} has", "they have", source.what)
 
     def _marked_bad(self, record: Mapping[str, Any]) -> str | None:
         """The field by which a record of KTO says that its answer is a bad one, unless a filter asks for it.
@@ -203,7 +222,7 @@ class _Indexer:
             raise _BadLine(
                 f" is not UTF-8 text (byte {error.start + 1}): convert the file to UTF-8", "not UTF-8 text"
             ) from None
-        if not self.source_rows and not self.bad and text.lstrip().startswith("["):
+        if not self.source_rows and not self.bad and self.source.unit == "line" and text.lstrip().startswith("["):
             raise UserError(
                 f"{self.source.label} is a JSON array; convert to one object per line, e.g. with jq -c '.[]', or "
                 f"read it with {self.source.what}=file"
@@ -224,6 +243,12 @@ class _Indexer:
             # The interpreter's limit on the digits of an integer; its own hint is about code, not data.
             reason = str(error).partition(":")[0]
             raise _BadLine(f" is not valid JSON ({reason}): {self._mend}", f"not valid JSON ({reason})") from None
+        if isinstance(value, list) and self.source.unit == "record":
+            raise _BadLine(
+                f" is a list of {len(value)} values, not an object; so is a row of CSV that has more or fewer cells "
+                f"than the header: {self._mend}",
+                "a list, not an object",
+            )
         if not isinstance(value, dict):
             raise _BadLine(
                 f" is {kind_of(value)}, not a JSON object: {self._mend}", f"{kind_of(value)}, not a JSON object"

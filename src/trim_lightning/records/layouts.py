@@ -8,48 +8,42 @@ preference is our choice: a plain prompt and response win over Alpaca, because s
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from trim_lightning.errors import UserError, suggest
+from trim_lightning.records.calls import are_tools
 from trim_lightning.records.fields import MISSING, LayoutError, field_names, lookup
-from trim_lightning.records.messages import CONTENT_KEYS, as_pairs, is_conversation, json_value, unfolded
+from trim_lightning.records.messages import as_pairs, is_conversation, unfolded
+from trim_lightning.records.names import (
+    CHOSEN,
+    CONTEXTS,
+    CONVERSATIONS,
+    HISTORIES,
+    LISTS,
+    PROMPTS,
+    REJECTED,
+    RESPONSES,
+    SYSTEMS,
+    TEXTS,
+    THOUGHTS,
+    TOOL_FIELDS,
+    is_spoken,
+)
 from trim_lightning.records.record import Turn
 from trim_lightning.records.shapes import FieldKeys, Layout
+from trim_lightning.records.unread import Unread
 
-READING_VERSION = 2
+READING_VERSION = 3
 """Raise it when the same record would become other turns than before."""
 
-PROMPTS = ("instruction", "prompt", "question", "query", "inputs", "input", "problem", "user", "human", "request")
-RESPONSES = ("response", "completion", "output", "answer", "targets", "target", "solution", "assistant", "reply")
-CHOSEN, REJECTED = "chosen", "rejected"
-SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
-TOOL_FIELDS = ("tools", "functions")
-CONVERSATIONS = ("conversations", "messages")
-LISTS = ("conversation", "dialogue", "dialog", "chat", "turns", "data")  # need a list in them
-TEXTS = ("text", "content")
-HISTORIES = ("history", "chat_history", "conversation_history")
-CONTEXTS = ("context",)
 # In order of preference, before all others: the fields that must be there.
 FIRST = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"))
+SOLVED = (("problem", CHOSEN), ("problem", "solution"))  # an answer beside them is the bare result
 ALPACA = "instruction/input/output"
-# words in the name of a field that make its text look like a part of the conversation
-SPOKEN = {
-    *PROMPTS, *RESPONSES, *CONVERSATIONS, *LISTS, *TEXTS, CHOSEN, "system", "context", "history", "tools", "functions",
-    "instructions", "outputs", "responses", "passage", "document", "story", "article", "reasoning", "rationale",
-    "thinking", "thought", "thoughts", "cot", "explanation", "message", "completions", "questions", "answers",
-    "choices", "options",
-}  # fmt: skip
-UNSPOKEN = {
-    REJECTED, "id", "ids", "source", "score", "scores", "rating", "type", "lang", "language", "len", "length", "num",
-    "count", "name", "label", "category", "hash", "sha", "url", "model", "template", "tokens", "key", "index", "date",
-    "time", "format", "license",
-}  # fmt: skip
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-_SHORT = 20  # characters; the short answer that judges a generated text is seldom a part of the conversation
 _MOST_SHAPES = 4096
 
 
@@ -58,13 +52,13 @@ class LayoutReader:
 
     Attributes:
         counts: How many records were read by each layout, as the one who reads them counts.
-        unread: Fields that sound like conversation and were in no turn, each with what the user can do about it.
+        unread: What was not read.
     """
 
     def __init__(self, keys: FieldKeys, what: str) -> None:
         self.keys, self.what = keys, what
         self.counts: Counter[str] = Counter()
-        self.unread: dict[str, str] = {}
+        self.unread = Unread(what)
         self._known: dict[tuple[Any, ...], Layout] = {}
         self._last: Layout | None = None
 
@@ -109,10 +103,9 @@ class LayoutReader:
     def note(
         self, record: Mapping[str, Any], layout: Layout, turns: tuple[Turn, ...], place: Callable[[int], str], row: int
     ) -> None:
-        """Remember the fields of a record that sound like conversation and were not read."""
-        for name in layout.unread:
-            if name not in self.unread and is_left_out(name, record.get(name), turns):
-                self.unread[name] = f"first in {place(row)}; {remedy(name, record[name], layout, self.what)}"
+        """Remember what of a record was not read."""
+        if layout.watched:
+            self.unread.note(record, layout, turns, partial(place, row))
 
     def remarks(self) -> list[str]:
         """What the user should know of how the records were read, a line each."""
@@ -120,9 +113,7 @@ class LayoutReader:
         if len(self.counts) > 1:
             counted = ", ".join(f"{name} ({number:,})" for name, number in self.counts.most_common())
             lines.append(f"mixed layouts: {counted}")
-        for name, told in self.unread.items():
-            lines.append(f"the field {name} looks like a part of the conversation and is not read ({told})")
-        return lines
+        return lines + self.unread.remarks()
 
 
 def choose_layout(
@@ -154,21 +145,26 @@ def check_named(record: Mapping[str, Any], keys: FieldKeys, what: str, where: st
     Raises:
         UserError: naming it and the closest one that exists.
     """
-    named = [("prompt_field", name) for name in keys.prompts]
-    named += [(key, name) for key in ("response_field", "messages_field") if (name := getattr(keys, key)) is not None]
-    known = list(field_names(record))
-    for key, name in named:
-        if lookup(record, name) is MISSING:
-            raise UserError(
-                f"{what}.{key}={name}: {where} has no such field (it has {', '.join(known) or 'none'})"
-                f"{suggest(name, known)}"
-            )
+    absent = [(key, name) for key, name in keys.named if lookup(record, name) is MISSING]
+    needed = ["response_field", "messages_field"]
+    if all(("prompt_field", name) in absent for name in keys.prompts):
+        needed.append("prompt_field")  # of several a record may lack some
+    for key, name in absent:
+        if key in needed:
+            raise no_field(key, name, list(field_names(record)), f"{where} has", "it has", what)
+
+
+def no_field(key: str, name: str, known: Sequence[str], who: str, has: str, what: str) -> UserError:
+    """The error for a named field that is not there; ``who`` and ``has`` say where, ``known`` what is."""
+    return UserError(
+        f"{what}.{key}={name}: {who} no such field ({has} {', '.join(known[:20]) or 'none'}){suggest(name, known)}"
+    )
 
 
 def no_layout(record: Mapping[str, Any], what: str) -> str:
     """What is said of a record that fits no layout."""
     tried = [*("+".join(fields) for fields in FIRST), *CONVERSATIONS, "question+answer and the like", *LISTS[:2]]
-    lists = [name for name, value in record.items() if is_conversation(value)]
+    lists = [name for name, value in record.items() if "reject" not in name.lower() and is_conversation(value)]
     hint = f"name yours with {what}.prompt_field and {what}.response_field, or {what}.messages_field"
     if lists:
         hint = f"there are several lists of messages; name the right one with {what}.messages_field={lists[0]}"
@@ -191,9 +187,14 @@ def recognise(record: Mapping[str, Any], keys: FieldKeys, what: str) -> tuple[La
         return None, False
     # a value that is a list may be one of messages in one record and not in the next
     read = {*layout.prompts, layout.response, layout.messages, layout.extra, *layout.contexts, *layout.systems}
-    read |= {layout.history, layout.tools, REJECTED}
+    read |= {layout.history, layout.tools, layout.thought, REJECTED}
     unread = [name for name, value in valued.items() if name not in read and (is_spoken(name) or _is_list(value))]
-    return replace(layout, unread=tuple(unread)), lasting
+    lists = {name: lookup(valued, name) for name in (layout.messages, layout.history, *layout.prompts) if name}
+    if layout.response:
+        lists[layout.response] = lookup(valued, layout.response)
+    texts = (layout.messages, layout.history)  # which may hold JSON
+    listed = [name for name, value in lists.items() if isinstance(value, list | Mapping) or name in texts]
+    return replace(layout, unread=tuple(unread), listed=tuple(listed)), lasting
 
 
 def _recognise(record: Mapping[str, Any], keys: FieldKeys) -> tuple[Layout | None, bool]:
@@ -210,7 +211,7 @@ def _recognise(record: Mapping[str, Any], keys: FieldKeys) -> tuple[Layout | Non
         core = _pair(present, FIRST) or _listed(present)
         if core is None:
             pairs = [(prompt, response) for prompt in PROMPTS for response in (CHOSEN, *RESPONSES)]
-            core = _pair(present, pairs)
+            core = _pair(present, (*SOLVED, *pairs))
             if core is None and CHOSEN in present:
                 core = Layout(CHOSEN, response=present[CHOSEN])
             if core is None:
@@ -249,8 +250,9 @@ def _by_value(record: Mapping[str, Any], present: Mapping[str, str]) -> Layout |
         value = unfolded(record[present[name]]) if name in present else None
         if isinstance(value, list) and (is_conversation(value) or _are_texts(value)):
             return Layout(present[name], messages=present[name])
-    others = (CHOSEN, REJECTED, *HISTORIES, *TOOL_FIELDS)
-    lists = [name for name, value in record.items() if name.lower() not in others and is_conversation(value)]
+    others = (CHOSEN, *HISTORIES, *TOOL_FIELDS)
+    names = [name for name in record if name.lower() not in others and "reject" not in name.lower()]
+    lists = [name for name in names if is_conversation(record[name])]
     if lists:
         return Layout(lists[0], messages=lists[0]) if len(lists) == 1 else None
     if not any(name in present for name in (*PROMPTS, *RESPONSES, CHOSEN)):
@@ -291,55 +293,16 @@ def _with_beside(
                 history = name
                 break
     if tools is None:
-        tools = next((name for name in beside(TOOL_FIELDS) if _are_tools(record[name])), None)
+        tools = next((name for name in beside(TOOL_FIELDS) if are_tools(record[name])), None)
         lasting = lasting and not any(record[name] for name in beside(TOOL_FIELDS))
     contexts = tuple(name for name in beside(CONTEXTS) if name not in (*systems, history, tools))
     contexts = tuple(name for name in contexts if isinstance(record[name], str) or _are_texts(record[name]))
-    made = replace(core, systems=tuple(systems), history=history, tools=tools, contexts=contexts)
+    thought = keys.thought_field
+    if thought is None:
+        thought = next((name for name in beside(THOUGHTS) if isinstance(record[name], str)), None)
+    made = replace(core, systems=tuple(systems), history=history, tools=tools, thought=thought, contexts=contexts)
     return made, lasting
-
-
-def _are_tools(value: Any) -> bool:
-    found = unfolded(value)
-    items = found if isinstance(found, list) else [found]
-    return all(isinstance(json_value(item) if isinstance(item, str) else item, Mapping) for item in items)
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list) and is_conversation(value)
-
-
-def is_spoken(name: str) -> bool:
-    """True for a field whose name sounds like a part of a conversation."""
-    words = {word.lower() for word in _WORD.findall(name)}
-    return bool(words & SPOKEN) and not words & UNSPOKEN
-
-
-def is_left_out(name: str, value: Any, turns: Sequence[Turn]) -> bool:
-    """True for text in a field that stands in no turn."""
-    texts = [text for text in _texts_in(value) if text.strip()]
-    if not texts or ("answer" in name.lower() and len(texts[0]) <= _SHORT):
-        return False
-    said = "\n".join(turn.text for turn in turns)
-    return any(text.strip() not in said for text in texts)
-
-
-def _texts_in(value: Any) -> list[str]:
-    found = unfolded(value) if isinstance(value, str) else value
-    if isinstance(found, str):
-        return [found]
-    if not isinstance(found, list):
-        return []
-    messages = [item for item in found if isinstance(item, Mapping)]
-    texts = [text for item in messages for key in CONTENT_KEYS if isinstance(text := item.get(key), str)]
-    return [*(item for item in found if isinstance(item, str)), *texts]
-
-
-def remedy(name: str, value: Any, layout: Layout, what: str) -> str:
-    """The keys that have a field read beside a layout."""
-    if is_conversation(value):
-        return f"{what}.history_field={name} puts it before the conversation, {what}.messages_field={name} in its place"
-    if layout.prompts and layout.response:
-        prompts = ",".join((*layout.prompts, *((layout.extra,) if layout.extra else ()), name))
-        return f"'{what}.prompt_field=[{prompts}]' {what}.response_field={layout.response} adds it to the prompt"
-    return f"{what}.system_field={name} puts it at the head"

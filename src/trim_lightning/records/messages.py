@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trim_lightning.records.fields import LayoutError, kind_of, scalar_text
-from trim_lightning.records.record import TOOLS, Role, Turn
+from trim_lightning.records.calls import are_tools, call_of, calls_of, read_tools, tools_first
+from trim_lightning.records.fields import LayoutError, as_list, kind_of, scalar_text
+from trim_lightning.records.names import SYSTEMS, THOUGHT_KEYS, TOOL_FIELDS
+from trim_lightning.records.record import Role, Turn
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -43,10 +44,12 @@ ROLES: dict[str, Role] = {
     "ipython": "tool",
 }
 ROLE_KEYS, CONTENT_KEYS = ("from", "role", "speaker", "author"), ("value", "content", "text", "message")
-# in the order of preference; the first two are what chat templates know, too
-THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
 MASKS = ("weight", "train", "training", "trainable", "loss")
+# what an assistant said in place of a content
+ANSWER_KEYS = ("refusal", "function_calls")
 PAIRS: tuple[tuple[str, str], ...] = (
+    ("instruction", "output"),
+    ("instruction", "response"),
     ("input", "output"),
     ("user", "assistant"),
     ("human", "assistant"),
@@ -54,8 +57,6 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("prompt", "response"),
     ("question", "answer"),
     ("query", "response"),
-    ("instruction", "output"),
-    ("instruction", "response"),
 )
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _THOUGHT_PARTS = ("thinking", "reasoning", "thought")
@@ -78,7 +79,23 @@ def read_messages(value: Any, field: str) -> tuple[Turn, ...]:
         return tuple(Turn("assistant" if place % 2 else "user", text) for place, text in enumerate(value))
     if (pairs := as_pairs(value)) is not None:
         return pairs
-    return tuple(turn for message in value for turn in read_message(message, field))
+    turns: list[Turn] = []
+    for message in value:
+        turns += [turn for turn in _beside(message) if turn not in turns]
+        turns += read_message(message, field)
+    return tools_first(turns)
+
+
+def _beside(message: Any) -> Iterator[Turn]:
+    """The system text and the tools that some sets keep in a message or in a pair."""
+    if not isinstance(message, Mapping) or len(message) == 2:
+        return
+    for name in TOOL_FIELDS:
+        if message.get(name) and are_tools(message[name]):
+            yield from read_tools(message[name], name)
+    for name in SYSTEMS:
+        if isinstance(text := message.get(name), str) and text.strip() and text != message.get("content"):
+            yield Turn("system", text)
 
 
 def _plain_messages(value: list[Any]) -> tuple[Turn, ...] | None:
@@ -98,29 +115,9 @@ def _plain_messages(value: list[Any]) -> tuple[Turn, ...] | None:
 
 
 def unfolded(value: Any) -> Any:
-    """A list in place of the text that spells it, and a list of objects in place of an object of lists."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        value = json_value(value)
-    if isinstance(value, Mapping):
-        columns = [column for column in value.values() if isinstance(column, list)]
-        if columns and len(columns) == len(value) and len({len(column) for column in columns}) == 1:
-            return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
-        if is_message(value):
-            return [value]
-    return value
-
-
-def json_value(text: str) -> Any:
-    """What a text says as JSON, or as Python prints lists and objects; the text itself if it says neither."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return value if isinstance(value, list | dict) else text
+    """A list in place of the text that spells it, of an object of lists, and of one message alone."""
+    value = as_list(value)
+    return [value] if is_message(value) else value
 
 
 def is_message(value: Any) -> bool:
@@ -128,7 +125,7 @@ def is_message(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
         and any(isinstance(value.get(key), str) for key in ROLE_KEYS)
-        and any(key in value for key in (*CONTENT_KEYS, "tool_calls", "function_call"))
+        and any(key in value for key in (*CONTENT_KEYS, *ANSWER_KEYS, "tool_calls", "function_call"))
     )
 
 
@@ -156,11 +153,24 @@ def as_pairs(value: Sequence[Any]) -> tuple[Turn, ...] | None:
         if isinstance(item, list | tuple):
             texts = list(item)
         elif isinstance(item, Mapping):
-            texts = next(([item[one], item[two]] for one, two in PAIRS if one in item and two in item), [])
+            texts = next(([item[one], item[two]] for one, two in PAIRS if _are_texts(item, one, two)), [])
         if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
             return None
-        turns += [Turn("user", texts[0]), Turn("assistant", texts[1])]
-    return tuple(turns)
+        if isinstance(item, Mapping):
+            turns += [turn for turn in _beside(item) if turn not in turns]
+            if isinstance(item.get("instruction"), str) and isinstance(more := item.get("input"), str) and more:
+                texts[0] = f"{texts[0]}\n{more}"
+        thought = _thought(item) if isinstance(item, Mapping) else ""
+        turns += [Turn("user", texts[0]), Turn("assistant", texts[1], thought)]
+    return tools_first(turns)
+
+
+def _are_texts(item: Mapping[str, Any], *names: str) -> bool:
+    return all(isinstance(item.get(name), str) for name in names)
+
+
+def _thought(message: Mapping[str, Any]) -> str:
+    return next((text for key in THOUGHT_KEYS if isinstance(text := message.get(key), str) and text), "")
 
 
 def read_message(message: Any, field: str) -> Iterator[Turn]:
@@ -180,12 +190,15 @@ def read_message(message: Any, field: str) -> Iterator[Turn]:
     role = ROLES.get(name.strip().lower())
     if role is None:
         raise LayoutError(f"field {field} has the unknown role {name!r} (known: {', '.join(ROLES)})")
-    content, calls = message.get(content_key), _calls(message)
+    content, calls = message.get(content_key), calls_of(message)
     if len(message) == 2 and isinstance(content, str):  # nearly all messages
         yield Turn(role, content)
         return
-    thought = next((text for key in THOUGHT_KEYS if isinstance(text := message.get(key), str) and text), "")
-    if isinstance(content, list):
+    thought = _thought(message)
+    said = next((text for key in ANSWER_KEYS if isinstance(text := message.get(key), str) and text.strip()), None)
+    if content in (None, "") and said is not None and not calls:
+        content = said
+    elif isinstance(content, list):
         parts = [_part(part, field) for part in content]
         results = [result for *_, result in parts if result is not None]
         yield from results
@@ -213,7 +226,18 @@ def read_message(message: Any, field: str) -> Iterator[Turn]:
 
 def masked(message: Mapping[str, Any]) -> bool:
     """True for a message that its record keeps out of the loss: ``weight: 0``, ``train: false`` and the like."""
-    return any(isinstance(value := message.get(key), bool | int | float) and not value for key in MASKS)
+    return any(weight_of(message.get(key)) == 0 for key in MASKS)
+
+
+def weight_of(value: Any) -> float | None:
+    """A mark of `MASKS` as a number, of text too (CSV); None for what is none."""
+    if isinstance(value, str):
+        value = {"false": 0, "true": 1}.get(value.strip().lower(), value)
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, bool | int | float) else None
 
 
 def _text_of(value: Any) -> str:
@@ -224,51 +248,27 @@ def _part(part: Any, field: str) -> tuple[str, str, list[dict[str, Any]], Turn |
     """Text, thought, calls and tool result of one part of a content."""
     if isinstance(part, str):
         return part, "", [], None
-    kind = part.get("type", "text") if isinstance(part, Mapping) else kind_of(part)
+    kind = (part.get("type") or "text") if isinstance(part, Mapping) else kind_of(part)
     if isinstance(part, Mapping):
-        if kind in _TEXT_PARTS and isinstance(text := part.get("text", part.get(kind)), str):
-            return text, "", [], None
+        if kind in _TEXT_PARTS:
+            found = (part.get(key) for key in ("text", kind))
+            if (text := next((text for text in found if isinstance(text, str)), None)) is not None:
+                return text, "", [], None
         if kind in _THOUGHT_PARTS:
-            found = (part.get(key) for key in (kind, "thinking", "text", "content"))
-            if (thought := next((text for text in found if isinstance(text, str)), None)) is not None:
-                return "", thought, [], None
+            thoughts = next((part[key] for key in (kind, "thinking", "text", "content") if part.get(key)), "")
+            if isinstance(thoughts, list):
+                thoughts = "".join(_part(piece, field)[0] for piece in thoughts)
+            if isinstance(thoughts, str):
+                return "", thoughts, [], None
         if kind in ("tool_use", "tool_call", "function_call") and isinstance(part.get("name"), str):
-            return "", "", [_call({**part, "arguments": part.get("input", part.get("arguments", {}))})], None
+            given: Any = next((part[key] for key in ("input", "arguments") if part.get(key) is not None), {})
+            return "", "", [call_of({**part, "arguments": given})], None
         if kind == "tool_result":
             inner = part.get("content") or ""
             text = inner if isinstance(inner, str) else "".join(_part(piece, field)[0] for piece in inner)
             return "", "", [], Turn("tool", text, call_id=_text_of(part.get("tool_use_id")))
         kind = part.get("type", "unknown")
     raise LayoutError(f"field {field} has a content part of type {scalar_text(kind)}; only text can be read")
-
-
-def _calls(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    given = message.get("tool_calls") or message.get("function_call")
-    if not given:
-        return []
-    given = unfolded(given)
-    found = given if isinstance(given, list) else [given]
-    return [_call(item) for item in found]
-
-
-def _call(item: Any) -> dict[str, Any]:
-    """One call in the form of OpenAI; arguments that are JSON text become an object."""
-    item = json_value(item) if isinstance(item, str) else item
-    inner = item.get("function", item) if isinstance(item, Mapping) else None
-    inner = json_value(inner) if isinstance(inner, str) else inner
-    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-        raise LayoutError("tool_calls holds something other than calls with a name and arguments")
-    arguments = inner.get("arguments", inner.get("parameters"))
-    if isinstance(arguments, str):
-        parsed = json_value(arguments) if arguments.strip() else {}
-        arguments = parsed if isinstance(parsed, Mapping) else arguments
-    function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
-    call_id = item.get("id")
-    return {
-        **({"id": call_id} if isinstance(call_id, str) and call_id else {}),
-        "type": "function",
-        "function": function,
-    }
 
 
 def read_history(value: Any, field: str) -> tuple[Turn, ...]:
@@ -286,20 +286,3 @@ def read_history(value: Any, field: str) -> tuple[Turn, ...]:
     if pairs is None and not is_conversation(found):
         raise LayoutError(f"field {field} holds something other than [user, assistant] pairs of text")
     return read_messages(found, field) if pairs is None else pairs
-
-
-def read_tools(value: Any, field: str) -> tuple[Turn, ...]:
-    """The tools that a conversation may call: a list of them, one alone, or JSON text of either.
-
-    Raises:
-        LayoutError: if it is none of that.
-    """
-    found = unfolded(value) if not isinstance(value, list) else value
-    found = [found] if isinstance(found, Mapping) and found else found
-    if isinstance(found, list):
-        found = [json_value(item) if isinstance(item, str) else item for item in found]
-    if not found or (isinstance(value, str) and not value.strip()):
-        return ()
-    if not (isinstance(found, list) and all(isinstance(item, Mapping) for item in found)):
-        raise LayoutError(f"field {field} is {kind_of(value)}, not a list of tools")
-    return (Turn(TOOLS, json.dumps(found, ensure_ascii=False)),)

@@ -189,7 +189,7 @@ class RecordFile:
             "id_field": options.id_field,
             "where": conditions(options.where),
             "exclude": conditions(options.exclude),
-            "bad_records": options.bad_records,
+            "bad_records": "skip" if self.bad else "error",  # where there are none, both read the same
             "limit": options.limit,
             "sample": options.sample,
             # The seed decides nothing without a sample, and must not split the cache then.

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from trim_lightning.errors import UserError
+from trim_lightning.records.calls import read_tools, tools_first
 from trim_lightning.records.fields import MISSING, LayoutError, lookup, optional_text, text_field
 from trim_lightning.records.messages import (
     is_conversation,
@@ -15,11 +16,13 @@ from trim_lightning.records.messages import (
     is_messages,
     read_history,
     read_messages,
-    read_tools,
 )
-from trim_lightning.records.record import Role, Turn
+from trim_lightning.records.names import CHOSEN, TEXTS, THOUGHTS
+from trim_lightning.records.record import TOOLS, Role, Turn
+from trim_lightning.records.transcripts import spoken_turns
 
 _LISTED = frozenset("[{")  # a text that begins so may hold messages
+_SWITCH = 20  # characters of a word such as "on" or "medium"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,13 @@ class FieldKeys:
     system_field: str | None = None
     history_field: str | None = None
     tools_field: str | None = None
+    thought_field: str | None = None
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """Each key that is set with each field that it names."""
+        others = [(key, name) for key, name in vars(self).items() if key != "prompt_field" and name is not None]
+        return [*(("prompt_field", name) for name in self.prompts), *others]
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -76,7 +86,9 @@ class Layout:
         systems: Fields of the system text.
         history: Field of earlier turns.
         tools: Field of the tools that may be called.
+        thought: Field of the thought before the last response.
         unread: Fields whose names sound like conversation and that are in no other place.
+        listed: Fields of these that hold messages or pairs, which may have further fields.
     """
 
     name: str
@@ -88,12 +100,30 @@ class Layout:
     systems: tuple[str, ...] = ()
     history: str | None = None
     tools: str | None = None
+    thought: str | None = None
     unread: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()
+
+    @cached_property
+    def transcribed(self) -> bool:
+        """True where a text may hold several turns: plain text, and the sides of preference pairs."""
+        response = (self.response or "").rpartition(".")[2].lower()
+        return response == CHOSEN or (response in TEXTS and not self.prompts)
+
+    @cached_property
+    def bare(self) -> bool:
+        """True for a response that has its prompt, if any, in itself."""
+        return not self.prompts and self.messages is None
+
+    @cached_property
+    def watched(self) -> bool:
+        """True if there may be something in a record that is not read."""
+        return bool(self.unread or self.listed or self.bare)
 
     @cached_property
     def simple(self) -> str:
         """``pair`` or ``messages`` if there is nothing beside them, which goes a shorter way; else empty."""
-        if self.contexts or self.systems or self.history or self.tools:
+        if self.contexts or self.systems or self.history or self.tools or self.thought or self.transcribed:
             return ""
         if self.messages is not None:
             return "" if self.response else "messages"
@@ -116,6 +146,9 @@ class Layout:
                     return (Turn("user", asked), Turn("assistant", response))
         body = self._body(record)
         tools = read_tools(lookup(record, self.tools), self.tools) if self.tools else ()
+        if any(turn.role == TOOLS for turn in body):
+            tools += tuple(turn for turn in body if turn.role == TOOLS)
+            body = tuple(turn for turn in body if turn.role != TOOLS)
         systems: list[Turn] = []
         for name in self.systems:
             text = optional_text(record, name)
@@ -125,31 +158,45 @@ class Layout:
         if earlier:
             first = next((place for place, turn in enumerate(body) if turn.role != "system"), len(body))
             body = (*body[:first], *earlier, *body[first:])
-        return (*tools, *systems, *body)
+        if self.thought and _is_thought(self.thought, thought := optional_text(record, self.thought)):
+            body = _with_thought(body, thought)
+        return tools_first((*tools, *systems, *body))
 
     def _body(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
-        before: tuple[Turn, ...] = ()
+        body: tuple[Turn, ...] = ()
         if self.messages is not None:
-            before = read_messages(_there(record, self.messages), self.messages)
+            body = read_messages(_there(record, self.messages), self.messages)
         elif self.prompts:
-            before = self._prompt(record)
+            body = self._prompt(record)
+        if self.response is not None:
+            answer = self._side(record, self.response, "assistant")
+            if self.messages is not None and body[-1].role == answer[0].role == "assistant":
+                body = body if body[-1] == answer[-1] else (*body[:-1], *answer)
+            else:
+                body = _in_turn(body, answer)
         contexts = [text for name in self.contexts if (text := _joined(record, name))]
-        spoken = "\n".join(turn.content for turn in before) if contexts else ""
+        spoken = "\n".join(turn.content for turn in body if turn.role != "assistant") if contexts else ""
         for text in contexts:
             if text not in spoken:
-                before = _with_context(before, text)
-        if self.response is None:
-            return before
-        after = _side(record, self.response, "assistant")
-        asked = {turn.content for turn in before if turn.role == "user"}
-        if asked and asked <= {turn.content for turn in after if turn.role == "user"}:
-            return after  # the answer of a preference pair may hold its prompt
-        if self.messages is not None and before[-1].role == "assistant":
-            return before if before[-1] == after[-1] else (*before[:-1], *after)
-        return before + after
+                body = _with_context(body, text)
+        return body
+
+    def _side(self, record: Mapping[str, Any], name: str, role: Role) -> tuple[Turn, ...]:
+        """A prompt or a response: text, a transcript, one message, or a list of messages."""
+        value = lookup(record, name)
+        if isinstance(value, str) and not is_written(name, value):
+            return (spoken_turns(value) if self.transcribed else None) or (Turn(role, value),)
+        if is_message(value) or is_conversation(value):
+            return read_messages(value, name)
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            return read_messages(value, name)
+        return (Turn(role, text_field(record, name)),)
 
     def _prompt(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
-        sides = [_side(record, name, "user") for name in self.prompts]
+        names = self.prompts
+        if len(names) > 1:  # of several some may be absent
+            names = tuple(name for name in names if lookup(record, name) not in (MISSING, None)) or names[:1]
+        sides = [self._side(record, name, "user") for name in names]
         if any(len(side) != 1 or side[0].role != "user" for side in sides):
             before = tuple(turn for side in sides for turn in side)
         else:
@@ -173,16 +220,37 @@ def is_written(name: str, text: str) -> bool:
     return text[:1] in opens and is_messages(text)
 
 
-def _side(record: Mapping[str, Any], name: str, role: Role) -> tuple[Turn, ...]:
-    """A prompt or a response: text, one message, or a list of messages."""
-    value = lookup(record, name)
-    if isinstance(value, str) and not is_written(name, value):
-        return (Turn(role, value),)
-    if is_message(value) or is_conversation(value):
-        return read_messages(value, name)
-    if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        return read_messages(value, name)
-    return (Turn(role, text_field(record, name)),)
+def _in_turn(before: tuple[Turn, ...], after: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Prompt and answer with what both hold, as in preference pairs, once."""
+    asked = {turn.content.strip() for turn in before if turn.role == "user"}
+    if asked and asked <= {turn.content.strip() for turn in after if turn.role == "user"}:
+        return (*(turn for turn in before if turn.role in ("system", TOOLS) and turn not in after), *after)
+    most = min(len(before), len(after))
+    shared = next((size for size in range(most, 0, -1) if _same(before[-size:], after[:size])), 0)
+    return (*before, *after[shared:])
+
+
+def _same(some: tuple[Turn, ...], others: tuple[Turn, ...]) -> bool:
+    pairs = zip(some, others, strict=True)
+    return all(one.role == other.role and one.content.strip() == other.content.strip() for one, other in pairs)
+
+
+def _is_thought(field: str, text: str) -> bool:
+    """False for a blank, and for one word in a field of a usual name, which says how much was to be thought."""
+    words = len(text.split())
+    return words > 1 or (words == 1 and (len(text) > _SWITCH or field.lower() not in THOUGHTS))
+
+
+def _with_thought(turns: tuple[Turn, ...], thought: str) -> tuple[Turn, ...]:
+    """The turns with a thought in the last answer, unless that has it already."""
+    place = next((place for place in reversed(range(len(turns))) if turns[place].role == "assistant"), None)
+    if place is None:
+        return (*turns, Turn("assistant", "", thought))
+    answer = turns[place]
+    if thought.strip() in answer.text:
+        return turns
+    thought = f"{answer.thought}\n\n{thought}" if answer.thought else thought
+    return (*turns[:place], answer._replace(thought=thought), *turns[place + 1 :])
 
 
 def _joined(record: Mapping[str, Any], name: str) -> str:

@@ -26,7 +26,7 @@ from trim_lightning.records.file_formats import (
     refuse_bomb,
     unpack,
 )
-from trim_lightning.records.file_search import FoundFiles, find_files, label_of
+from trim_lightning.records.file_search import FoundFiles, find_files, format_suffix, label_of
 from trim_lightning.records.indexing import index
 from trim_lightning.records.json_lines import BATCH_ROWS, json_line, one_line
 from trim_lightning.records.record_file import LineSource, RecordFile, check_file, options_of, sha256_of
@@ -112,7 +112,7 @@ def _files(source: SourceSettings, what: str, spool: Spool) -> LineSource:
         if packing is not None:
             digest = sha256_of(path, label)
             path = spool("decompressed", {"sha256": digest}, partial(_unpack_to, path, packing, label)) / _RECORDS
-        form = format_of(path, label)
+        form = format_of(path, format_suffix(found.files[0]), label)
         if form == "jsonl" or (kind == "jsonl" and form != "json"):
             if form == "csv":
                 raise UserError(f"{label} looks like CSV, not JSON lines: read it with {what}=file")
@@ -139,11 +139,11 @@ def _converted(found: FoundFiles, label: str, what: str, spool: Spool) -> LineSo
             for path, name in zip(found.files, found.names, strict=True):
                 told = label if len(found.files) == 1 else f"{label}: {name}"
                 starts.append(number)
-                packing = packing_of(path, told)
+                suffix, packing = format_suffix(path), packing_of(path, told)
                 if packing is not None:
                     unpack(path, plain, packing, told)
                     path = plain
-                for line in lines_of(path, format_of(path, told), told):
+                for line in lines_of(path, format_of(path, suffix, told), suffix, told):
                     size += len(line) + 1
                     refuse_bomb(size, limit, told)
                     out.write(line + b"\n")
@@ -151,7 +151,7 @@ def _converted(found: FoundFiles, label: str, what: str, spool: Spool) -> LineSo
         plain.unlink(missing_ok=True)
         (directory / _PARTS).write_text(json.dumps(starts), encoding="utf-8")
 
-    suffixes = [path.suffix.lower() for path in found.files]  # they decide the delimiter
+    suffixes = [format_suffix(path) for path in found.files]  # they decide the delimiter
     directory = spool("files", {"files": digests, "suffixes": suffixes, "conversion": _FILES}, build)
     several = len(found.files) > 1
     return LineSource(
@@ -182,7 +182,7 @@ def _parquet(found: FoundFiles, label: str, what: str, spool: Spool) -> LineSour
         limit, size = most_unpacked(sum(path.stat().st_size for path in found.files)), 0
         with (directory / _RECORDS).open("wb") as out:
             for path in found.files:
-                for line in lines_of(path, "parquet", label):
+                for line in lines_of(path, "parquet", "", label):
                     size += len(line) + 1
                     refuse_bomb(size, limit, label)
                     out.write(line + b"\n")

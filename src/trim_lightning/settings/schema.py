@@ -44,6 +44,7 @@ class SourceSettings:
     system_field: str | None = key(None, "field of the system text; null takes `system` or `system_prompt`")
     history_field: str | None = key(None, "field of earlier turns; null takes `history`")
     tools_field: str | None = key(None, "field of the tools that may be called; null takes `tools`")
+    thought_field: str | None = key(None, "field of the thought before the last response; null takes `reasoning` etc.")
     id_field: str | None = key(None, "field of the id; null takes `id`, else the 0-based line number")
     bad_records: str = key(
         "error", "a record that cannot be read is an error, or left out, counted and listed", choices=("error", "skip")
@@ -290,6 +291,7 @@ class EvaluationSettings:
     system_field: str | None = key(None, "as `pool.system_field`")
     history_field: str | None = key(None, "as `pool.history_field`")
     tools_field: str | None = key(None, "as `pool.tools_field`")
+    thought_field: str | None = key(None, "as `pool.thought_field`")
     bad_records: str = key("error", "as `pool.bad_records`", choices=("error", "skip"))
     split: str | None = key(None, "as `pool.split`")
     generated: bool = key(False, "fresh records of the generated target families serve as held-out records")
