@@ -142,7 +142,7 @@ def compiled() -> dict[str, Any]:
 
 def rounding() -> dict[str, Any]:
     """Largest difference of a record's mean similarity when the batch budget is a quarter, in the product's format."""
-    import pyarrow.parquet as pq
+    from trim_lightning.stages.token_scores import StoredPass
 
     model = materials.model_of(materials.smollm2(), materials.best_dtype())
     records = materials.tokens_of(materials.smollm2(), 200, "rounding")
@@ -154,9 +154,10 @@ def rounding() -> dict[str, Any]:
             request = ScoringRequest({"": bank}, "embedding", "all")
             resources = Resources(CPU, budget)
             run_scoring_pass(model, records, {Path(folder): request}, resources=resources)
-            for path in Path(folder).glob("shard-*.parquet"):
-                for line in pq.read_table(path).to_pylist():
-                    found[line["row"]] = float(np.mean(line["similarity"]))
+            passed = StoredPass(Path(folder), records)
+            for shard in map(passed.shard, range(len(passed))):
+                parts = np.split(shard.bank(0).similarity, np.cumsum(shard.lengths)[:-1])
+                found |= {row: float(part.mean()) for row, part in zip(shard.rows.tolist(), parts, strict=True)}
         means.append(found)
     differences = [abs(means[0][row] - means[1][row]) for row in means[0]]
     spread = float(np.std(list(means[0].values())))

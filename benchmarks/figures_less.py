@@ -92,12 +92,10 @@ def less_four() -> dict[str, Any]:
 
 def trim_selection(model: Any, records: TokenizedRecords, targets: TokenizedRecords) -> None:
     """TRIM's selection stage: target pass, banks, scoring pass, pooling."""
-    import pyarrow.parquet as pq
-
     from trim_lightning.engine.target_pass import read_signals, run_target_pass
     from trim_lightning.settings.schema import FallbackSettings, PoolerSettings, SaliencySettings
     from trim_lightning.stages.fingerprints import banks_of, weigh
-    from trim_lightning.stages.token_scores import ScopedTokens, pool_tokens, scaled_idf
+    from trim_lightning.stages.token_scores import StoredPass, pool_tokens, scaled_idf
 
     directory = Path(tempfile.mkdtemp(dir=WORK))
     try:
@@ -108,8 +106,9 @@ def trim_selection(model: Any, records: TokenizedRecords, targets: TokenizedReco
         request = ScoringRequest({"": bank}, "embedding", "all")
         run_scoring_pass(model, records, {directory: request}, resources=Resources(CPU, BUDGET))
         idf = scaled_idf(bank.token_ids.cpu().numpy(), bank.idf.cpu().numpy())
-        for path in directory.glob("shard-*.parquet"):
-            pool_tokens(ScopedTokens.read(pq.read_table(path), ""), FallbackSettings(), PoolerSettings(), idf)
+        passed = StoredPass(directory, records)
+        for index in range(len(passed)):
+            pool_tokens(passed.shard(index).bank(0), FallbackSettings(), PoolerSettings(), idf)
     finally:
         shutil.rmtree(directory)
 

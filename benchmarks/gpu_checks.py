@@ -38,6 +38,7 @@ from trim_lightning.models.lora import add_lora
 from trim_lightning.models.loss import last_hidden_states, summed_loss
 from trim_lightning.settings.schema import SaliencySettings, TuningSettings
 from trim_lightning.stages.fingerprints import banks_of, weigh
+from trim_lightning.stages.token_scores import StoredPass
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tuning.run import ADAPTER, TrainingSite, train_model
 
@@ -99,17 +100,16 @@ def similarities(
     place: Place, model: Any, pool: TokenizedRecords, bank: Any, folder: Path, budget: int, **trainer: Any
 ) -> NDArray[np.float64]:
     """Every token's similarity, in the pool's order, of a scoring pass as the product runs it."""
-    import pyarrow.parquet as pq
-
     folder.mkdir(parents=True, exist_ok=True)
     resources = Resources({**place.trainer, **trainer}, budget, num_workers=0)
     run_scoring_pass(model, pool, {folder: ScoringRequest({"": bank}, "embedding", "all")}, resources=resources)
-    found: dict[int, list[float]] = {}
-    for path in folder.glob("shard-*.parquet"):
-        for line in pq.read_table(path, columns=["row", "similarity"]).to_pylist():
-            found[line["row"]] = line["similarity"]
+    passed = StoredPass(folder, pool)
+    found: dict[int, NDArray[np.float64]] = {}
+    for shard in map(passed.shard, range(len(passed))):
+        parts = np.split(shard.bank(0).similarity, np.cumsum(shard.lengths)[:-1])
+        found.update(zip(shard.rows.tolist(), parts, strict=True))
     shutil.rmtree(folder)
-    return np.concatenate([found[row] for row in sorted(found)]).astype(np.float64)
+    return np.concatenate([found[row] for row in sorted(found)])
 
 
 def gradients(model: Any, pool: TokenizedRecords) -> NDArray[np.float64]:

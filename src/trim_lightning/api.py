@@ -158,7 +158,7 @@ class TrimScorer:
             for batch in self._batches(sequences):
                 result = {name: value.cpu() for name, value in forward.predict_step(batch, 0).items()}
                 scope = torch.from_numpy(scope_mask(result["roles"].numpy(), self.scope))
-                match = result["match"][0][scope].numpy()
+                match = forward.match_of(result, 0)[scope].numpy()
                 tokens = ScopedTokens(
                     similarity=result["similarity"][0][scope].double().numpy(),
                     match=match,

@@ -122,18 +122,18 @@ def test_a_killed_sweep_repeats_nothing_that_was_finished(inputs: Inputs, tmp_pa
     partial = tmp_path / "store" / "partial"
     deadline = time.monotonic() + 600
     # the pass writes a shard for each of the three banks; a few of them are to be kept
-    while len(list(partial.glob("score-*/shard-*.parquet"))) < 12:
+    while len(list(partial.glob("score-*/similarity-*.safetensors"))) < 12:
         assert killed.poll() is None, "the sweep ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    kept = {file: file.stat().st_mtime_ns for file in partial.glob("score-*/shard-*.parquet")}
+    kept = {file: file.stat().st_mtime_ns for file in partial.glob("score-*/similarity-*.safetensors")}
     assert len({file.parent for file in kept}) == 3
     again = begin(inputs, tmp_path, "again", "warmup=none")
     told, _ = again.communicate(timeout=900)
     assert again.returncode == 0, told
-    finished = {file.stat().st_mtime_ns for file in (tmp_path / "store" / "score").glob("*/shard-*.parquet")}
+    finished = {file.stat().st_mtime_ns for file in (tmp_path / "store" / "score").glob("*/similarity-*.safetensors")}
     folders = {file.parent for file in kept}
     whole = set.intersection(*({file.name for file in kept if file.parent == folder} for folder in folders))
     assert whole, "no shard that all banks had finished"

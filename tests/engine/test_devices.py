@@ -231,7 +231,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
 
 
 def shards_of(store: Path) -> list[Path]:
-    return list(store.glob("partial/score-*/shard-*.parquet"))
+    return list(store.glob("partial/score-*/similarity-*.safetensors"))
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def test_scoring_pass_gives_the_cosine_of_every_token_in_every_bank(nearest: str
         cosines = unit(states) @ bank.vectors.T
         table = nearest_classes(embeddings, bank.token_ids)
         for token, token_id in enumerate(ids.tolist()):
-            chosen = bank.token_ids.tolist().index(int(result["match"][place, token]))
+            chosen = bank.token_ids.tolist().index(int(module.match_of(result, place)[token]))
             assert float(result["similarity"][place, token]) == pytest.approx(float(cosines[token, chosen]), abs=1e-5)
             if token_id in bank.token_ids.tolist() or nearest == "embedding":
                 assert chosen == table[token_id]
@@ -133,7 +133,7 @@ def test_a_bank_of_one_class_matches_every_token_with_it(tiny_model: Load) -> No
     module = ScoringPass(tiny_model("llama"), [(random_bank(1, [9]), "embedding")])
     module.on_predict_start()
     result = run(module, batch_of(sequences(), [0, 1]))
-    assert set(result["match"].flatten().tolist()) == {9}
+    assert set(module.match_of(result, 0).tolist()) == {9}
     assert result["similarity"].abs().max() <= 1 + 1e-6
 
 

@@ -16,11 +16,15 @@ import torch
 from transformers import PreTrainedModel
 
 from running import run_select
-from trim_lightning.engine import scoring_pass, sharded_pass
+from trim_lightning.engine import scoring_pass, sharded_pass, token_shards
 from trim_lightning.engine import shards as shard_files
 from trim_lightning.engine.batches import plan_shards
 from trim_lightning.engine.devices import Resources
-from trim_lightning.engine.shards import shard_path
+from trim_lightning.engine.shards import read_tensors
+from trim_lightning.engine.token_shards import EXACT_BANKS, SCALE, bytes_of, codes_of, cosines_of, similarity_path
+from trim_lightning.errors import UserError
+from trim_lightning.settings.schema import FallbackSettings
+from trim_lightning.stages.token_scores import StoredPass
 from trim_lightning.store import StageKey, Store
 from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
@@ -64,21 +68,21 @@ def work(
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.suffix == ".parquet"}
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.suffix == ".safetensors"}
 
 
 def break_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the writer fail after so many shards; returns the list of written ones."""
     written: list[int] = []
-    real = shard_files.write_shard
+    real = token_shards.write_tensors
 
-    def write(table: Any, directory: Path, index: int) -> None:
+    def write(path: Path, tensors: Any) -> None:
         if len(written) == shards:
             raise RuntimeError("killed")
-        written.append(index)
-        real(table, directory, index)
+        written.append(int(path.stem.rpartition("-")[2]))
+        real(path, tensors)
 
-    monkeypatch.setattr(shard_files, "write_shard", write)
+    monkeypatch.setattr(token_shards, "write_tensors", write)
     return written
 
 
@@ -86,20 +90,97 @@ def test_every_record_and_token_is_there_once(work: Work, tmp_path: Path) -> Non
     facts = work(tmp_path)
     assert facts["tokens"] == sum(LENGTHS)
     assert facts["shards"] >= 5
-    tables = [pq.read_table(shard_path(tmp_path, index)) for index in range(facts["shards"])]
+    passed = StoredPass(tmp_path, work.records)
+    shards = [passed.shard(index) for index in range(len(passed))]
     noted = json.loads((tmp_path / "shards.json").read_text())
-    assert noted["groups"] == ["first", "second"]
-    assert noted["shard_records"] == [table.num_rows for table in tables]
-    lines = {line["row"]: line for table in tables for line in table.to_pylist()}
-    assert sum(table.num_rows for table in tables) == len(lines)
-    assert sorted(lines) == [row for row, length in enumerate(LENGTHS) if length]
-    for row, line in lines.items():
-        sequence = work.records[row]
-        assert line["token_ids"] == sequence.token_ids.tolist()
-        assert line["scope"] == (sequence.roles > 0).tolist()
-        for group, bank in work.banks.items():
-            assert len(line[f"similarity/{group}"]) == len(line["token_ids"])
-            assert set(line[f"match/{group}"]) <= set(bank.token_ids.tolist())
+    assert noted["groups"] == passed.groups == ["first", "second"]
+    assert noted["shard_records"] == [len(shard.rows) for shard in shards]
+    rows = np.concatenate([shard.rows for shard in shards])
+    assert sorted(rows.tolist()) == [row for row, length in enumerate(LENGTHS) if length]
+    for shard in shards:
+        sequences = [work.records[row] for row in shard.rows]
+        scoped = [sequence.token_ids[sequence.roles > 0] for sequence in sequences]
+        assert shard.lengths.tolist() == list(map(len, scoped))
+        assert shard.token_ids.tolist() == np.concatenate(scoped).tolist()
+        for place, bank in enumerate(work.banks.values()):
+            tokens = shard.bank(place)
+            assert len(tokens.similarity) == len(tokens.match) == len(shard.token_ids)
+            assert set(tokens.match.tolist()) <= set(bank.token_ids.tolist())
+            assert tokens.direct.tolist() == np.isin(shard.token_ids, bank.token_ids.numpy()).tolist()
+
+
+def in_turns(banks: Mapping[str, FingerprintBank], number: int) -> dict[str, FingerprintBank]:
+    """So many groups, of some banks in turns."""
+    return {f"g{place}": list(banks.values())[place % len(banks)] for place in range(number)}
+
+
+@pytest.mark.parametrize("number", [1, EXACT_BANKS, EXACT_BANKS + 1, 57])
+def test_a_token_takes_at_most_six_bytes_and_two_a_bank(number: int, work: Work, tmp_path: Path) -> None:
+    work.banks = in_turns(work.banks, number)
+    work(tmp_path)
+    passed = StoredPass(tmp_path, work.records)
+    for index in range(len(passed)):
+        tensors = read_tensors(similarity_path(tmp_path, index))
+        tokens = tensors["similarity"].shape[1]
+        taken = sum(tensor.nbytes for name, tensor in tensors.items() if name != "rows")
+        assert taken == bytes_of(number) * tokens <= (6 + 2 * number) * tokens
+    assert read_tensors(tmp_path / token_shards.MATCHES)["match"].shape == (number, work.model.config.vocab_size)
+
+
+def test_sixteen_bits_are_what_float32_says_to_half_a_step(work: Work, tmp_path: Path) -> None:
+    exact, short = tmp_path / "exact", tmp_path / "short"
+    for directory, number in ((exact, 2), (short, 8)):
+        directory.mkdir()
+        work.banks = in_turns(work.banks, number)
+        work(directory)
+    for index in range(len(StoredPass(exact, work.records))):
+        one, other = (StoredPass(directory, work.records).shard(index) for directory in (exact, short))
+        for place in range(8):
+            left, right = one.bank(place % 2), other.bank(place)
+            np.testing.assert_allclose(left.similarity, right.similarity, rtol=0, atol=0.5001 / SCALE)
+            assert (left.similarity != right.similarity).any()
+            assert left.match.tolist() == right.match.tolist()
+
+
+def test_codes_keep_the_ends_and_what_is_no_number() -> None:
+    cosines = torch.tensor([-1.0000001, -1.0, 0.0, 1.0, 1.0000001, float("nan")])
+    np.testing.assert_array_equal(cosines_of(codes_of(cosines).numpy()), [-1, -1, 0, 1, 1, np.nan])
+
+
+def test_a_damaged_shard_of_a_finished_pass_is_told(work: Work, tmp_path: Path) -> None:
+    work(tmp_path)
+    path = similarity_path(tmp_path, 1)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    passed = StoredPass(tmp_path, work.records)
+    passed.shard(0)
+    with pytest.raises(UserError, match=f"{path.name} cannot be read") as caught:
+        passed.shard(1)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_are_found_in_the_shards_of_their_window(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = functools.partial(plan_shards, shard_tokens=30, window=4)
+    monkeypatch.setattr(scoring_pass, "plan_shards", plan)
+    monkeypatch.setattr(scoring_pass, "WINDOW", 4)
+    work(tmp_path)
+    passed = StoredPass(tmp_path, work.records)
+    for row, length in enumerate(LENGTHS):
+        shards = passed.indexes(range(row, row + 1))
+        assert len(shards) < len(passed)
+        held = [row in passed.shard(index).rows for index in shards]
+        assert sum(held) == (length > 0)
+        found = passed.matched({row: "second"}, FallbackSettings(mode="zero"))
+        assert list(found) == [row] * (length > 0)
+        for tokens in found.values():
+            assert tokens.token_ids.tolist() == work.records[row].token_ids.tolist()
+            known = np.isin(tokens.token_ids, work.banks["second"].token_ids.numpy())
+            assert (tokens.similarity[tokens.scope & ~known] == 0).all()
+            assert (tokens.similarity[tokens.scope & known] != 0).all()
+            assert np.isnan(tokens.similarity[~tokens.scope]).all()
 
 
 def test_a_broken_pass_goes_on_where_it_was_to_the_same_bytes(
@@ -114,14 +195,15 @@ def test_a_broken_pass_goes_on_where_it_was_to_the_same_bytes(
     assert store.find(KEY) is None
     workspace = store.workspace_of(KEY)
     spent = json.loads((workspace / shard_files.CLOCK).read_text())["seconds"]
-    assert sorted(files_of(workspace)) == [shard_path(workspace, index).name for index in first]
-    before = {path.name: path.stat().st_mtime_ns for path in workspace.glob("*.parquet")}
+    names = [similarity_path(workspace, index).name for index in first]
+    assert sorted(files_of(workspace)) == [token_shards.MATCHES, *names]
+    before = {name: (workspace / name).stat().st_mtime_ns for name in names}
     with monkeypatch.context() as patch:
         second = break_after(99, patch)
         entry = store.get(KEY, work, resumable=True)
     assert entry.facts["seconds"] > spent, "the time of the first attempt counts"
     assert not set(first) & set(second), "finished shards are not computed again"
-    after = {path.name: path.stat().st_mtime_ns for path in entry.path.glob("*.parquet")}
+    after = {path.name: path.stat().st_mtime_ns for path in entry.path.glob("*.safetensors")}
     assert before.items() <= after.items(), "finished shards are not touched"
     assert files_of(entry.path) == files_of(whole.path)
     assert (entry.path / "shards.json").read_bytes() == (whole.path / "shards.json").read_bytes()
@@ -137,7 +219,7 @@ def test_a_damaged_shard_is_computed_again(
     work(tmp_path)
     expected = files_of(tmp_path)
     (tmp_path / "shards.json").unlink()
-    path = shard_path(tmp_path, 1)
+    path = similarity_path(tmp_path, 1)
     data = bytearray(path.read_bytes())
     if damage == "cut":
         path.write_bytes(data[: len(data) // 2])
@@ -153,7 +235,7 @@ def test_a_damaged_shard_is_computed_again(
         work(tmp_path)
     assert written == [1]
     assert files_of(tmp_path) == expected
-    assert not list(tmp_path.glob(".shard-*"))
+    assert not list(tmp_path.glob(".similarity-*"))
 
 
 def test_nothing_is_run_when_all_shards_are_there(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def test_batches_made_by_other_processes_give_the_same_bytes(card: Any, tmp_path
         folder.mkdir()
         request = {folder: ScoringRequest({"": bank}, "embedding", "all")}
         run_scoring_pass(model, records, request, resources=Resources(card.trainer, 4096, workers))
-        written.append({path.name: path.read_bytes() for path in folder.glob("shard-*.parquet")})
+        written.append({path.name: path.read_bytes() for path in folder.glob("similarity-*.safetensors")})
     assert written[0]
     assert written[0] == written[1]
 

@@ -92,6 +92,14 @@ def test_a_text_is_scored_as_the_pool_was(warm: Path, room: Room) -> None:
     assert [value for value in found.candidate.view.similarity if value is not None] == pytest.approx(kept, abs=1e-3)
 
 
+def test_a_pass_of_another_form_is_not_read(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(plain)
+    row = int(run.scores.to_pandas().query("rank == 2").row.iloc[0])
+    assert run.matched_tokens(row) is not None
+    monkeypatch.setattr("trim_lightning.runs.reopened.SCORE_VERSION", 0)
+    assert run.matched_tokens(row) is None
+
+
 def test_a_pruned_scoring_pass_is_made_good_for_one_record(warm: Path, room: Room, tmp_path: Path, said) -> None:  # type: ignore[no-untyped-def]
     store = tmp_path / "store"
     shutil.copytree(room.root / "warm_store", store)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from trim_lightning.cli import store as cli_store
 from trim_lightning.cli.store import bytes_of, main, seconds_of
-from trim_lightning.store import StageKey, Store
+from trim_lightning.store import StageKey, Store, receipt
+from trim_lightning.store import store as store_module
 from trim_lightning.store.inventory import chosen, items
 from trim_lightning.store.receipt import RECEIPT
 
@@ -70,10 +72,10 @@ def test_show(run: Run, root: Path) -> None:
     (item,) = [item for item in items(root) if item.stage == "tokens"]
     code, out, _ = run("show", item.name[:10])
     assert code == 0
-    receipt = json.loads(out)
-    versions = receipt["key"].pop("versions")
-    assert receipt["key"] == {"stage": "tokens", "version": 1, "settings": {"n": 1}, "inputs": {}}
-    assert all(receipt["versions"][package].startswith(found) for package, found in versions.items())
+    shown = json.loads(out)
+    versions = shown["key"].pop("versions")
+    assert shown["key"] == {"stage": "tokens", "version": 1, "settings": {"n": 1}, "inputs": {}}
+    assert all(shown["versions"][package].startswith(found) for package, found in versions.items())
     assert run("show", "zz")[2] == "error: zz: no entry with a key that begins so; trim-store list shows them\n"
     assert "3 entries" in run("show", "")[2]
 
@@ -92,6 +94,77 @@ def test_verify_finds_one_flipped_bit(run: Run, root: Path) -> None:
     assert run("verify", "--delete")[0] == 0
     assert not victim.path.exists()
     assert run("verify")[:2] == (0, "2 of 2 entries are whole\n")
+
+
+def entry_of_large_files(root: Path, monkeypatch: pytest.MonkeyPatch, files: int) -> Path:
+    """An entry of files of 100 blocks of 16 bytes, of which samples of 8 blocks are read."""
+    monkeypatch.setattr(receipt, "BLOCK", 16)
+    monkeypatch.setattr(receipt, "BLOCKS", 8)
+    for module in (receipt, store_module, cli_store):
+        monkeypatch.setattr(module, "SAMPLED", 3 * 8 * 16)
+
+    def write(path: Path) -> None:
+        for number in range(files):
+            (path / f"part{number}").write_bytes(bytes(number + place % 200 for place in range(1600)))
+
+    return Store(root).get(StageKey("score", 1, {"large": files}), write).path
+
+
+def damage_byte(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_verify_reads_samples_of_a_large_entry_and_all_on_request(
+    run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = entry_of_large_files(root, monkeypatch, 3)
+    code, out, _ = run("verify", path.name)
+    assert code == 0
+    assert out == (
+        "1 of 1 entries are whole\n1 of them by their sizes and samples; trim-store verify --whole reads every byte\n"
+    )
+    damage_byte(path / "part1", 100)  # between two blocks
+    assert run("verify", path.name)[0] == 0
+    code, out, _ = run("verify", "--whole", path.name)
+    assert code == 2
+    assert "part1 has another checksum" in out
+    assert "samples" not in out
+    damage_byte(path / "part1", 1599)  # the last block
+    assert "part1 has another checksum" in run("verify", path.name)[1]
+    (path / "part2").write_bytes(b"short")
+    assert "part2 has another size" in run("verify", path.name)[1]
+
+
+def test_samples_are_of_other_files_each_time(run: Run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = entry_of_large_files(root, monkeypatch, 30)
+    damage_byte(path / "part7", 0)
+    codes = {run("verify", path.name)[0] for _ in range(100)}
+    assert codes == {0, 2}, "three of thirty files are read"
+
+
+def test_a_run_reads_all_of_an_entry_up_to_a_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, key = entry_of_large_files(root, monkeypatch, 3), StageKey("score", 1, {"large": 3})
+    damage_byte(path / "part1", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "WHOLE", 4799)
+        assert Store(root).find(key) is not None
+    assert Store(root).find(key) is None
+
+
+def test_a_receipt_without_samples_is_checked_by_what_it_has(
+    run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = entry_of_large_files(root, monkeypatch, 3)
+    kept = json.loads((path / RECEIPT).read_text())
+    for file in kept["files"].values():
+        del file["sample"]
+    (path / RECEIPT).write_text(json.dumps({**kept, "seal": receipt.seal_of(kept)}))
+    assert run("verify", path.name)[0] == 0
+    for part in range(3):
+        damage_byte(path / f"part{part}", 100)
+    assert run("verify", path.name)[0] == 2
 
 
 def test_prune_by_last_use(run: Run, root: Path) -> None:

@@ -17,7 +17,7 @@ from trim_lightning.console.amounts import size_text
 from trim_lightning.console.visible import visible
 from trim_lightning.errors import UserError
 from trim_lightning.store.inventory import Item, chosen, damage, delete, items, receipt_of
-from trim_lightning.store.receipt import StoreError
+from trim_lightning.store.receipt import SAMPLED, StoreError
 from trim_lightning.store.store import LOCKS
 
 DEFAULT = ".trim_store"
@@ -70,19 +70,22 @@ def show(root: Path, options: argparse.Namespace) -> None:
 
 
 def verify(root: Path, options: argparse.Namespace) -> None:
-    """Read every file of every entry and compare checksums.
+    """Compare the sizes of all files of every entry, and checksums of samples, or of all.
 
     Raises:
         UserError: if an entry is damaged and stays.
     """
     found = [by_key(root, key) for key in options.key] or [item for item in items(root) if item.finished]
-    bad = {item: problem for item in found if (problem := damage(root, item)) is not None}
+    bad = {item: problem for item in found if (problem := damage(root, item, options.whole)) is not None}
     left = 0
     for item, problem in bad.items():
         gone = options.delete and delete(root, item, options.lock)
         left += not gone
         print(visible(f"{item.stage}/{item.name[:12]}: {problem}{', deleted' if gone else ''}"))
     print(f"{len(found) - len(bad)} of {len(found)} entries are whole")
+    sampled = sum(item.size > SAMPLED for item in found) if not options.whole else 0
+    if sampled:
+        print(f"{sampled} of them by their sizes and samples; trim-store verify --whole reads every byte")
     if left:
         raise UserError(
             f"{left} damaged entries; a run that needs one computes it again, trim-store verify --delete removes it"
@@ -186,8 +189,11 @@ def parser() -> argparse.ArgumentParser:
     showing = tasks.add_parser("show", help="what one entry was made from, its files and checksums")
     showing.add_argument("key", help="the beginning of its key")
     showing.set_defaults(task=show)
-    checking = tasks.add_parser("verify", help="read all files and compare checksums; exit code 2 if one differs")
+    checking = tasks.add_parser(
+        "verify", help="compare sizes, and checksums of samples; exit code 2 if an entry is damaged"
+    )
     checking.add_argument("key", nargs="*", help="only entries whose keys begin so")
+    checking.add_argument("--whole", action="store_true", help="read every byte of every file")
     checking.add_argument("--delete", action="store_true", help="delete damaged entries")
     checking.set_defaults(task=verify)
     pruning = tasks.add_parser("prune", help="delete entries; the next run computes what it needs again")

@@ -16,6 +16,7 @@ from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence, sco
 Records = TokenizedRecords | Sequence[TokenSequence] | Mapping[int, TokenSequence]  # by row
 WINDOW = 16_384  # records sorted by length together: large enough that padding all but vanishes
 SHARD_TOKENS = 12_000  # a shard is what a kill may lose: under 10 s of a 135M model on 2 cores
+MOST_SHARDS = 4096  # about: of a large pool a kill may lose this part
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def plan_shards(
     tokens_per_batch: int,
     *,
     window: int = WINDOW,
-    shard_tokens: int = SHARD_TOKENS,
+    shard_tokens: int | None = None,
 ) -> list[Shard]:
     """Divide records into shards of batches.
 
@@ -49,11 +50,13 @@ def plan_shards(
         lengths: ``[records]`` tokens of each record; empty ones are left out.
         tokens_per_batch: Padded tokens of a batch.
         window: Records sorted together.
-        shard_tokens: Tokens after which a shard is closed.
+        shard_tokens: Tokens after which a shard is closed; None: `SHARD_TOKENS`, more for more than 49 million tokens.
 
     Returns:
         Shards that together hold every non-empty record once.
     """
+    if shard_tokens is None:
+        shard_tokens = max(SHARD_TOKENS, int(lengths.sum()) // MOST_SHARDS)
     shards: list[Shard] = []
     batches: list[tuple[int, ...]] = []
     tokens = 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.memory import in_halves
+from trim_lightning.engine.shards import write_tensors
 from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.divided import mesh_of
@@ -121,17 +122,24 @@ class ScoringPass(ForwardPass):
     """One forward over the pool that matches every token with every bank; attention is not read.
 
     ``predict_step`` returns flat tensors over the batch's real tokens: ``rows [batch]``, ``lengths [batch]``,
-    ``token_ids [tokens]``, ``roles [tokens]``, ``similarity [banks, tokens]`` (raw cosines) and
-    ``match [banks, tokens]`` (ids of the matched classes).
+    ``token_ids [tokens]``, ``roles [tokens]``, ``similarity [banks, tokens]`` (raw cosines) and, for a bank with
+    ``fallback.nearest=hidden``, ``match/<place> [tokens]`` (ids of the matched classes); `match_of` gives them of each.
 
     Args:
         model: See `ForwardPass`.
         banks: Each bank with its ``fallback.nearest``.
+        tables: Files that get the table of matches of some banks, by their places.
     """
 
-    def __init__(self, model: PreTrainedModel | ModelRecipe, banks: Sequence[tuple[FingerprintBank, str]]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | ModelRecipe,
+        banks: Sequence[tuple[FingerprintBank, str]],
+        tables: Mapping[Path, Sequence[int]] | None = None,
+    ) -> None:
         super().__init__(model)
         self.banks = list(banks)
+        self.tables = dict(tables or {})
         self._matchers: list[Matcher] = []
 
     def on_predict_start(self) -> None:
@@ -141,6 +149,10 @@ class ScoringPass(ForwardPass):
         if hasattr(embeddings, "full_tensor"):  # divided among processes
             embeddings = embeddings.full_tensor()
         self._matchers = [Matcher.prepare(bank, embeddings, nearest) for bank, nearest in self.banks]
+        if self.tables and self.trainer.is_global_zero:  # the process that started this one has no embeddings
+            for path, places in self.tables.items():
+                classes = torch.stack([self._matchers[place].classes for place in places])
+                write_tensors(path, {"match": classes.int().cpu().numpy()})
 
     def on_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         input_ids, lengths = batch["input_ids"], batch["lengths"]
@@ -155,5 +167,18 @@ class ScoringPass(ForwardPass):
             "token_ids": token_ids,
             "roles": batch["roles"].flatten()[places],
             "similarity": torch.stack([similarity for similarity, _ in matched]),
-            "match": torch.stack([classes for _, classes in matched]),
+            **{
+                f"match/{place}": classes
+                for place, (matcher, (_, classes)) in enumerate(zip(self._matchers, matched, strict=True))
+                if matcher.nearest == "hidden"
+            },
         }
+
+    def match_of(self, result: Mapping[str, Tensor], place: int) -> Tensor:
+        """``[tokens]`` ids of the classes that the bank at a place matched a result's tokens with, on their device."""
+        asked = result.get(f"match/{place}")
+        return (
+            self._matchers[place].classes.to(result["token_ids"].device)[result["token_ids"]]
+            if asked is None
+            else asked
+        )

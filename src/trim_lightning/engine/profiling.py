@@ -20,7 +20,7 @@ from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.scoring_pass import ScoringRequest
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.shards import TokenShards
+from trim_lightning.engine.token_shards import TokenShards
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
@@ -57,7 +57,7 @@ def profile_scoring(
     def run(part: Sequence[tuple[int, ...]]) -> None:
         tokens = int(sum(records.lengths[list(rows)].sum() for rows in part))
         with tempfile.TemporaryDirectory() as nowhere:
-            form = TokenShards(Path(nowhere), list(request.banks), request.scope)
+            form = TokenShards(Path(nowhere), len(request.banks), request.scope, request.nearest)
             plan = [Shard(0, tuple(part), tokens)]
             run_sharded_pass(module, records, plan, form, Path(nowhere), resources=resources, title="profile")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.batches import SHARD_TOKENS, padding_share, plan_shards
+from trim_lightning.engine.batches import padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ForwardPass
 from trim_lightning.engine.record_statistics import RecordStatistic
@@ -40,7 +40,7 @@ def run_record_pass(
     scope: str,
     resources: Resources,
     title: str,
-    shard_tokens: int = SHARD_TOKENS,
+    shard_tokens: int | None = None,
 ) -> dict[str, Any]:
     """One forward over some records, batched as the scoring pass is; read the result with `read_values`.
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.batches import padding_share, plan_shards
+from trim_lightning.engine.batches import WINDOW, padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.shards import Elapsed, SharedShards, TokenShards
+from trim_lightning.engine.shards import Elapsed
+from trim_lightning.engine.token_shards import MATCHES, SharedShards, TokenShards
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -54,12 +55,15 @@ def run_scoring_pass(
     """
     plan = plan_shards(records.lengths, resources.tokens_per_batch)
     banks: list[tuple[FingerprintBank, str]] = []
-    readers = []
+    readers, tables = [], {}
     for directory, request in requests.items():
-        readers.append(TokenShards(directory, list(request.banks), request.scope, len(banks)))
+        reader = TokenShards(directory, len(request.banks), request.scope, request.nearest, len(banks))
+        readers.append(reader)
+        if reader.has_table:
+            tables[directory / MATCHES] = reader.banks
         banks += [(bank, request.nearest) for bank in request.banks.values()]
     seconds = run_sharded_pass(
-        ScoringPass(model, banks),
+        ScoringPass(model, banks, tables),
         records,
         plan,
         SharedShards(readers) if len(readers) > 1 else readers[0],
@@ -75,6 +79,8 @@ def run_scoring_pass(
             **facts,
             "shard_records": [sum(map(len, shard.batches)) for shard in plan],
             "groups": list(request.banks),
+            "scope": request.scope,
+            "window": WINDOW,
         }
         if resources.processes.leads:
             write_atomically(directory / "shards.json", json.dumps(noted))

@@ -1,4 +1,4 @@
-"""Shard files, whole or absent: tokens of records as Parquet, a few numbers or a vector of each as safetensors.
+"""Shard files, whole or absent: lists of records as Parquet, numbers or vectors of theirs as safetensors.
 
 Beside them is the time that was spent on them, over all attempts.
 """
@@ -10,19 +10,21 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from trim_lightning.engine.batches import Shard
 from trim_lightning.files.atomic import write_atomically
-from trim_lightning.tokens.tokenized import scope_mask
+
+if TYPE_CHECKING:  # results are read without torch
+    import torch
+
+    from trim_lightning.engine.batches import Shard
 
 CHECKSUM = b"trim_sha256"
 CLOCK = "clock.json"
@@ -106,10 +108,10 @@ def finished_files(
     return done
 
 
-def ragged(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
-    """A list column from flat ``values`` cut into pieces of ``lengths``."""
+def ragged(values: np.ndarray, lengths: np.ndarray, without: np.ndarray | None = None) -> pa.ListArray:
+    """A list column from flat ``values`` cut into pieces of ``lengths``; null ``without`` a value (True)."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, mask=without))
 
 
 FACTS = "values.json"
@@ -121,15 +123,39 @@ def values_path(directory: Path, index: int) -> Path:
 
 
 def write_values(directory: Path, index: int, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-    """Write one shard (``rows [n]``, ``values [n, width]``) under a temporary name and rename it.
+    """Write one shard (``rows [n]``, ``values [n, width]``); see `write_tensors`."""
+    write_tensors(values_path(directory, index), {"rows": rows, "values": values})
 
-    A checksum of its numbers stands in the metadata.
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write tensors under a temporary name and rename the file; a checksum of them stands in its metadata."""
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    write_atomically(path, save(whole, {"sha256": checksum(whole)}))
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """What `write_tensors` wrote.
+
+    Raises:
+        ValueError: if it has another checksum.
+        OSError, SafetensorError: if it cannot be read.
     """
-    tensors = {"rows": np.ascontiguousarray(rows), "values": np.ascontiguousarray(values)}
-    write_atomically(values_path(directory, index), save(tensors, {"sha256": checksum(tensors)}))
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if (file.metadata() or {}).get("sha256") != checksum(tensors):
+            raise ValueError(f"{path.name} has another checksum")
+    return tensors
 
 
-def checksum(tensors: dict[str, NDArray[Any]]) -> str:
+def is_intact(path: Path) -> bool:
+    """True for a file that `read_tensors` can read."""
+    try:
+        return bool(read_tensors(path))
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def checksum(tensors: Mapping[str, NDArray[Any]]) -> str:
     """sha256 (hex) over names, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -138,18 +164,23 @@ def checksum(tensors: dict[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def finished_values(directory: Path, rows: Mapping[int, Sequence[int]]) -> set[int]:
+def rows_of(plan: Sequence[Shard]) -> dict[int, list[int]]:
+    """Index of each shard of a plan to its rows, in order."""
+    return {shard.index: [row for rows in shard.batches for row in rows] for shard in plan}
+
+
+def finished_values(
+    directory: Path, rows: Mapping[int, Sequence[int]], path_of: Callable[[Path, int], Path] = values_path
+) -> set[int]:
     """Indexes of shards that an earlier attempt finished, of those that the plan gives these ``rows``, in order.
 
     Damaged ones are removed, to be computed again.
     """
 
-    def is_whole(path: Path, expected: Sequence[int]) -> bool:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in ("rows", "values")}
-            return bool(file.metadata()["sha256"] == checksum(tensors)) and tensors["rows"].tolist() == list(expected)
+    def has_rows(path: Path, expected: Sequence[int]) -> bool:
+        return read_tensors(path)["rows"].tolist() == list(expected)
 
-    return finished_files(directory, values_path, rows, is_whole)
+    return finished_files(directory, path_of, rows, has_rows)
 
 
 def write_facts(directory: Path, facts: dict[str, Any]) -> None:
@@ -200,66 +231,6 @@ class TableShards(ShardForm):
         return shard_path(self.directory, index).exists()
 
 
-class TokenShards(TableShards):
-    """Token similarities of a shard as one Parquet file, keyed by row.
-
-    Columns: ``row``, ``token_ids``, ``scope`` and for each bank ``similarity/<group>``, ``match/<group>``
-    (without groups plain ``similarity`` and ``match``); lists over the record's tokens.
-
-    Args:
-        directory: Where the files go.
-        groups: Names of the banks.
-        scope: Content tokens that count.
-        first: Place of the first bank on the predictions' first axis.
-    """
-
-    def __init__(self, directory: Path, groups: Sequence[str], scope: str, first: int = 0) -> None:
-        self.directory, self.groups, self.scope, self.first = directory, list(groups), scope, first
-
-    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
-        write_shard(self._table([prediction for _, prediction in parts]), self.directory, index)
-
-    def _table(self, parts: Sequence[Mapping[str, torch.Tensor]]) -> pa.Table:
-        lengths = torch.cat([part["lengths"] for part in parts]).cpu().numpy()
-
-        def flat(name: str) -> np.ndarray:
-            return torch.cat([part[name] for part in parts], dim=-1).cpu().numpy()
-
-        columns: dict[str, Any] = {
-            "row": flat("rows").astype(np.int64),
-            "token_ids": ragged(flat("token_ids").astype(np.int32), lengths),
-            "scope": ragged(scope_mask(flat("roles"), self.scope), lengths),
-        }
-        similarity, match = flat("similarity").astype(np.float32), flat("match").astype(np.int32)
-        for place, group in enumerate(self.groups, start=self.first):
-            columns[column_name("similarity", group)] = ragged(similarity[place], lengths)
-            columns[column_name("match", group)] = ragged(match[place], lengths)
-        return pa.table(columns)
-
-
-class SharedShards(ShardForm):
-    """One pass that serves several readers: each gets the files that a pass of its own would have written."""
-
-    def __init__(self, readers: Sequence[TokenShards]) -> None:
-        self.readers = list(readers)
-
-    def finished(self, plan: Sequence[Shard]) -> set[int]:
-        return set.intersection(*(reader.finished(plan) for reader in self.readers))
-
-    def is_there(self, index: int) -> bool:
-        return all(reader.is_there(index) for reader in self.readers)
-
-    def write(self, index: int, parts: Sequence[tuple[torch.Tensor, Any]]) -> None:
-        parts = [(rows, {name: value.cpu() for name, value in prediction.items()}) for rows, prediction in parts]
-        for reader in self.readers:
-            reader.write(index, parts)
-
-
-def column_name(kind: str, group: str) -> str:
-    """``kind`` or ``kind/<group>``."""
-    return f"{kind}/{group}" if group else kind
-
-
 class ValueShards(ShardForm):
     """The values of a shard's records as one file, keyed by row."""
 
@@ -267,14 +238,14 @@ class ValueShards(ShardForm):
         self.directory = directory
 
     def finished(self, plan: Sequence[Shard]) -> set[int]:
-        return finished_values(
-            self.directory, {shard.index: [row for rows in shard.batches for row in rows] for shard in plan}
-        )
+        return finished_values(self.directory, rows_of(plan))
 
     def is_there(self, index: int) -> bool:
         return values_path(self.directory, index).exists()
 
     def write(self, index: int, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        import torch
+
         places = torch.cat([rows for rows, _ in parts]).cpu().numpy()
         values = np.concatenate([prediction.cpu().numpy() for _, prediction in parts])
         write_values(self.directory, index, places, values)

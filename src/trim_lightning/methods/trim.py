@@ -10,26 +10,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from trim_lightning.engine.shards import shard_path
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import Selector
 from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
 from trim_lightning.stages.attention import attention_read, warn_of_layers
 from trim_lightning.stages.passes import target_tokens
-from trim_lightning.stages.scoring import BANKS, TARGETS, TOKEN_SCORES, ScoringWork
+from trim_lightning.stages.scoring import BANKS, SCORE_VERSION, TARGETS, TOKEN_SCORES, ScoringWork
 from trim_lightning.stages.task import MatchedTokens, SelectionTask
 from trim_lightning.stages.token_files import name_targets, write_target_tokens, write_token_scores
 from trim_lightning.stages.token_scores import (
-    ScopedTokens,
+    StoredPass,
     bank_coverage,
     best_group,
     pool_tokens,
     read_idf,
-    read_matched,
-    scoped_classes,
-    shard_facts,
 )
 from trim_lightning.store import Entry, StageKey
 from trim_lightning.store.keys import digest_of
@@ -72,7 +67,7 @@ class TrimSelector(Selector):
             "fingerprint": fingerprints.key.hex,
             "scorer": task.scorer.identity,
         }
-        return ScoringWork(StageKey("score", 1, choices, inputs), fingerprints, resources)
+        return ScoringWork(StageKey("score", SCORE_VERSION, choices, inputs), fingerprints, resources)
 
     def _target_pass(self, task: SelectionTask) -> Entry:
         """Stage `signals`: per-layer signals and hidden states of the targets."""
@@ -164,32 +159,31 @@ class TrimSelector(Selector):
 
     def _pool(self, task: SelectionTask) -> ScoreTable:
         """Pool token similarities into scores, shard by shard."""
-        shards = shard_facts(self._scoring.path)
-        groups: list[str] = shards["groups"]
-        size = len(task.pool)
-        parts = {group: np.full((4, size), np.nan) for group in groups}
-        self._shard_of = np.full(size, -1, dtype=np.int32)
+        self._passed = passed = StoredPass(self._scoring.path, task.pool_tokens)
+        groups, size = passed.groups, len(task.pool)
+        combined = {column: np.full(size, np.nan, dtype=np.float32) for column in Pooled._fields}
+        self._group_scores = {group: np.full(size, np.nan, dtype=np.float32) for group in groups if group}
+        aggregate = task.settings.target.aggregate
         fallback = scoped_tokens = 0
         seen: set[int] = set()
-        for index in range(shards["shards"]):
-            table = pq.read_table(shard_path(self._scoring.path, index))
-            rows = table["row"].to_numpy()
-            self._shard_of[rows] = index
-            seen.update(scoped_classes(table))
-            for group in groups:
-                tokens = ScopedTokens.read(table, group)
-                pooled = pool_tokens(tokens, task.settings.fallback, task.settings.pooler, self._bank_idf[group])
-                parts[group][:, rows] = np.stack(pooled)
+        for index in range(len(passed)):
+            shard = passed.shard(index)
+            seen.update(np.unique(shard.token_ids).tolist())
+            parts = {}
+            for place, group in enumerate(groups):
+                tokens = shard.bank(place)
+                parts[group] = pool_tokens(tokens, task.settings.fallback, task.settings.pooler, self._bank_idf[group])
+                if group:
+                    self._group_scores[group][shard.rows] = parts[group].score
                 fallback += int((~tokens.direct).sum())
                 scoped_tokens += len(tokens.direct)
-        self._group_scores = {group: values[0] for group, values in parts.items()}
-        aggregate = task.settings.target.aggregate
-        combined = aggregate_groups({group: Pooled(*values) for group, values in parts.items()}, aggregate)
+            for column, values in aggregate_groups(parts, aggregate)._asdict().items():
+                combined[column][shard.rows] = values
         task.ledger.figures["fallback_share"] = fallback / scoped_tokens if scoped_tokens else None
         task.ledger.figures["bank_coverage"] = bank_coverage(seen, [self._bank_idf[group] for group in groups])
-        named = {group: scores.astype(np.float32) for group, scores in self._group_scores.items() if group}
+        named = self._group_scores
         return ScoreTable(
-            **{column: values.astype(np.float32) for column, values in combined._asdict().items()},
+            **combined,
             num_tokens=task.pool_tokens.content_lengths().astype(np.int32),
             num_scored=task.pool_tokens.content_lengths(task.settings.scope).astype(np.int32),
             groups=named,
@@ -215,16 +209,9 @@ class TrimSelector(Selector):
         copy_atomically(self._fingerprint_entry.path / BANKS, directory / BANKS)
         name_targets(self._fingerprint_entry.path / TARGETS, task.targets.records, directory / TARGETS)
         if task.settings.scoring.save_token_scores:
-            write_token_scores(task, self._scoring, directory / TOKEN_SCORES)
+            write_token_scores(task, self._passed, directory / TOKEN_SCORES)
 
     def matched_tokens(self, task: SelectionTask, rows: Sequence[int]) -> Mapping[int, MatchedTokens]:
         """Read a few records from their shards, each as its best target group saw it."""
-        by_shard: dict[int, list[int]] = {}
-        for row in rows:
-            by_shard.setdefault(int(self._shard_of[row]), []).append(row)
-        found: dict[int, MatchedTokens] = {}
-        for index, members in by_shard.items():
-            if index >= 0:
-                best = {row: best_group(self._group_scores, row) for row in members}
-                found.update(read_matched(shard_path(self._scoring.path, index), best, task.settings.fallback))
-        return found
+        best = {row: best_group(self._group_scores, row) if self._group_scores else "" for row in rows}
+        return self._passed.matched(best, task.settings.fallback)

@@ -64,7 +64,7 @@ def rescore(run: OpenedRun, turns: Sequence[Turn]) -> Rescored:
     found: dict[str, tuple[Pooled, MatchedTokens]] = {}
     for place, (group, bank) in enumerate(banks.items()):
         similarity = result["similarity"][place].double().numpy()
-        match = result["match"][place].numpy().astype(np.int32)
+        match = forward.match_of(result, place).numpy().astype(np.int32)
         direct = match == encoded.token_ids
         scoped = ScopedTokens(similarity[scope], match[scope], direct[scope], np.array([int(scope.sum())]))
         idf = scaled_idf(bank.token_ids.numpy(), bank.idf.double().numpy())

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from trim_lightning.engine.shards import shard_path
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.models.source import ModelSource, find_model
 from trim_lightning.records.record import Record
@@ -23,11 +21,13 @@ from trim_lightning.runs.manifest import BrokenRun, Manifest
 from trim_lightning.runs.names import MANIFEST
 from trim_lightning.runs.selection import read_scores
 from trim_lightning.settings.schema import SelectSettings
+from trim_lightning.stages.scoring import SCORE_VERSION
 from trim_lightning.stages.task import MatchedTokens
-from trim_lightning.stages.token_scores import best_group, read_matched, shard_facts
+from trim_lightning.stages.token_scores import StoredPass, best_group
 from trim_lightning.store import Store
-from trim_lightning.store.inventory import KEY
+from trim_lightning.store.inventory import KEY, receipt_of
 from trim_lightning.store.receipt import StoreError
+from trim_lightning.tokens.tokenized import TokenizedRecords
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,10 @@ class OpenedRun:
     def stage(self, name: str) -> Path | None:
         """The directory of a stage's result, None if the store does not hold it (any more)."""
         stage = self.manifest.stages.get(name)
-        key = stage.get("key") if isinstance(stage, dict) else None
+        return self._entry(name, stage.get("key") if isinstance(stage, dict) else None)
+
+    def _entry(self, name: str, key: object) -> Path | None:
+        """The directory of an entry of the store, None if there is none."""
         if not isinstance(key, str) or not KEY.fullmatch(key):  # a manifest from elsewhere names no other folder
             return None
         path = self.store.root / name / key
@@ -104,16 +107,16 @@ class OpenedRun:
         return path
 
     def matched_tokens(self, row: int) -> MatchedTokens | None:
-        """A record's tokens from the scoring pass, None if the store does not hold it any more."""
+        """A record's tokens from the scoring pass, None if the store does not hold it any more as it is read now."""
         scoring = self.stage("score")
         if scoring is None:
             return None
-        facts = shard_facts(scoring)
-        for index in range(facts["shards"]):
-            path = shard_path(scoring, index)
-            if row in pq.read_table(path, columns=["row"])["row"].to_numpy():
-                return read_matched(path, {row: self._group_of(row, facts["groups"])}, self.settings.fallback)[row]
-        return None
+        key = receipt_of(scoring)["key"]
+        pool = self._entry("tokens", key["inputs"]["pool"]) if key["version"] == SCORE_VERSION else None
+        if pool is None:
+            return None
+        passed = StoredPass(scoring, TokenizedRecords(pool))
+        return passed.matched({row: self._group_of(row, passed.groups)}, self.settings.fallback).get(row)
 
     def record(self, row: int) -> Record:
         """A record of the pool.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # the contract's files about tokens
 BANKS, TARGETS, TOKEN_SCORES = "fingerprints.safetensors", "target_tokens.parquet", "token_scores.parquet"
+SCORE_VERSION = 2  # of what a pass over the pool leaves
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trim_lightning.engine.batches import WINDOW
-from trim_lightning.engine.shards import column_name, shard_path
+from trim_lightning.engine.shards import ragged
 from trim_lightning.stages.task import SelectionTask
-from trim_lightning.stages.token_scores import shard_facts
-from trim_lightning.store import Entry
+from trim_lightning.stages.token_scores import StoredPass
+from trim_lightning.tokens.tokenized import scope_mask, spans, sums_of
 from trim_lightning.trim.pooling import penalise
 
 if TYPE_CHECKING:
     from trim_lightning.stages.fingerprints import SalientTarget
+
+MOST_VALUES = 8_000_000  # similarities in memory at once: 72 MB
 
 
 def spread(values: NDArray[Any], scope: NDArray[np.bool_]) -> list[Any]:
@@ -59,50 +60,66 @@ def name_targets(source: Path, records: Any, path: Path) -> None:
     write_table(table.set_column(0, "id", ids), path)
 
 
-def write_token_scores(task: SelectionTask, scoring: Entry, path: Path) -> None:
+def write_token_scores(task: SelectionTask, passed: StoredPass, path: Path) -> None:
     """Write ``token_scores.parquet``: one line per pool record in pool order, unscored ones too.
 
-    Similarities carry the fallback penalty. Shards hold records sorted by length within windows of the pool,
-    so one window at a time is put back in order. With target groups the columns are ``similarity/<group>``
-    and ``direct/<group>``.
+    Similarities carry the fallback penalty. With target groups the columns are ``similarity/<group>`` and
+    ``direct/<group>``.
     """
     from trim_lightning.files.tables import table_writer
 
-    facts = shard_facts(scoring.path)
-    groups: list[str] = facts["groups"]
     lists = {"token_ids": pa.int32(), "scope": pa.bool_()}
-    for group in groups:
+    for group in passed.groups:
         lists |= {column_name("similarity", group): pa.float32(), column_name("direct", group): pa.bool_()}
     schema = pa.schema({"row": pa.int64(), "id": pa.string(), **{name: pa.list_(kind) for name, kind in lists.items()}})
-    shard_rows = iter(range(facts["shards"]))
-    pending: dict[int, dict[str, Any]] = {}
     with table_writer(path, schema) as writer:
-        for start in range(0, len(task.pool), WINDOW):
-            rows = range(start, min(len(task.pool), start + WINDOW))
-            expected = int((task.pool_tokens.lengths[rows.start : rows.stop] > 0).sum())
-            while len(pending) < expected:
-                table = pq.read_table(shard_path(scoring.path, next(shard_rows)))
-                pending.update((record["row"], record) for record in table.to_pylist())
-            lines = [token_line(pending.get(row), row, task, groups) for row in rows]
-            writer.write(pa.Table.from_pylist(lines, schema=schema))
-            pending.clear()
+        for rows in blocks(passed):
+            writer.write_table(pa.table(token_lines(task, passed, rows), schema=schema))
 
 
-def token_line(record: Mapping[str, Any] | None, row: int, task: SelectionTask, groups: list[str]) -> dict[str, Any]:
-    """One line of ``token_scores.parquet``."""
-    token_ids = np.array(record["token_ids"] if record else [], dtype=np.int32)
-    scope = np.array(record["scope"] if record else [], dtype=bool)
-    line: dict[str, Any] = {
-        "row": row,
-        "id": task.pool.id(row),
-        "token_ids": token_ids.tolist(),
-        "scope": scope.tolist(),
+def blocks(passed: StoredPass) -> Iterator[range]:
+    """Rows of the pool whose similarities are in memory together, in one window each: few shards hold them."""
+    lengths, most = passed.tokens.lengths, MOST_VALUES // len(passed.groups)
+    for start in range(0, len(lengths), passed.window):
+        stop = min(len(lengths), start + passed.window)
+        while start < stop:
+            size = max(1, int(np.searchsorted(np.cumsum(lengths[start:stop]), most, "right")))
+            yield range(start, min(stop, start + size))
+            start += size
+
+
+def token_lines(task: SelectionTask, passed: StoredPass, rows: range) -> dict[str, pa.Array]:
+    """Some lines of ``token_scores.parquet``; all shards of their window are read."""
+    every = np.arange(rows.start, rows.stop)
+    token_ids, roles = passed.tokens.together(every)
+    scope, lengths = scope_mask(roles, passed.scope), passed.tokens.lengths[every]
+    scoped = sums_of(scope, lengths)
+    starts = np.cumsum(scoped) - scoped
+    similarity = {group: np.full(len(scope), np.nan) for group in passed.groups}
+    direct = {group: np.zeros(len(scope), dtype=bool) for group in passed.groups}
+    inside = np.flatnonzero(scope)
+    for index in passed.indexes(rows):
+        shard = passed.shard(index)
+        mine = np.flatnonzero((shard.rows >= rows.start) & (shard.rows < rows.stop))
+        taken = spans((np.cumsum(shard.lengths) - shard.lengths)[mine], shard.lengths[mine])
+        places = inside[spans(starts[shard.rows[mine] - rows.start], shard.lengths[mine])]
+        for place, group in enumerate(passed.groups):
+            tokens, fallback = shard.bank(place), task.settings.fallback
+            values = penalise(tokens.similarity, tokens.direct, fallback.mode, fallback.penalty)
+            similarity[group][places], direct[group][places] = values[taken], tokens.direct[taken]
+    columns = {
+        "row": pa.array(every),
+        "id": pa.array([task.pool.id(row) for row in rows], pa.string()),
+        "token_ids": ragged(token_ids, lengths),
+        "scope": ragged(scope, lengths),
     }
-    for group in groups:
-        similarity_name, fallback = column_name("similarity", group), task.settings.fallback
-        direct = np.array(record[column_name("match", group)] if record else [], dtype=np.int32) == token_ids
-        similarity = np.array(record[similarity_name] if record else [], dtype=np.float64)
-        penalised = penalise(similarity, direct, fallback.mode, fallback.penalty)
-        line[similarity_name] = spread(penalised[scope], scope)
-        line[column_name("direct", group)] = (direct & scope).tolist()
-    return line
+    for group in passed.groups:
+        values = similarity[group].astype(np.float32)
+        columns[column_name("similarity", group)] = ragged(values, lengths, without=np.isnan(values))
+        columns[column_name("direct", group)] = ragged(direct[group], lengths)
+    return columns
+
+
+def column_name(kind: str, group: str) -> str:
+    """``kind`` or ``kind/<group>``."""
+    return f"{kind}/{group}" if group else kind

@@ -1,28 +1,31 @@
-"""Token similarities of a shard, read back and pooled."""
+"""Token similarities of a scoring pass, read back shard by shard and pooled."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
-from trim_lightning.engine.shards import column_name
+from trim_lightning.engine.shards import read_tensors
+from trim_lightning.engine.token_shards import MATCHES, cosines_of, similarity_path
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.settings.schema import FallbackSettings, PoolerSettings
 from trim_lightning.stages.scoring import BANKS
 from trim_lightning.stages.task import MatchedTokens
+from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask, sums_of
 from trim_lightning.trim.pooling import Pooled, penalise, pool
 
 
 @dataclass(frozen=True)
 class ScopedTokens:
-    """The scoped tokens of one shard in one bank, record after record.
+    """The scoped tokens of some records in one bank, record after record.
 
     Attributes:
         similarity: ``[tokens]`` raw cosines.
@@ -36,24 +39,114 @@ class ScopedTokens:
     direct: NDArray[np.bool_]
     lengths: NDArray[np.int64]
 
-    @classmethod
-    def read(cls, table: pa.Table, group: str) -> ScopedTokens:
-        """Take one bank's columns of a shard table."""
-        scope, offsets = flat(table, "scope"), table["scope"].combine_chunks().offsets.to_numpy()
-        running = np.concatenate([[0], np.cumsum(scope, dtype=np.int64)])
-        match = flat(table, column_name("match", group))[scope]
-        return cls(
-            similarity=flat(table, column_name("similarity", group))[scope].astype(np.float64),
-            match=match,
-            direct=match == flat(table, "token_ids")[scope],
-            lengths=np.diff(running[offsets]),
+
+@dataclass(frozen=True)
+class ScoredShard:
+    """A shard of a scoring pass with what all banks share.
+
+    Attributes:
+        rows: ``[records]`` rows.
+        token_ids: ``[tokens]`` of their scoped tokens, record after record.
+        lengths: ``[records]`` scoped tokens of each record.
+        similarity: ``[banks, tokens]`` raw cosines as they are stored; see `cosines_of`.
+        match: ``[banks, tokens]`` ids of the matched classes, or the table ``[banks, vocabulary]`` that has them.
+        has_table: Which of both it is.
+    """
+
+    rows: NDArray[np.int64]
+    token_ids: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    similarity: NDArray[Any]
+    match: NDArray[np.int32]
+    has_table: bool
+
+    def bank(self, place: int) -> ScopedTokens:
+        """The tokens as the bank at a place saw them."""
+        match = self.match[place][self.token_ids] if self.has_table else self.match[place]
+        return ScopedTokens(cosines_of(self.similarity[place]), match, match == self.token_ids, self.lengths)
+
+
+class StoredPass:
+    """A scoring pass in the store, read a shard at a time, with the tokens that it was over.
+
+    Attributes:
+        groups: Names of the banks, ``[""]`` without groups.
+        scope: Content tokens that count.
+        window: Records of the pool that were sorted by length together.
+    """
+
+    def __init__(self, directory: Path, tokens: TokenizedRecords) -> None:
+        self.directory, self.tokens = directory, tokens
+        facts: dict[str, Any] = json.loads((directory / "shards.json").read_text())
+        self.groups: list[str] = facts["groups"]
+        self.scope: str = facts["scope"]
+        self.window: int = facts["window"]
+        self._ends = np.cumsum(facts["shard_records"], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @cached_property
+    def _table(self) -> NDArray[np.int32] | None:
+        """``[banks, vocabulary]`` the class that a token of each class is matched with; None if that varies."""
+        path = self.directory / MATCHES
+        return self._read(path)["match"] if path.exists() else None
+
+    def shard(self, index: int) -> ScoredShard:
+        """Read one shard.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        tensors = self._read(similarity_path(self.directory, index))
+        rows = tensors["rows"]
+        token_ids, roles = self.tokens.together(rows)
+        scope = scope_mask(roles, self.scope)
+        match = tensors["match"] if self._table is None else self._table
+        lengths = sums_of(scope, self.tokens.lengths[rows])
+        return ScoredShard(rows, token_ids[scope], lengths, tensors["similarity"], match, self._table is not None)
+
+    def indexes(self, rows: range) -> range:
+        """The shards that hold these rows, and others of their windows: a shard lies in one window of the pool."""
+        lengths = self.tokens.lengths
+        first = int(np.count_nonzero(lengths[: rows.start // self.window * self.window]))
+        last = int(np.count_nonzero(lengths[: -(-rows.stop // self.window) * self.window]))
+        return range(
+            int(np.searchsorted(self._ends, first, "right")), int(np.searchsorted(self._ends, last, "left")) + 1
         )
 
+    def matched(self, groups: Mapping[int, str], fallback: FallbackSettings) -> dict[int, MatchedTokens]:
+        """Token similarities of some records, each (by its row) as a target group saw it."""
+        found = {}
+        for index in sorted({index for row in groups for index in self.indexes(range(row, row + 1))}):
+            shard = self.shard(index)
+            ends = np.cumsum(shard.lengths)
+            for place in np.flatnonzero(np.isin(shard.rows, list(groups))).tolist():
+                row, part = int(shard.rows[place]), slice(int(ends[place] - shard.lengths[place]), int(ends[place]))
+                scoped = shard.bank(self.groups.index(groups[row]))
+                found[row] = self._whole(row, scoped, part, groups[row], fallback)
+        return found
 
-def flat(table: pa.Table, name: str) -> NDArray[Any]:
-    """The values of a list column, record after record."""
-    values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return values
+    def _whole(
+        self, row: int, scoped: ScopedTokens, part: slice, group: str, fallback: FallbackSettings
+    ) -> MatchedTokens:
+        """One record with the tokens outside the scope as well, which are matched with nothing but themselves."""
+        sequence = self.tokens[row]
+        scope = scope_mask(sequence.roles, self.scope)
+        similarity, match = np.full(len(scope), np.nan), np.array(sequence.token_ids)
+        similarity[scope] = penalise(scoped.similarity[part], scoped.direct[part], fallback.mode, fallback.penalty)
+        match[scope] = scoped.match[part]
+        return MatchedTokens(np.array(sequence.token_ids), scope, similarity, match, group)
+
+    def _read(self, path: Path) -> dict[str, NDArray[Any]]:
+        try:
+            return read_tensors(path)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"store entry {self.directory.parent.name}/{self.directory.name[:12]}: {path.name} cannot be read "
+                f"({first_line(error)}); trim-store verify --whole --delete removes the entry, and the next run "
+                "computes it again"
+            ) from None
 
 
 def pool_tokens(
@@ -77,12 +170,6 @@ def pool_tokens(
         temperature=pooler.temperature,
         q=pooler.q,
     )
-
-
-def scoped_classes(table: pa.Table) -> list[int]:
-    """The token classes in the scope of one shard table."""
-    classes: list[int] = np.unique(flat(table, "token_ids")[flat(table, "scope")]).tolist()
-    return classes
 
 
 def bank_coverage(seen: set[int], idf: list[NDArray[np.float64]]) -> float | None:
@@ -118,38 +205,6 @@ def scaled_idf(token_ids: NDArray[np.int64], idf: NDArray[np.float64]) -> NDArra
     return table
 
 
-def shard_facts(directory: Path) -> dict[str, Any]:
-    """Number of shards, groups and records per shard of a scoring pass."""
-    facts: dict[str, Any] = json.loads((directory / "shards.json").read_text())
-    return facts
-
-
 def best_group(scores: Mapping[str, NDArray[Any]], row: int) -> str:
     """The target group with the highest score of a record; the first if it has none."""
     return max(scores, key=lambda group: -np.inf if np.isnan(scores[group][row]) else float(scores[group][row]))
-
-
-def read_matched(path: Path, groups: Mapping[int, str], fallback: FallbackSettings) -> dict[int, MatchedTokens]:
-    """Token similarities of some records of one shard, each (by its row) as a target group saw it."""
-    wanted = sorted(set(groups.values()))
-    columns = [column_name(kind, group) for group in wanted for kind in ("similarity", "match")]
-    table = pq.read_table(path, columns=["row", "token_ids", "scope", *columns])
-    places = {row: place for place, row in enumerate(table["row"].to_pylist())}
-
-    def values(name: str, row: int) -> NDArray[Any]:
-        return np.asarray(table[name][places[row]].values.to_numpy(zero_copy_only=False))
-
-    found = {}
-    for row, group in groups.items():
-        if row not in places:
-            continue
-        token_ids, match = values("token_ids", row), values(column_name("match", group), row)
-        similarity = values(column_name("similarity", group), row).astype(np.float64)
-        found[row] = MatchedTokens(
-            token_ids=token_ids,
-            scope=values("scope", row),
-            similarity=penalise(similarity, match == token_ids, fallback.mode, fallback.penalty),
-            match=match,
-            group=group,
-        )
-    return found

@@ -94,10 +94,10 @@ def receipt_of(path: Path) -> dict[str, Any]:
         raise StoreError("unreadable receipt") from None
 
 
-def damage(root: Path, item: Item) -> str | None:
-    """What is wrong with an entry, every file read; None if nothing is."""
+def damage(root: Path, item: Item, whole: bool = True) -> str | None:
+    """What is wrong with an entry, every file or (not ``whole``) samples read; None if nothing is."""
     try:
-        Store(root).verify(item.path)
+        Store(root).verify(item.path, whole)
     except StoreError as error:
         return str(error)
     except FileNotFoundError:

@@ -23,7 +23,17 @@ from trim_lightning.files.json_files import read_json_object
 from trim_lightning.store.cost import Cost
 from trim_lightning.store.keys import StageKey, digest_of
 from trim_lightning.store.processes import ALONE, PartDone, Processes
-from trim_lightning.store.receipt import RECEIPT, StoreError, has_link, listed_files, seal, seal_of, versions_in
+from trim_lightning.store.receipt import (
+    RECEIPT,
+    SAMPLED,
+    StoreError,
+    has_link,
+    listed_files,
+    seal,
+    seal_of,
+    some_of,
+    versions_in,
+)
 from trim_lightning.store.versions import versions
 
 log = logging.getLogger(__name__)
@@ -31,6 +41,7 @@ log = logging.getLogger(__name__)
 SIGHT_ATTEMPTS, SIGHT_SECONDS = 20, 0.5
 DONE = ""  # what the leader tells the others when a result is there
 RACING_ATTEMPTS = 4  # builds of one process without a working lock, before it gives up
+WHOLE = 1 << 30  # bytes of an entry that is read whole when a process first uses it; of a larger one samples are
 ORPHAN_AGE = 24 * 3600.0  # seconds without a change after which a temporary directory belongs to nobody
 ORPHAN = re.compile(r"damaged-[0-9a-f]{32}|.+-[0-9a-f]{64}-[0-9a-f]{32}")  # resumable work has no last part
 LOCKS: dict[str, Callable[..., AbstractContextManager[Any]]] = {
@@ -282,8 +293,11 @@ class Store:
         self._verified.add(key.hex)
         return Entry(key, final, facts, cached=False, versions=versions())
 
-    def verify(self, path: Path) -> dict[str, Any]:
-        """Read the receipt of an entry and compare every file with it, once per process.
+    def verify(self, path: Path, whole: bool | None = None) -> dict[str, Any]:
+        """Read the receipt of an entry and compare the files with it, the contents once per process.
+
+        Sizes are compared of all files. All contents are read if ``whole``, else samples of about `SAMPLED` bytes, or
+        all of a smaller entry; None reads all of an entry up to `WHOLE` bytes.
 
         Raises:
             FileNotFoundError: if there is no entry.
@@ -303,14 +317,18 @@ class Store:
             raise StoreError("the receipt has another checksum")
         if not isinstance(receipt.get("facts"), dict):
             raise StoreError("unreadable receipt")
-        for name, size, digest in listed_files(receipt):
-            file = path / name
-            if has_link(file, path) or not file.is_file():
-                raise StoreError(f"{name} is missing")
-            if file.stat().st_size != size:
-                raise StoreError(f"{name} has another size")
-            if path.name not in self._verified and sha256_of(file) != digest:
-                raise StoreError(f"{name} has another checksum")
+        listed = listed_files(receipt)
+        for file in listed:
+            if has_link(path / file.name, path) or not (path / file.name).is_file():
+                raise StoreError(f"{file.name} is missing")
+            if (path / file.name).stat().st_size != file.size:
+                raise StoreError(f"{file.name} has another size")
+        if path.name not in self._verified:
+            whole = whole or sum(file.size for file in listed) <= (WHOLE if whole is None else SAMPLED)
+            some = {file.name for file in listed} if whole else some_of(listed)
+            for file in listed:
+                if file.name in some and file.differs(path / file.name, whole):
+                    raise StoreError(f"{file.name} has another checksum")
         self._verified.add(path.name)
         return receipt
 

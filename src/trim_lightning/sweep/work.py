@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trim_lightning.engine.token_shards import bytes_of
 from trim_lightning.models.lora import add_lora
 from trim_lightning.models.loss import hidden_width
 from trim_lightning.store import Cost
@@ -51,8 +52,8 @@ class Kind:
 
 KINDS = {
     "target pass": Kind(1.7, signal_bytes),
-    # number: banks; id, scope, and in each bank similarity and match of a token
-    "scoring pass": Kind(1.03, lambda cost, model, need: cost.tokens * (5 + 8 * cost.number), each=0.01),
+    # number: banks, each with the similarity of every token
+    "scoring pass": Kind(1.03, lambda cost, model, need: cost.tokens * bytes_of(int(cost.number)), each=0.01),
     # row number (int64) and statistic of a record
     "vectors": Kind(1.05, lambda cost, model, need: len(cost.records) * (8 + 4 * hidden_width(model))),
     "losses": Kind(1.1, lambda cost, model, need: len(cost.records) * (8 + 16)),

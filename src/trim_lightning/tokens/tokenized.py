@@ -59,6 +59,12 @@ class TokenizedRecords:
         part = slice(self._offsets[row], self._offsets[row + 1])
         return TokenSequence(token_ids[part], roles[part])
 
+    def together(self, rows: NDArray[np.int64]) -> TokenSequence:
+        """The tokens of some records, record after record."""
+        token_ids, roles = self._open()
+        places = spans(self._offsets[rows], self.lengths[rows])
+        return TokenSequence(token_ids[places], roles[places])
+
     def __getstate__(self) -> dict[str, Any]:
         return {"directory": self.directory}  # a worker process maps the files anew
 
@@ -96,6 +102,19 @@ class TokenizedRecords:
                     np.memmap(self.directory / "roles.uint8", dtype=np.uint8, mode="r"),
                 )
         return self._arrays
+
+
+def spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``[sum of lengths]`` the places ``start, start + 1, …`` of every span, one span after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
+def sums_of(values: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``[spans]`` the sum over each of the spans of these lengths that lie one after the other."""
+    running = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+    ends = np.cumsum(lengths)
+    return running[ends] - running[ends - lengths]
 
 
 def scope_mask(roles: NDArray[np.uint8], scope: str) -> NDArray[np.bool_]:

@@ -70,6 +70,11 @@ class Matcher:
         table = nearest_classes(embeddings, class_ids)
         return cls(bank.vectors.to(device), class_ids, table, known, nearest)
 
+    @property
+    def classes(self) -> Tensor:
+        """``[vocabulary]`` int64 ids of the classes that tokens meet, the embedding fallback among them."""
+        return self.class_ids[self.table]
+
     def match(self, token_ids: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine of each token with its matched fingerprint, before any fallback penalty.
 
