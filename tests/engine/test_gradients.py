@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from tiny_models import ARCHITECTURES
 from trim_lightning.engine.batches import ShardBatches, plan_shards
-from trim_lightning.engine.gradients import lora_matrices, record_gradients
+from trim_lightning.engine.gradients import block_of, lora_matrices, record_gradients
 from trim_lightning.engine.labels import labels_of, trained_labels
+from trim_lightning.errors import UserError
 from trim_lightning.models.lora import add_lora
 from trim_lightning.models.loss import IGNORED, summed_loss
 from trim_lightning.settings.schema import TuningSettings
@@ -83,6 +84,27 @@ def test_every_record_has_the_gradient_that_it_has_alone(architecture: str, tiny
         one_line, alone = (torch.cat([part.flatten() for part in parts]) for parts in
                            ([found[name][line] for name in weights], expected.values()))  # fmt: skip
         assert float(torch.cosine_similarity(one_line, alone, dim=0)) > 1 - 1e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_last_blocks_alone_have_the_same_gradients_and_nothing_runs_back_beneath_them(
+    architecture: str, tiny_model: Load
+) -> None:
+    model = with_lora(tiny_model(architecture))
+    input_ids, labels = some_records()
+    whole, found = all_at_once(model, input_ids, labels), {}
+    needed = []
+    for name, module in lora_matrices(model).items():
+        module.register_forward_hook(lambda _, given, output, name=name: needed.append((name, output.requires_grad)))
+    record_gradients(model, input_ids, labels, lambda name, gradients: found.update({name: gradients.clone()}), last=1)
+    blocks = list(dict.fromkeys(map(block_of, lora_matrices(model))))
+    assert len(blocks) > 1
+    assert set(found) == {name for name in whole if block_of(name) == blocks[-1]} == set(lora_matrices(model, 1))
+    assert {name for name, wanted in needed if wanted} == set(found)
+    for name, gradients in found.items():
+        torch.testing.assert_close(gradients, whole[name], rtol=1e-5, atol=1e-8)
+    with pytest.raises(UserError, match=rf"LoRA is in {len(blocks)} blocks"):
+        lora_matrices(model, len(blocks) + 1)
 
 
 def test_torchs_own_transforms_give_the_same(tiny_model: Load) -> None:

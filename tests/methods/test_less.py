@@ -207,6 +207,15 @@ def test_projected_scores_follow_those_of_the_whole_gradients(method_runs, plain
     assert np.abs(exact - scores)[found].max() < 4 / np.sqrt(8192)
 
 
+def test_gradients_of_the_last_blocks_alone(method_runs) -> None:
+    whole, last = (method_runs.run(*METHOD, *more).scores.score for more in ((), ("method.last_layers=1",)))
+    found = ~np.isnan(whole)
+    assert np.array_equal(found, ~np.isnan(last))
+    assert 0.2 < np.corrcoef(whole[found], last[found])[0, 1] < 0.9999
+    with pytest.raises(UserError, match=r"method\.last_layers=99: LoRA is in \d+ blocks"):
+        method_runs.run(*METHOD, "method.last_layers=99")
+
+
 def test_mean_within_a_group_and_maximum_over_groups(method_runs, plain: Plain, matrix: np.ndarray) -> None:
     expected = plain.scores(matrix, [[0, 2], [1, 3]])
     result = method_runs.run(*METHOD, "target.group_field=subtask")

@@ -39,18 +39,22 @@ class GradientFeatures:
         dimension: Numbers of a feature.
         seed: Of the projection; features can only be compared under the same one.
         moments: File of Adam's moments; None leaves the gradient as it is.
+        last_layers: Take the gradients of so many of the last blocks that have LoRA; the backward pass ends there. None
+            takes all (LESS); fewer are our choice.
     """
 
     stage = "gradients"
     needs_gradients = True
 
-    def __init__(self, dimension: int, seed: int, moments: Path | None = None) -> None:
-        self.settings = {
+    def __init__(self, dimension: int, seed: int, moments: Path | None = None, last_layers: int | None = None) -> None:
+        self.settings: dict[str, Any] = {
             "dimension": dimension,
             "seed": seed,
             "preconditioner": "none" if moments is None else "adam",
         }
-        self._dimension, self._seed, self._moments = dimension, seed, moments
+        if last_layers is not None:
+            self.settings["last_layers"] = last_layers
+        self._dimension, self._seed, self._moments, self._last_layers = dimension, seed, moments, last_layers
         self._prepared: tuple[CountSketch, AdamMoments | None, dict[str, int]] | None = None
 
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
@@ -65,7 +69,7 @@ class GradientFeatures:
                 gradients = moments.precondition(name, gradients)
             sketch.add(parts[name], gradients.flatten(1).float(), features)
 
-        record_gradients(model, batch["input_ids"], labels, collect)
+        record_gradients(model, batch["input_ids"], labels, collect, self._last_layers)
         features[(labels[:, 1:] == IGNORED).all(1)] = 0  # Adam's step is not zero where the gradient is
         return normalize(features, dim=1).half()
 
@@ -74,7 +78,7 @@ class GradientFeatures:
     ) -> tuple[CountSketch, AdamMoments | None, dict[str, int]]:
         """Projection and moments on the batches' device; made once."""
         if self._prepared is None:
-            weights = {name: module.weight for name, module in lora_matrices(model).items()}
+            weights = {name: module.weight for name, module in lora_matrices(model, self._last_layers).items()}
             sketch = CountSketch([weight.numel() for weight in weights.values()], self._dimension, self._seed, device)
             moments = None if self._moments is None else AdamMoments.load(self._moments, device)
             self._prepared = sketch, moments, {name: place for place, name in enumerate(weights)}
@@ -84,9 +88,9 @@ class GradientFeatures:
         return {**self.__dict__, "_prepared": None}  # each process makes its own
 
 
-def lora_matrices(model: nn.Module) -> dict[str, nn.Linear]:
-    """Name of the weight to module of every trained LoRA A and B, in the model's order."""
-    layers = lora_layers(model)
+def lora_matrices(model: nn.Module, last: int | None = None) -> dict[str, nn.Linear]:
+    """Name of the weight to module of every trained LoRA A and B, in the model's order; see `lora_layers`."""
+    layers = lora_layers(model, last)
     return {weight_of(name, kind): getattr(layers[name], kind)[TRAINED] for name in layers for kind in (A, B)}
 
 
@@ -95,16 +99,43 @@ def weight_of(layer: str, kind: str) -> str:
     return f"{layer}.{kind}.{TRAINED}.weight"
 
 
-def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """Name to module of every layer with LoRA matrices that are trained, not given with the model."""
+def lora_layers(model: nn.Module, last: int | None = None) -> dict[str, Any]:
+    """Name to module of every layer with LoRA matrices that are trained, not given with the model.
+
+    Args:
+        model: With LoRA inside.
+        last: Those in so many of its last blocks alone.
+
+    Raises:
+        UserError: if fewer blocks have any.
+    """
     from peft.tuners.lora import LoraLayer
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    return {name: layer for name, layer in layers.items() if TRAINED in layer.lora_A}
+    layers = {name: layer for name, layer in layers.items() if TRAINED in layer.lora_A}
+    if last is None:
+        return layers
+    blocks = list(dict.fromkeys(block for name in layers if (block := block_of(name))))
+    if len(blocks) < last:
+        raise UserError(
+            f"method.last_layers={last}: LoRA is in {len(blocks)} blocks of the model; take at most so many"
+        )
+    return {name: layer for name, layer in layers.items() if block_of(name) in blocks[-last:]}
+
+
+def block_of(name: str) -> str:
+    """The block that a module stands in: its name up to the first number, ``model.layers.7``; empty outside of any."""
+    words = name.split(".")
+    place = next((place for place, word in enumerate(words) if word.isdigit()), -1)
+    return ".".join(words[: place + 1])
 
 
 def record_gradients(
-    model: PreTrainedModel, input_ids: Tensor, labels: Tensor, collect: Callable[[str, Tensor], None]
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    collect: Callable[[str, Tensor], None],
+    last: int | None = None,
 ) -> None:
     """Give ``collect`` every LoRA matrix's gradient of each record's mean loss, matrix after matrix.
 
@@ -117,30 +148,41 @@ def record_gradients(
         input_ids: ``[batch, seq]``, padded on the right.
         labels: ``[batch, seq]``, `IGNORED` where a token is not to be predicted.
         collect: Called with the weight's name and ``[batch, out, in]``; may overwrite it.
+        last: Only the matrices in so many of the last blocks; the backward pass goes no deeper.
     """
     wanted, following = predictions(labels)
     if not len(following):
         return
     counts = wanted.sum(1)
     owner = wanted.nonzero()[:, 0]
-    with torch.enable_grad(), watching(model, len(input_ids), collect):
+    with torch.enable_grad(), watching(model, len(input_ids), collect, last):
         losses = cross_entropy(response_logits(model, input_ids, wanted), following, reduction="none")
         (losses / counts[owner]).sum().backward()
 
 
 @contextmanager
-def watching(model: PreTrainedModel, records: int, collect: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watching(
+    model: PreTrainedModel, records: int, collect: Callable[[str, Tensor], None], last: int | None = None
+) -> Iterator[None]:
     """Within it, a backward pass gives ``collect`` the LoRA matrices' gradients per record."""
-    embeddings = model.get_input_embeddings()
+    layers = lora_layers(model, last)
     with ExitStack() as hooks:
 
         def hook(handle: Any) -> None:
             hooks.callback(handle.remove)
 
-        # all weights are frozen: the graph begins at the embeddings
-        # cloned, since some classes (CTRL, GIT) write into what comes out of them
-        hook(embeddings.register_forward_hook(lambda module, given, output: output.requires_grad_(True).clone()))
-        for name, layer in lora_layers(model).items():
+        # all weights are frozen: the graph begins at the embeddings, or where the first block begins that is looked at
+        if last is None:
+            # cloned, since some classes (CTRL, GIT) write into what comes out of them
+            hook(
+                model.get_input_embeddings().register_forward_hook(
+                    lambda module, given, output: output.requires_grad_(True).clone()
+                )
+            )
+        else:
+            block = model.get_submodule(block_of(next(iter(layers))))
+            hook(block.register_forward_pre_hook(begin, with_kwargs=True))
+        for name, layer in layers.items():
             held: dict[str, Tensor] = {}
 
             def keep(
@@ -158,6 +200,13 @@ def watching(model: PreTrainedModel, records: int, collect: Callable[[str, Tenso
             hook(layer.lora_A[TRAINED].register_forward_hook(watched(weight_of(name, A), records, collect, held)))
             hook(layer.lora_B[TRAINED].register_forward_hook(watched(weight_of(name, B), records, collect)))
         yield
+
+
+def begin(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook of a block: the graph begins at the states that it is given."""
+    if given:
+        return (given[0].requires_grad_(True).clone(), *given[1:]), named
+    return given, {**named, "hidden_states": named["hidden_states"].requires_grad_(True).clone()}
 
 
 def watched(

@@ -32,6 +32,9 @@ class LessSelector(Selector):
 
     num_checkpoints: int = key(4, CHECKPOINTS, low=1)
     projection_dim: int = key(8192, "numbers that a gradient is projected to", low=1)
+    last_layers: int | None = key(
+        None, "blocks, from the last, whose LoRA gradients are taken; the backward pass ends there", low=1
+    )
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Warm-up, then gradients of targets and pool at every checkpoint, then cosines shard by shard."""
@@ -40,7 +43,7 @@ class LessSelector(Selector):
         responses = targets.content_lengths("response")
         groups = usable_groups(task, lambda row: responses[row] > 0, "no response", whatever_scope=True)
         pool_entries, target_entries = gradient_features(
-            task, checkpoints, self.projection_dim, (targets, targets_entry)
+            task, checkpoints, self.projection_dim, (targets, targets_entry), self.last_layers
         )
         shares = checkpoints.weights
         stage_key = StageKey(

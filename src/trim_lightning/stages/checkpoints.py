@@ -123,9 +123,15 @@ def train_checkpoints(
 
 
 def gradient_features(
-    task: SelectionTask, checkpoints: Checkpoints, dimension: int, targets: tuple[TokenizedRecords, Entry] | None
+    task: SelectionTask,
+    checkpoints: Checkpoints,
+    dimension: int,
+    targets: tuple[TokenizedRecords, Entry] | None,
+    last_layers: int | None = None,
 ) -> tuple[list[Entry], list[Entry]]:
     """The stored gradients of the pool (Adam's steps) and of the targets (plain) at every checkpoint.
+
+    ``last_layers`` is that of `trim_lightning.engine.gradients.GradientFeatures`.
 
     Returns:
         One entry a checkpoint for the pool, and one for the targets if there are any.
@@ -138,11 +144,11 @@ def gradient_features(
         weights = checkpoints.at(number, gradients=True)
         if targets is not None:
             tokens, entry = targets
-            plain = GradientFeatures(dimension, seed)
+            plain = GradientFeatures(dimension, seed, last_layers=last_layers)
             inputs = {"tokens": entry.key.hex}
             title = f"fingerprint {number}/{checkpoints.number}"
             target_entries.append(record_values(task, plain, tokens, inputs, "fingerprint", weights, title))
-        adam = GradientFeatures(dimension, seed, checkpoints.moments(number))
+        adam = GradientFeatures(dimension, seed, checkpoints.moments(number), last_layers)
         inputs = {"tokens": task.pool_key.hex}
         title = f"score {number}/{checkpoints.number}"
         pool_entries.append(record_values(task, adam, task.pool_tokens, inputs, "score", weights, title))
