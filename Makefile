@@ -14,7 +14,7 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 PAGE ?=
-.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench trl gpu gpu-wheels compatibility results value browser vendor lint format build clean
+.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench trl gpu gpu-wheels compatibility results readme value browser vendor docs lint format build try-build notes release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -105,9 +105,13 @@ gpu-wheels: ## bring what a GPU machine without a network may lack into build/gp
 # PAGE=pooling takes only that one; needs TRIM_DATA_DIR, and hours for all of them
 compatibility: $(INSTALLED) ## look at every causal class of transformers and write docs/compatibility.md (minutes)
 	cd tests && ../$(BIN)/python -m census.page ../docs/compatibility.md
+	$(BIN)/python benchmarks/readme.py
 
 results: $(INSTALLED) ## run the experiments and write their pages under docs/results
 	$(BIN)/python benchmarks/pages.py $(PAGE)
+
+readme: $(INSTALLED) ## write what README.md says of results and models anew from the pages of docs/
+	$(BIN)/python benchmarks/readme.py
 
 value: $(INSTALLED) ## measure what groups of records teach, and judge every method by it (hours; ARGS="groups train")
 	$(BIN)/python benchmarks/value.py $(ARGS)
@@ -147,6 +151,24 @@ sbom: build/tools/.installed $(INSTALLED) ## write the software bills of materia
 	$(TOOLS)/cyclonedx-py requirements locks/requirements.lock --pyproject pyproject.toml --output-reproducible -o build/sbom/locked.cdx.json
 	$(TOOLS)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o build/sbom/installed.cdx.json
 
+# the site's tools have an environment of their own too
+build/docs/.installed: locks/docs.lock
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/python -m pip install --quiet --require-hashes -r locks/docs.lock
+	npm install --silent --no-fund --no-audit --no-save --prefix build/docs iframe-worker@1.0.4
+	@touch $@
+
+build/examples/.made: $(INSTALLED)
+	rm -rf build/examples
+	$(BIN)/trim-select -m experiment=demo method=trim,random hydra.sweep.dir=build/examples/runs
+	$(BIN)/trim-compare build/examples/runs
+	$(BIN)/trim-explain build/examples/runs/0 --row 430 --html build/examples/why.html
+	@touch $@
+
+docs: build/docs/.installed build/examples/.made ## build the site into build/site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --strict
+	@echo "open build/site/index.html"
+
 lint: $(INSTALLED) ## check style, types, and which room imports which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -158,7 +180,20 @@ format: $(INSTALLED) ## format the code and mend what ruff can
 	$(BIN)/ruff format
 
 build: $(INSTALLED) ## build the wheel and the source archive into dist/
+	rm -rf dist
 	$(BIN)/python -m build
+
+try-build: build ## ... and install the source archive into a clean environment, where its commands must start
+	rm -rf build/clean
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install -c constraints.txt dist/*.tar.gz
+	cd build/clean && bin/trim-select --help && bin/trim-select --cfg job && bin/trim-export --help
+
+notes: ## write the notes of the release TAG=v1.2.3 from CHANGELOG.md into build/notes.md
+	$(PYTHON) .ci/notes.py $(TAG)
+
+release: notes ## publish the release of TAG=v1.2.3 with the files of dist/ (the workflow does it)
+	gh release create $(TAG) dist/* --verify-tag --title $(TAG) --notes-file build/notes.md
 
 clean: ## remove caches and builds; .venv, runs and stored results stay
 	rm -rf build dist .import_linter_cache .pytest_cache .hypothesis .mypy_cache .ruff_cache

