@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ _HOMES = {
     "UserError": "trim_lightning.errors",
     "load": "trim_lightning.api",
 }
+
+# peft imports bitsandbytes where that is installed, and on some CPUs it tells of a kernel that is not used here
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -110,6 +110,7 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "model.dtype": ("bfloat16", MODEL),
     "model.trust_remote_code": ("true", NOTHING),
     "model.device_map": ("cpu", NOTHING),
+    "model.quantize": ("4bit", MODEL),
     "model.chat_template": ("{root}/template.jinja", POOL),
     "pool.source": ELSEWHERE,
     "pool.path": ("{root}/pool2.jsonl", POOL),
@@ -263,6 +264,8 @@ def assignment(start_files: StartFiles, name: str, value: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name, change in SELECTION.items() if not isinstance(change, str)])
 def test_a_key_changes_the_stages_that_read_it(start_files: StartFiles, base: Keys, name: str) -> None:
+    if name == "model.quantize":
+        pytest.importorskip("bitsandbytes")
     change = SELECTION[name]
     assert not isinstance(change, str)
     value, expected = change

@@ -53,7 +53,7 @@ def evaluate(
         {**wanted, **(choices if wanted["exact_match"] else {})},
         {
             "held_out": tokens_entry.key.hex,
-            "trainee": {"model": trainee.source.digest, "dtype": str(trainee.dtype)},
+            "trainee": trainee.identity,
             "tuned": None if tuned is None else tuned.key.hex,
         },
     )

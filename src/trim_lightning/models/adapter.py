@@ -16,6 +16,7 @@ from trim_lightning.errors import UserError, first_line
 from trim_lightning.files.json_files import read_json_object
 from trim_lightning.models.divided import is_divided
 from trim_lightning.models.low_rank import beside_weights
+from trim_lightning.models.precision import is_quantized
 
 
 def apply_adapter(model: PreTrainedModel, directory: Path, *, gradients: bool = True) -> PreTrainedModel:
@@ -77,14 +78,15 @@ def settled(wrapped: PeftModel) -> tuple[PreTrainedModel, list[str]]:
 def holds_update(wrapped: PeftModel) -> bool:
     """True for float32 weights, unless embeddings and output share one that the adapter changes in one place only.
 
-    Never for weights that are divided among processes.
+    Never for weights that are divided among processes or quantised.
     """
     model: Any = wrapped.get_base_model()
     head = model.get_output_embeddings()
     shared = model.get_input_embeddings().weight
     tied = head is not None and head.weight is shared
     adapted = any(getattr(getattr(part, "base_layer", None), "weight", None) is shared for part in model.modules())
-    return model.dtype == torch.float32 and not (tied and adapted) and not is_divided(model)
+    whole = not (is_divided(model) or is_quantized(model))
+    return model.dtype == torch.float32 and not (tied and adapted) and whole
 
 
 def build_upon(model: PreTrainedModel, directory: Path) -> PreTrainedModel:

@@ -25,6 +25,7 @@ from trim_lightning.errors import UserError, first_line
 from trim_lightning.models.attention import NAME, OWN, is_refused, register
 from trim_lightning.models.check import check_model
 from trim_lightning.models.parts import drop_towers
+from trim_lightning.models.precision import is_quantized
 from trim_lightning.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ def from_files(source: ModelSource, dtype: torch.dtype) -> Any:
 
     A model for images and texts that is no causal LM by itself (Mistral 3, Qwen3-VL) is loaded as what it is.
     """
+    more: dict[str, Any] = {}
+    if source.quantize is not None:
+        from trim_lightning.models.quantized import quantization
+
+        more["quantization_config"] = quantization(source.quantize, dtype)
     kind: Any = AutoModelForCausalLM
     ways = [NAME, OWN, None]
     while True:
@@ -75,6 +81,7 @@ def from_files(source: ModelSource, dtype: torch.dtype) -> Any:
                 device_map=source.device_map,
                 local_files_only=True,
                 output_loading_info=True,
+                **more,
             )
         except Exception as error:
             if "Unrecognized configuration class" in str(error) and kind is AutoModelForCausalLM:
@@ -104,6 +111,10 @@ def load_model(source: ModelSource, dtype: torch.dtype, *, whole: bool = False) 
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"model.path={source.name}: weights are missing from its safetensors files ({names}, ...)")
+    if is_quantized(model):
+        from trim_lightning.models.quantized import as_kept
+
+        as_kept(model)
     model = ready(model, source, whole=whole)
     for adapter in source.adapters:
         from trim_lightning.models.adapter import build_upon

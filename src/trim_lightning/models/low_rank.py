@@ -40,14 +40,20 @@ class LowRankLinear(nn.Linear):
 
 
 class LowRankBeside(nn.Module):
-    """The same around a linear layer whose weights are divided among processes: it stays the one that FSDP knows."""
+    """The same around a linear layer that has to stay what it is: weights divided among processes, or quantised.
 
-    def __init__(self, base: nn.Linear, down: Tensor, up: Tensor) -> None:
+    Args:
+        base: The layer.
+        down: See `LowRankLinear`.
+        up: See there.
+        dtype: Number format of what goes in and comes out.
+    """
+
+    def __init__(self, base: nn.Linear, down: Tensor, up: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.base = base
         self.down, self.up = (
-            nn.Parameter(matrix.detach().to(base.weight.device, base.weight.dtype), requires_grad=False)
-            for matrix in (down, up)
+            nn.Parameter(matrix.detach().to(base.weight.device, dtype), requires_grad=False) for matrix in (down, up)
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -81,8 +87,9 @@ def beside_weights(wrapped: PeftModel) -> tuple[PreTrainedModel, list[str]]:
         if isinstance(base, LowRankLinear):  # trained on top of another adapter
             down, up = torch.cat([base.down.to(down), down]), torch.cat([base.up.to(up), up], dim=1)
         parent, _, child = name.rpartition(".")
-        kind = LowRankBeside if isinstance(base.weight, DTensor) else LowRankLinear
-        setattr(model.get_submodule(parent), child, kind(base, down, up))
+        stays = isinstance(base.weight, DTensor) or not base.weight.is_floating_point()
+        taken = LowRankBeside(base, down, up, model.dtype) if stays else LowRankLinear(base, down, up)
+        setattr(model.get_submodule(parent), child, taken)
     if not left:
         del model.peft_config  # PEFT would take the model for one of its own
     assert isinstance(model, PreTrainedModel)
@@ -90,7 +97,10 @@ def beside_weights(wrapped: PeftModel) -> tuple[PreTrainedModel, list[str]]:
 
 
 def _is_plain(module: Any) -> bool:
-    if type(module) is not LoraLinear or type(module.base_layer) not in (nn.Linear, LowRankLinear):
+    if type(module) is not LoraLinear:
+        return False
+    base: Any = module.base_layer
+    if type(base) not in (nn.Linear, LowRankLinear) and base.weight.is_floating_point():  # quantised ones are not
         return False
     (adapter, *more) = module.active_adapters
     biased = module.lora_B[adapter].bias is not None

@@ -38,6 +38,7 @@ class ModelSource:
         vocabulary: Rows of its input embedding, or None if it does not say or an adapter may have added some.
         trust_remote_code: Run the folder's own Python code.
         device_map: Passed to ``from_pretrained``.
+        quantize: Bits of the linear layers' weights, ``4bit`` or ``8bit``; None leaves them as they are.
         chat_template: Text of a chat template that replaces the tokenizer's, or None.
         adapters: Folders of adapters on top of those weights, the first trained first.
         base: What `describe` says of the model beneath the last of them.
@@ -51,6 +52,7 @@ class ModelSource:
     vocabulary: int | None = None
     trust_remote_code: bool = False
     device_map: str | None = None
+    quantize: str | None = None
     chat_template: str | None = None
     adapters: tuple[Path, ...] = ()
     base: Mapping[str, Any] | None = None
@@ -108,6 +110,7 @@ def find_model(settings: ModelSettings, store: Store, above: tuple[Path, ...] = 
         vocabulary=config_number(config, "vocab_size"),
         trust_remote_code=settings.trust_remote_code,
         device_map=settings.device_map,
+        quantize=settings.quantize,
         chat_template=read_template(settings.chat_template),
     )
 
@@ -137,6 +140,11 @@ def find_adapted(
         raise UserError(
             f"{where}: holds both a model and an adapter ({ADAPTER_CONFIG}); give a folder with one of them: the model "
             "as it is, or the adapter, whose base model is then found"
+        )
+    if settings.quantize is not None:
+        raise UserError(
+            f"model.quantize={settings.quantize}: {where} is an adapter, which goes into whole weights; merge it with "
+            "PEFT's merge_and_unload and give the merged model, or leave model.quantize out"
         )
     try:
         named = read_json_object(adapter / ADAPTER_CONFIG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from trim_lightning.errors import UserError
@@ -18,6 +19,7 @@ def check_settings(settings: SelectSettings) -> None:
         UserError: naming the keys.
     """
     check(settings)
+    check_quantize(settings)
     for name, source in (("pool", settings.pool), ("target", settings.target)):
         if source.path is not None and source.source in ("generated", "from_pool"):
             raise UserError(
@@ -44,6 +46,26 @@ def check_settings(settings: SelectSettings) -> None:
         raise UserError(f"selection.min_tokens={low} is above selection.max_tokens={high}")
 
 
+def check_quantize(settings: SelectSettings) -> None:
+    """Refuse what does not go with quantised weights.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    bits = settings.model.quantize
+    if bits is None:
+        return
+    if settings.trainer.get("strategy") == "fsdp":
+        raise UserError(
+            f"model.quantize={bits}: trainer=fsdp divides whole weights only; use trainer=ddp, where each process has "
+            "all of the quantised ones, or leave model.quantize out"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.quantize={bits}: needs the library bitsandbytes; run pip install 'trim-lightning[quantize]'"
+        )
+
+
 def check_trainer(trainer: Mapping[str, Any]) -> None:
     """Let Lightning itself judge unusual trainer arguments before anything is read; plain ones need no import of it.
 
@@ -66,6 +88,11 @@ def check_training(settings: TrainSettings) -> None:
     """
     check_settings(settings)
     check_trainer(settings.trainer)
+    if settings.model.quantize is not None and settings.train.mode == "full":
+        raise UserError(
+            f"model.quantize={settings.model.quantize}: quantised weights are not trained, and train=full trains all; "
+            "use train=lora, or leave model.quantize out"
+        )
     if settings.train.base is not None and settings.train.model is None:
         raise UserError(f"train.base={settings.train.base}: the trainee is the scorer; set model.base, or train.model")
     evaluation = settings.evaluation

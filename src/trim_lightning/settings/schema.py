@@ -27,6 +27,11 @@ class ModelSettings:
     )
     trust_remote_code: bool = key(False, "run the model folder's own Python code")
     device_map: str | None = key(None, "accelerate device map for a model larger than one device, e.g. auto")
+    quantize: str | None = key(
+        None,
+        "keep the weights of linear layers in 4 or 8 bits, in LoRA trainings and in all passes; null keeps model.dtype",
+        choices=("4bit", "8bit"),
+    )
     chat_template: str | None = key(None, "a file with a Jinja chat template to use instead of the tokenizer's")
 
 

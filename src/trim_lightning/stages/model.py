@@ -15,6 +15,7 @@ from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.store import Cost, Entry, StageKey, Store
 from trim_lightning.store.keys import digest_of
 from trim_lightning.store.ledger import Ledger
+from trim_lightning.store.versions import coarse_versions
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 if TYPE_CHECKING:
@@ -72,6 +73,18 @@ class ModelHandle:
         from trim_lightning.models.precision import resolve_dtype
 
         return resolve_dtype(self._dtype)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the outputs of the model as it is on disk: files and number format."""
+        return {"model": self.source.digest, "dtype": self.number_format(self.dtype)}
+
+    def number_format(self, dtype: torch.dtype) -> str:
+        """The number format of the weights as keys of stages name it."""
+        if self.source.quantize is None:
+            return str(dtype)
+        (library,) = coarse_versions(["bitsandbytes"]).values()
+        return f"{dtype}, {self.source.quantize} of bitsandbytes {library}"
 
     @cached_property
     def device(self) -> torch.device:
@@ -161,7 +174,7 @@ class ModelHandle:
             trainer = self.trainer if resources is None else resources.trainer
             more["devices"] = number_of_devices(trainer) * int(trainer.get("num_nodes") or 1)
         batch = batch or self.tokens_per_batch
-        model = (self.source.digest, dtype)
+        model = (self.source.digest, dtype, self.source.quantize)
         return Cost(stage, count, work, load, model, records, batch, training, **more)
 
     def tokens_key(self, records: RecordFile) -> StageKey:

@@ -34,11 +34,7 @@ class Scorer(ModelHandle):
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the model's outputs: weights, warm-up and number format."""
-        return {
-            "model": self.source.digest,
-            "warmup": None if self._adapter is None else self._adapter.key.hex,
-            "dtype": str(self.dtype),
-        }
+        return {**super().identity, "warmup": None if self._adapter is None else self._adapter.key.hex}
 
     def warm_up(self, settings: WarmupSettings, pool: TokenizedRecords, pool_key: StageKey) -> None:
         """Train the warm-up adapter on a part of the pool, or find it in the store."""
@@ -61,7 +57,7 @@ class Scorer(ModelHandle):
             stage,
             4,
             {"warmup": matters, "seed": self.seed},
-            {"pool": pool_key.hex, "scorer": {"model": self.source.digest, "dtype": str(self.dtype)}},
+            {"pool": pool_key.hex, "scorer": super().identity},
         )
         rows = draw_warmup_rows(pool.lengths, settings.fraction, self.seed)
         empty = int((pool.content_lengths("response")[rows] == 0).sum())

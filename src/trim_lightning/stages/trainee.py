@@ -56,7 +56,7 @@ class Trainee(ModelHandle):
         matters = {name: value for name, value in asdict(settings).items() if name not in NO_PART_OF_THE_RESULT}
         inputs = {
             "coreset": coreset_key.hex,
-            "trainee": {"model": self.source.digest, "dtype": str(self.training_dtype)},
+            "trainee": {"model": self.source.digest, "dtype": self.number_format(self.training_dtype)},
             "held_out": held_out[1].hex if settings.early_stop is not None and held_out is not None else None,
         }
         key = StageKey("finetune", 4, {"train": matters, "seed": self.seed}, inputs)

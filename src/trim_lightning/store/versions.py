@@ -17,6 +17,7 @@ PACKAGES = (
     "peft",
     "numpy",
     "sentence-transformers",
+    "bitsandbytes",
 )
 
 # Which packages change the tokens or numbers of a stage by themselves. What is made from stored results alone has them

@@ -94,7 +94,7 @@ def task_scores(trainee: Trainee, tuned: Entry | None, settings: EvaluationSetti
             "data": data_digest(settings),
         },
         {
-            "trainee": {"model": trainee.source.digest, "dtype": str(trainee.dtype)},
+            "trainee": trainee.identity,
             "tuned": None if tuned is None else tuned.key.hex,
         },
     )
