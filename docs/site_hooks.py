@@ -6,10 +6,11 @@ disk, is whole, and a link that leads nowhere fails the build.
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 ROOT_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
-API = ROOT / "src" / "trim_lightning" / "api.py"
+PACKAGE = ROOT / "src" / "trim_lightning"
+API = (PACKAGE / "api.py", PACKAGE / "selection" / "scores.py", PACKAGE / "report" / "in_memory.py")  # on one page
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 FILE_NAME = re.compile(r"\[([a-z_]+)\.md\]\(")  # on the site a page is no file
 LIVE = re.compile(r"^<!-- live: (\S+) \| (.+) -->$", re.MULTILINE)
@@ -33,7 +35,7 @@ def on_files(files: Any, config: Any) -> Any:
     pages = [*(DOCS / file.src_uri for file in files.documentation_pages()), *(ROOT / name for name in ROOT_PAGES)]
     linked = {target for page in pages for target in targets_of(page)}
     for path in sorted({*linked, *pages}):
-        if path.exists() and path != API and not path.is_relative_to(DOCS):
+        if path.exists() and path not in API and not path.is_relative_to(DOCS):
             files.append(File.generated(config, uri_of(path), content=text_of(path)))
     examples = ROOT / config.extra["examples"]
     shown = {path.relative_to(examples).as_posix(): path for path in examples.rglob("*") if is_shown(path)}
@@ -56,11 +58,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     uri = page.file.src_uri
     origin = DOCS / uri
     if page.file.generated_by is not None:
-        origin = ROOT / next((name for name in ROOT_PAGES if name.lower() == uri), "generated")
-        if not origin.is_file():
+        origin = ROOT / next((name for name in ROOT_PAGES if name.lower() == uri), uri.removeprefix("source/")[:-3])
+        if origin.suffix not in (".md", ".ipynb"):
             return markdown
     if uri == "python.md":
-        markdown += f"\n## Reference\n\n{reference(API)}"
+        markdown += "\n## Reference\n\n" + "\n".join(map(reference, API))
 
     def site_link(match: re.Match[str]) -> str:
         target = (origin.parent / match[1]).resolve()
@@ -99,15 +101,17 @@ def uri_of(path: Path) -> str:
         return path.relative_to(DOCS).as_posix()
     if path.name in ROOT_PAGES:
         return path.name.lower()
-    if path in (API, ROOT / "README.md"):
-        return "python.md" if path == API else "index.md"
+    if path in API:
+        return "python.md"
+    if path == ROOT / "README.md":
+        return "index.md"
     place = path.relative_to(ROOT).as_posix()
     return f"python/{module_of(path).replace('.', '/')}.md" if is_module(path) else f"source/{place}.md"
 
 
 def is_module(path: Path) -> bool:
     """True for what the reference is made from."""
-    return path.is_relative_to(ROOT / "src" / "trim_lightning") and path.suffix == ".py"
+    return path.is_relative_to(PACKAGE) and path.suffix == ".py"
 
 
 def module_of(path: Path) -> str:
@@ -127,11 +131,19 @@ def text_of(path: Path) -> str:
     place = path.relative_to(ROOT).as_posix()
     if is_module(path):
         return f"# {module_of(path)}\n\n{reference(path)}"
+    if path.suffix == ".ipynb":
+        return "\n\n".join(map(cell_text, json.loads(path.read_text(encoding="utf-8"))["cells"])) + "\n"
     head = f"---\nsearch:\n  exclude: true\n---\n\n# {place}\n\n"
     if path.is_dir():
         parts = (file for file in sorted(path.iterdir()) if file.is_file())
         return head + "\n".join(part_of(file) for file in parts)
     return head + fenced(path)
+
+
+def cell_text(cell: Mapping[str, Any]) -> str:
+    """A cell of a notebook, which is kept without what it showed."""
+    text = "".join(cell["source"])
+    return text if cell["cell_type"] == "markdown" else f"{FENCE}python\n{text}\n{FENCE}"
 
 
 def part_of(file: Path) -> str:

@@ -6,15 +6,16 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trim_lightning.api import Scores, TrimScorer, load
+    from trim_lightning.api import TrimScorer, load
     from trim_lightning.errors import UserError
+    from trim_lightning.selection.scores import Scores
     from trim_lightning.trim.fingerprints import FingerprintBank
 
 __all__ = ["FingerprintBank", "Scores", "TrimScorer", "UserError", "load"]
 
 _HOMES = {
     "FingerprintBank": "trim_lightning.trim.fingerprints",
-    "Scores": "trim_lightning.api",
+    "Scores": "trim_lightning.selection.scores",
     "TrimScorer": "trim_lightning.api",
     "UserError": "trim_lightning.errors",
     "load": "trim_lightning.api",

@@ -15,9 +15,9 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,49 +41,24 @@ from trim_lightning.records.layouts import LayoutReader
 from trim_lightning.records.python_records import as_records
 from trim_lightning.records.record import Turn
 from trim_lightning.records.shapes import FieldKeys
-from trim_lightning.selection.ranking import DEFAULT_FRACTION, budget_count, rank_by_score
+from trim_lightning.report.page import token_text
+from trim_lightning.report.token_texts import TokenTexts
+from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.selection.scores import Scores
 from trim_lightning.settings.schema import FallbackSettings, ModelSettings, PoolerSettings, SaliencySettings
-from trim_lightning.stages.fingerprints import banks_of, weigh
+from trim_lightning.stages.fingerprints import SalientTarget, banks_of, weigh
+from trim_lightning.stages.task import MatchedTokens
 from trim_lightning.stages.token_scores import ScopedTokens, pool_tokens, scaled_idf
 from trim_lightning.store import Store
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 from trim_lightning.tokens.tokenized import TokenSequence, scope_mask
 from trim_lightning.trim.fingerprints import FingerprintBank
+from trim_lightning.trim.pooling import penalise
+
+if TYPE_CHECKING:
+    from trim_lightning.report.in_memory import Report
 
 CHUNK = 1024  # records of an iterable that are held at once
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of an iterable of records, each ``[records]`` float32; NaN where a record has no scoped token."""
-
-    score: NDArray[np.float32]
-    mean: NDArray[np.float32]
-    max: NDArray[np.float32]
-    coverage: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.score)
-
-    def top(self, fraction: float | None = None, *, count: int | None = None) -> list[int]:
-        """Rows of the best records, best first, ties in the order of the iterable.
-
-        Args:
-            fraction: Share of all records, unscored ones included; 5 % if neither budget is given.
-            count: Number of records.
-
-        Raises:
-            UserError: if both are given or one is out of bounds.
-        """
-        if fraction is not None and count is not None:
-            raise UserError("top: give a fraction or a count, not both")
-        if fraction is not None and not 0 < fraction <= 1:
-            raise UserError(f"top: fraction={fraction} must be above 0 and at most 1")
-        if count is not None and not 1 <= count <= len(self):
-            raise UserError(f"top: count={count} must be between 1 and {len(self)}, the number of records")
-        if count is None:
-            count = budget_count(len(self), DEFAULT_FRACTION if fraction is None else fraction)
-        return [int(row) for row in rank_by_score(self.score)[:count]]
 
 
 class TrimScorer:
@@ -95,6 +70,7 @@ class TrimScorer:
         scope: Content tokens that count: ``all``, ``prompt`` or ``response``.
         max_length: Tokens kept of a record.
         tokens_per_batch: Padded tokens of a forward pass.
+        described: Name and checksum of the model, for reports.
     """
 
     def __init__(
@@ -105,8 +81,11 @@ class TrimScorer:
         scope: str = "all",
         max_length: int = 2048,
         tokens_per_batch: int = 2048,
+        described: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
+        self.described = described or {"name": type(model).__name__, "sha256": ""}
+        self.tokenizer = tokenizer
         self.renderer = ChatRenderer(tokenizer)
         self.scope = scope
         self.max_length = max_length
@@ -121,6 +100,10 @@ class TrimScorer:
         Raises:
             UserError: if there is no record, or no token in scope.
         """
+        return self._bank(self._salient(targets, saliency))
+
+    def _salient(self, targets: Iterable[Mapping[str, Any]], saliency: SaliencySettings | None) -> list[SalientTarget]:
+        """The tokens of target records with their saliency."""
         saliency = saliency or SaliencySettings(num_layers=min(6, self.num_layers))
         if saliency.num_layers > self.num_layers:
             raise UserError(f"saliency.num_layers={saliency.num_layers}: the model has only {self.num_layers} layers")
@@ -135,10 +118,15 @@ class TrimScorer:
         for batch in self._batches(sequences):
             results.extend(forward.predict_step(batch, 0))
         signals = [TargetSignals(**{**result, "token_ids": result["token_ids"].long()}) for result in results]
-        bank = banks_of(weigh(signals, saliency, self.scope), {"": list(range(len(sequences)))}) if signals else {}
-        if not bank or len(bank[""]) == 0:
+        return sorted(weigh(signals, saliency, self.scope), key=lambda target: target.row)
+
+    def _bank(self, targets: Sequence[SalientTarget]) -> FingerprintBank:
+        """Their bank, with the tokens' texts for those who look at it."""
+        bank = banks_of(targets, {"": [target.row for target in targets]})[""] if targets else None
+        if bank is None or len(bank) == 0:
             raise UserError(f"targets: no record has a token in scope={self.scope}")
-        return bank[""]
+        texts = TokenTexts(self.tokenizer.backend_tokenizer)
+        return replace(bank, names={token: token_text(texts.name(token)) for token in bank.token_ids.tolist()})
 
     def score(
         self,
@@ -152,9 +140,13 @@ class TrimScorer:
         forward = ScoringPass(self.model, [(bank, fallback.nearest)])
         forward.on_predict_start()
         idf = scaled_idf(bank.token_ids.numpy(), bank.idf.double().numpy())
-        chunks = []
+        chunks, lengths = [], []
         for sequences in self._encode(records):
             pooled = np.full((4, len(sequences)), np.nan)
+            masks = [
+                [scope_mask(sequence.roles, scope).sum() for sequence in sequences] for scope in ("all", self.scope)
+            ]
+            lengths.append(np.array(masks, dtype=np.int32))
             for batch in self._batches(sequences):
                 result = {name: value.cpu() for name, value in forward.predict_step(batch, 0).items()}
                 scope = torch.from_numpy(scope_mask(result["roles"].numpy(), self.scope))
@@ -169,7 +161,67 @@ class TrimScorer:
             chunks.append(pooled.astype(np.float32))
         if not chunks:
             raise UserError("score: there are no records")
-        return Scores(*np.concatenate(chunks, axis=1))
+        return Scores(*np.concatenate(chunks, axis=1), *np.concatenate(lengths, axis=1))
+
+    def report(
+        self,
+        pool: Iterable[Mapping[str, Any]],
+        targets: Iterable[Mapping[str, Any]],
+        *,
+        fraction: float | None = None,
+        count: int | None = None,
+        examples: int = 8,
+        saliency: SaliencySettings | None = None,
+        pooler: PoolerSettings | None = None,
+        fallback: FallbackSettings | None = None,
+    ) -> Report:
+        """Select, and show what was picked and why: the page that ``trim-select`` writes. All records are held.
+
+        Args:
+            pool: The candidates.
+            targets: The target examples.
+            fraction: As in `Scores.top`.
+            count: As in `Scores.top`.
+            examples: Candidates that are shown token by token at the top, around the cut, and at the bottom.
+            saliency: As in `fingerprint`.
+            pooler: As in `score`.
+            fallback: As in `score`.
+
+        Raises:
+            UserError: as `fingerprint`, `score` and `Scores.top`.
+        """
+        from trim_lightning.report.in_memory import Shown, report_of
+
+        saliency = saliency or SaliencySettings(num_layers=min(6, self.num_layers))
+        pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
+        records, wanted = list(as_records(pool)), list(as_records(targets))
+        salient = self._salient(wanted, saliency)
+        bank = self._bank(salient)
+        scores = self.score(records, bank, pooler, fallback)
+        chosen = scores.top(fraction, count=count)
+        shown = Shown(
+            records, wanted, salient, bank, ScoreTable(**vars(scores)), np.array(chosen, dtype=np.int64),
+            {"count": count} if count is not None else {"fraction": fraction},
+            lambda rows: {row: self._match(records[row], bank, fallback) for row in rows},
+            self.tokenizer, self.described,
+            {"saliency": saliency, "pooler": pooler, "fallback": fallback, "scope": self.scope,
+             "max_length": self.max_length},
+        )  # fmt: skip
+        return report_of(shown, examples)
+
+    def _match(self, record: Mapping[str, Any], bank: FingerprintBank, fallback: FallbackSettings) -> MatchedTokens:
+        """One record's tokens as they were scored."""
+        forward = ScoringPass(self.model, [(bank, fallback.nearest)])
+        forward.on_predict_start()
+        with warnings.catch_warnings(action="ignore"):  # what is to be said of the records was said of all
+            ((sequence,),) = self._encode([record])
+        (batch,) = self._batches([sequence])
+        result = {name: value.cpu() for name, value in forward.predict_step(batch, 0).items()}
+        match = forward.match_of(result, 0).numpy().astype(np.int32)
+        similarity = penalise(
+            result["similarity"][0].double().numpy(), match == sequence.token_ids, fallback.mode, fallback.penalty
+        )
+        return MatchedTokens(sequence.token_ids, scope_mask(sequence.roles, self.scope), similarity, match)
 
     def embed(self, records: Iterable[Mapping[str, Any]]) -> NDArray[np.float32]:
         """A vector per record, ``[records, hidden]``: RDS+'s mean of the last hidden states, weighted by position.
@@ -256,4 +308,7 @@ def load(
         options["max_length"] = min(options.get("max_length", source.max_positions), source.max_positions)
     target: Any = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(target)
-    return TrimScorer(model, load_tokenizer(source), **options)
+    described = (
+        source.describe() if adapter is None else {**source.describe(), "name": f"{source.name} with an adapter"}
+    )
+    return TrimScorer(model, load_tokenizer(source), described=described, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class FingerprintBank:
         mass: ``[classes]`` float32, summed saliency.
         count: ``[classes]`` int64, occurrences.
         num_targets: N.
+        names: Token class to its text, for those who look at the bank; it decides nothing.
     """
 
     token_ids: Tensor
@@ -47,6 +49,7 @@ class FingerprintBank:
     count: Tensor
     num_targets: int
     settings: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.token_ids.numel())
@@ -55,6 +58,21 @@ class FingerprintBank:
         """The tensors under the names of ``fingerprints.safetensors``."""
         names = ("token_ids", "vectors", "idf", "mass", "count")
         return {name: getattr(self, name).contiguous() for name in names}
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the ten classes with the most saliency."""
+        rows = []
+        for place in torch.argsort(-self.mass, stable=True)[:10].tolist():
+            token = int(self.token_ids[place])
+            name = html.escape(self.names.get(token, str(token)))
+            rows.append(
+                f"<tr><th><code>{name}</code></th><td>{self.mass[place]:.2f}</td>"
+                f"<td>{int(self.count[place])}</td><td>{self.idf[place]:.2f}</td></tr>"
+            )
+        return (
+            f"<p>{len(self):,} token classes of {self.num_targets:,} targets; the heaviest:</p><table><thead><tr>"
+            f"<th>token</th><th>mass</th><th>occurrences</th><th>idf</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        )
 
 
 def unit(hidden: Tensor) -> Tensor:
