@@ -46,6 +46,10 @@ INSIDE: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
         {"prompt": USER[1], "context": "It has acorns.", "chosen": CHAT, "rejected": CHAT},
         [("user", f"{USER[1]}\nIt has acorns."), ASSISTANT],
     ),
+    "context of lists": (
+        {"question": USER[1], "context": [["Oaks", ["They have", "acorns."]]], "answer": ASSISTANT[1]},
+        [("user", f"{USER[1]}\nOaks\n\nThey have\n\nacorns."), ASSISTANT],
+    ),
     "last question in chosen": (
         {"prompt": [*CHAT, {"role": "user", "content": "And now?"}], "rejected": "x",
          "chosen": [{"role": "user", "content": "And now? "}, {"role": "assistant", "content": "Now too."}]},
@@ -196,9 +200,21 @@ REMEDIES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str, str]]]] = {
         [{"text": ASSISTANT[1], "document": "It has acorns."}],
         [("user", "It has acorns.", ""), (*ASSISTANT, "")],
     ),
+    "pairs in the context": (
+        [{"question": USER[1], "context": [["Hello", "Hi"]], "answer": ASSISTANT[1]}],
+        [("user", "Hello", ""), ("assistant", "Hi", ""), (*USER, ""), (*ASSISTANT, "")],
+    ),
     "a document beside messages": (
         [{"messages": CHAT, "document": "It has acorns."}],
         [("system", "It has acorns.", ""), (*USER, ""), (*ASSISTANT, "")],
+    ),
+    "passages in an object": (
+        [{"question": USER[1], "context": {"ids": ["1", "2"], "passages": ["It has", "acorns."]}, "answer": "old oak"}],
+        [("user", f"{USER[1]}\n\nIt has\n\nacorns.", ""), ("assistant", "old oak", "")],
+    ),
+    "documents beside messages": (
+        [{"messages": CHAT, "documents": ["It has", "acorns."]}],
+        [("system", "It has\n\nacorns.", ""), (*USER, ""), (*ASSISTANT, "")],
     ),
     "answers beside a text": (
         [{"text": USER[1], "answers": "It is an old oak tree."}],
@@ -211,13 +227,21 @@ REMEDIES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str, str]]]] = {
 def test_a_remedy_followed_as_it_stands_gives_the_right_reading(tmp_path: Path, name: str) -> None:
     records, expected = REMEDIES[name]
     (remark,) = read(tmp_path, *records).remarks
-    given = dict(re.findall(r"pool\.(\w+_field)=(\[[^]]*\]|[\w.]+)", remark))
+    first = remark.partition(", pool.messages_field")[0]  # which is another remedy
+    given = dict(re.findall(r"pool\.(\w+_field)=(\[[^]]*\]|[\w.]+)", first))
     options = {key: value[1:-1].split(",") if value[0] == "[" else value for key, value in given.items()}
     file = read(tmp_path, *records, **options)
     turns = file.record(len(records) - 1).turns
     assert [(turn.role, turn.content, turn.thought) for turn in turns] == expected
     assert file.remarks == ()
     assert len(file) == len(records)
+
+
+def test_lists_of_one_field_are_told_apart_record_by_record(tmp_path: Path) -> None:
+    records = [{"question": USER[1], "context": context, "answer": "b"} for context in (["Oaks."], [["Hello", "Hi"]])]
+    file = read(tmp_path, *records)
+    assert said(file, 0) == [("user", f"{USER[1]}\nOaks."), ("assistant", "b")]
+    assert "pool.history_field=context puts it before the conversation" in file.remarks[0]
 
 
 def test_a_named_field_that_no_record_has_is_refused(tmp_path: Path) -> None:

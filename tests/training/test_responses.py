@@ -147,12 +147,31 @@ def test_a_table_without_some_rows() -> None:
     assert left.order.tolist() == [2, 1]
 
 
-def test_a_pool_without_any_response_is_told_before_it_is_scored(tmp_path: Path, tiny_folder: Any) -> None:
-    lines = [json.dumps({"id": str(place), "prompt": f"question {place}", "response": ""}) for place in range(5)]
+def test_held_out_records_whose_responses_are_all_cut_off_are_one_line(
+    trained: Callable[..., Training], tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "long.jsonl", [{"prompt": LONG, "response": "never seen"}] * 2)
+    told = r"no held-out record has a response to measure \(2 cut off by max_length=40\); give others or a larger max_l"
+    with pytest.raises(UserError, match=told):
+        trained(f"evaluation.path={tmp_path / 'long.jsonl'}", "max_length=40")
+
+
+@pytest.mark.parametrize(
+    ("response", "told"),
+    [
+        ("", r"\(5 empty or absent\); give another pool; "),
+        ("x", r"\(5 cut off by max_length=20\); give .* larger max_l"),
+    ],
+)
+def test_a_pool_without_any_response_is_told_before_it_is_scored(
+    tmp_path: Path, tiny_folder: Any, response: str, told: str
+) -> None:
+    asked = LONG if response else "question"
+    lines = [json.dumps({"id": str(place), "prompt": asked, "response": response}) for place in range(5)]
     (tmp_path / "pool.jsonl").write_text("\n".join(lines) + "\n")
     words = [
         "model=hf", f"model.path={tiny_folder('llama')}", "pool=jsonl", f"pool.path={tmp_path / 'pool.jsonl'}",
-        "method=random", "logger=none", "trainer=cpu", "selection.count=2",
+        "method=random", "logger=none", "trainer=cpu", "selection.count=2", "max_length=20",
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"pool pool\.jsonl: none of its 5 records has a response to learn from"):
+    with pytest.raises(UserError, match=rf"pool pool\.jsonl: none of its 5 records has a response .*{told}"):
         run_train(*words, output_dir=tmp_path / "out", store_dir=tmp_path / "store")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import write_text
 from trim_lightning.records.record_file import RecordFile
+from trim_lightning.selection.responses import missing_responses
 from trim_lightning.settings.schema import EvaluationSettings
 from trim_lightning.stages.trainee import Evaluated, Trainee
 from trim_lightning.store import Entry, StageKey
@@ -45,7 +46,11 @@ def evaluate(
     wanted = measures(held_out, settings)
     tokens, tokens_entry = trainee.tokenize(held_out, "tokenize")
     if not any(wanted.values()) and not (tokens.content_lengths("response") > 0).any():
-        raise UserError(f"{held_out.place(0)}: no held-out record has a response, so there is nothing to measure")
+        missing = missing_responses(held_out, tokens, trainee.max_length)
+        raise UserError(
+            f"{held_out.place(0)}: no held-out record has a response to measure ({missing}); give others"
+            f"{missing.or_longer}"
+        )
     choices = {name: value for name, value in asdict(settings).items() if name in ("max_new_tokens", "stop")}
     key = StageKey(
         "evaluate",

@@ -74,6 +74,12 @@ def json_value(text: str) -> Any:
     return value if isinstance(value, list | dict) else text
 
 
+def texts_of(value: Any) -> list[str]:
+    """The texts of a list, and of the lists in it; none if it holds anything else."""
+    parts = [[item] if isinstance(item, str) else texts_of(item) for item in value] if isinstance(value, list) else []
+    return [text for part in parts for text in part] if all(parts) else []
+
+
 def field_names(record: Mapping[str, Any], prefix: str = "", depth: int = 4) -> Iterable[str]:
     """The dotted paths of a record that `lookup` can follow, ``depth`` levels down, for messages."""
     for name, value in record.items():

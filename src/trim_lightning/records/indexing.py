@@ -185,7 +185,7 @@ class _Indexer:
         if options.id_field is not None:
             self._check_id(record, options.id_field, number)
         self.reader.counts[layout.name] += 1
-        if layout.watched:
+        if layout.unread or layout.listed or layout.bare:
             self.reader.note(record, layout, turns, self.source.place, number)
 
     def _look_for_named(self, record: Mapping[str, Any], number: int) -> None:
@@ -217,7 +217,7 @@ class _Indexer:
 
     def _parse(self, raw: bytes) -> dict[str, Any]:
         try:
-            text = raw.rstrip(b"\r\n").decode()
+            text = raw.decode()
         except UnicodeDecodeError as error:
             raise _BadLine(
                 f" is not UTF-8 text (byte {error.start + 1}): convert the file to UTF-8", "not UTF-8 text"
@@ -229,15 +229,16 @@ class _Indexer:
             )
         try:
             value = load_json(text)
-        except json.JSONDecodeError as error:
+        except json.JSONDecodeError:
+            fault = _fault_of(text.rstrip("\r\n"))
             if not self.source_rows and not self.bad and text.strip() == "{":
                 raise UserError(
-                    f"{self.source.place(0)} is not valid JSON ({error.msg} at column {error.colno}): read it with "
+                    f"{self.source.place(0)} is not valid JSON ({fault.msg} at column {fault.colno}): read it with "
                     f"{self.source.what}=file, or write one object per line, e.g. with jq -c ."
                 ) from None
             raise _BadLine(
-                f" is not valid JSON ({error.msg} at column {error.colno}): {self._mend}",
-                f"not valid JSON ({error.msg})",
+                f" is not valid JSON ({fault.msg} at column {fault.colno}): {self._mend}",
+                f"not valid JSON ({fault.msg})",
             ) from None
         except ValueError as error:
             # The interpreter's limit on the digits of an integer; its own hint is about code, not data.
@@ -254,6 +255,15 @@ class _Indexer:
                 f" is {kind_of(value)}, not a JSON object: {self._mend}", f"{kind_of(value)}, not a JSON object"
             )
         return value
+
+
+def _fault_of(text: str) -> json.JSONDecodeError:
+    """What is wrong with a line of JSON, at its place in the line without the end."""
+    try:
+        load_json(text)
+    except json.JSONDecodeError as error:
+        return error
+    raise AssertionError("white space at its end makes no text invalid")
 
 
 class _BadLine(Exception):

@@ -16,7 +16,7 @@ from typing import Any
 
 from trim_lightning.errors import UserError, suggest
 from trim_lightning.records.calls import are_tools
-from trim_lightning.records.fields import MISSING, LayoutError, field_names, lookup
+from trim_lightning.records.fields import MISSING, LayoutError, field_names, lookup, texts_of
 from trim_lightning.records.messages import as_pairs, is_conversation, unfolded
 from trim_lightning.records.names import (
     CHOSEN,
@@ -104,7 +104,7 @@ class LayoutReader:
         self, record: Mapping[str, Any], layout: Layout, turns: tuple[Turn, ...], place: Callable[[int], str], row: int
     ) -> None:
         """Remember what of a record was not read."""
-        if layout.watched:
+        if layout.may_leave(record):
             self.unread.note(record, layout, turns, partial(place, row))
 
     def remarks(self) -> list[str]:
@@ -262,7 +262,11 @@ def _by_value(record: Mapping[str, Any], present: Mapping[str, str]) -> Layout |
     return None
 
 
-def _are_texts(value: Sequence[Any]) -> bool:
+def _are_passages(value: Any) -> bool:
+    return bool(texts_of(value)) and not is_conversation(value)
+
+
+def _are_texts(value: list[Any]) -> bool:
     return len(value) > 1 and all(isinstance(item, str) for item in value)
 
 
@@ -296,7 +300,8 @@ def _with_beside(
         tools = next((name for name in beside(TOOL_FIELDS) if are_tools(record[name])), None)
         lasting = lasting and not any(record[name] for name in beside(TOOL_FIELDS))
     contexts = tuple(name for name in beside(CONTEXTS) if name not in (*systems, history, tools))
-    contexts = tuple(name for name in contexts if isinstance(record[name], str) or _are_texts(record[name]))
+    lasting = lasting and not any(isinstance(record[name], list) for name in contexts)
+    contexts = tuple(name for name in contexts if isinstance(record[name], str) or _are_passages(record[name]))
     thought = keys.thought_field
     if thought is None:
         thought = next((name for name in beside(THOUGHTS) if isinstance(record[name], str)), None)

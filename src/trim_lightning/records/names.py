@@ -24,8 +24,8 @@ THOUGHT_WORDS = {"reasoning", "rationale", "thinking", "thought", "thoughts", "c
 ANSWER_WORDS = {*RESPONSES, "outputs", "responses", "answers", "completions", "solutions"}
 SPOKEN = {
     *PROMPTS, *THOUGHT_WORDS, *ANSWER_WORDS, *CONVERSATIONS, *LISTS, *TEXTS, *TOOL_FIELDS, CHOSEN, "system", "context",
-    "history", "instructions", "passage", "document", "story", "article", "message", "questions", "choices", "options",
-    "calls", "refusal",
+    "contexts", "history", "instructions", "passage", "passages", "document", "documents", "story", "stories",
+    "article", "articles", "message", "questions", "choices", "options", "calls", "refusal",
 }  # fmt: skip
 UNSPOKEN = {
     REJECTED, "id", "ids", "source", "score", "scores", "rating", "type", "lang", "language", "len", "length", "num",

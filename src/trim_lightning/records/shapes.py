@@ -9,7 +9,7 @@ from typing import Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.records.calls import read_tools, tools_first
-from trim_lightning.records.fields import MISSING, LayoutError, lookup, optional_text, text_field
+from trim_lightning.records.fields import MISSING, LayoutError, lookup, optional_text, text_field, texts_of
 from trim_lightning.records.messages import (
     is_conversation,
     is_message,
@@ -22,6 +22,7 @@ from trim_lightning.records.record import TOOLS, Role, Turn
 from trim_lightning.records.transcripts import spoken_turns
 
 _LISTED = frozenset("[{")  # a text that begins so may hold messages
+_TWO = {2}
 _SWITCH = 20  # characters of a word such as "on" or "medium"
 
 
@@ -116,9 +117,18 @@ class Layout:
         return not self.prompts and self.messages is None
 
     @cached_property
-    def watched(self) -> bool:
-        """True if there may be something in a record that is not read."""
-        return bool(self.unread or self.listed or self.bare)
+    def _watched(self) -> bool:
+        return bool(self.unread or self.bare)
+
+    def may_leave(self, record: Mapping[str, Any]) -> bool:
+        """True if there may be something in a record, which was read, that is in no turn."""
+        if self._watched:
+            return True
+        for name in self.listed:
+            value = record.get(name)
+            if type(value) is not list or set(map(len, value)) != _TWO:  # role and content, or a pair
+                return True
+        return False
 
     @cached_property
     def simple(self) -> str:
@@ -151,15 +161,16 @@ class Layout:
             body = tuple(turn for turn in body if turn.role != TOOLS)
         systems: list[Turn] = []
         for name in self.systems:
-            text = optional_text(record, name)
+            text = _joined(record, name) or optional_text(record, name)
             if text and not (body and body[0] == Turn("system", text)):
                 systems.append(Turn("system", text))
         earlier = read_history(lookup(record, self.history), self.history) if self.history else ()
         if earlier:
             first = next((place for place, turn in enumerate(body) if turn.role != "system"), len(body))
             body = (*body[:first], *earlier, *body[first:])
-        if self.thought and _is_thought(self.thought, thought := optional_text(record, self.thought)):
-            body = _with_thought(body, thought)
+        if self.thought:
+            thought = _joined(record, self.thought) or optional_text(record, self.thought)
+            body = _with_thought(body, thought) if _is_thought(self.thought, thought) else body
         return tools_first((*tools, *systems, *body))
 
     def _body(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
@@ -196,7 +207,11 @@ class Layout:
         names = self.prompts
         if len(names) > 1:  # of several some may be absent
             names = tuple(name for name in names if lookup(record, name) not in (MISSING, None)) or names[:1]
-        sides = [self._side(record, name, "user") for name in names]
+        several = len(self.prompts) > 1
+        sides = [
+            (Turn("user", text),) if several and (text := _listed(record, name)) else self._side(record, name, "user")
+            for name in names
+        ]
         if any(len(side) != 1 or side[0].role != "user" for side in sides):
             before = tuple(turn for side in sides for turn in side)
         else:
@@ -254,11 +269,14 @@ def _with_thought(turns: tuple[Turn, ...], thought: str) -> tuple[Turn, ...]:
 
 
 def _joined(record: Mapping[str, Any], name: str) -> str:
-    """A text, or a list of texts joined by blank lines; nothing of other values."""
+    """A text, or the texts of a list joined by blank lines; nothing of other values."""
     value = lookup(record, name)
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return "\n\n".join(value)
-    return value if isinstance(value, str) and value.strip() else ""
+    return value if isinstance(value, str) and value.strip() else _listed(record, name)
+
+
+def _listed(record: Mapping[str, Any], name: str) -> str:
+    """The texts of a list joined by blank lines; nothing of other values."""
+    return "\n\n".join(texts_of(lookup(record, name)))
 
 
 def _with_context(turns: tuple[Turn, ...], text: str) -> tuple[Turn, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trim_lightning.records.fields import lookup
+from trim_lightning.records.fields import lookup, texts_of
 from trim_lightning.records.messages import CONTENT_KEYS, MASKS, is_conversation, unfolded, weight_of
 from trim_lightning.records.names import ANSWER_WORDS, CHOSEN, THOUGHT_WORDS, is_spoken, words_of
 from trim_lightning.records.record import Turn
@@ -32,10 +32,10 @@ class Unread:
 
     def note(self, record: Mapping[str, Any], layout: Layout, turns: Sequence[Turn], where: Callable[[], str]) -> None:
         """Look at a record and what was read of it; ``where`` says which it is."""
-        for name in layout.unread:
-            if name not in self.fields and is_left_out(name, record.get(name), turns):
-                advice = remedy(name, record[name], layout, turns, self._what)
-                self.fields[name] = f"first in {where()}; {advice}"
+        for field in layout.unread:
+            name, value = most_text(field, record.get(field))
+            if name not in self.fields and is_left_out(name, value, turns):
+                self.fields[name] = f"first in {where()}; {remedy(name, value, layout, turns, self._what)}"
         for name in layout.listed:
             value = lookup(record, name)
             value = value if type(value) is list else unfolded(value)
@@ -101,6 +101,14 @@ def is_left_out(name: str, value: Any, turns: Sequence[Turn]) -> bool:
     return any(len(said) < 2 or not all(content in text for content in said) for text in missing)
 
 
+def most_text(name: str, value: Any) -> tuple[str, Any]:
+    """A field and its value; of an object, which is no message, those of what holds most text in it."""
+    if not isinstance(value, Mapping) or not value or is_conversation(value):
+        return name, value
+    inner = max(value, key=lambda key: sum(map(len, _texts_in(value[key]))))
+    return f"{name}.{inner}", value[inner]
+
+
 def _texts_in(value: Any) -> list[str]:
     found = unfolded(value) if isinstance(value, str) else value
     if isinstance(found, str):
@@ -109,7 +117,8 @@ def _texts_in(value: Any) -> list[str]:
         return []
     messages = [item for item in found if isinstance(item, Mapping)]
     texts = [text for item in messages for key in CONTENT_KEYS if isinstance(text := item.get(key), str)]
-    return [*(item for item in found if isinstance(item, str)), *texts]
+    inner = (texts_of([item]) for item in found if not isinstance(item, Mapping))
+    return [*(text for some in inner for text in some), *texts]
 
 
 def remedy(name: str, value: Any, layout: Layout, turns: Sequence[Turn], what: str) -> str:

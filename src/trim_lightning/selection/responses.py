@@ -35,6 +35,11 @@ class MissingResponses:
         parts += [f"{len(self.cut)} cut off by max_length={self.max_length}"] * (len(self.cut) > 0)
         return ", ".join(parts)
 
+    @property
+    def or_longer(self) -> str:
+        """The remedy for responses that are cut off, to follow another one."""
+        return " or a larger max_length" if len(self.cut) else ""
+
     def leave_some(self, tokens: TokenizedRecords, name: str) -> None:
         """Refuse records of which none has a response.
 
@@ -44,8 +49,8 @@ class MissingResponses:
         rendered = int((tokens.lengths > 0).sum())
         if rendered and rendered == len(self):
             raise UserError(
-                f"pool {name}: none of its {rendered} records has a response to learn from ({self}); give another "
-                "pool, or set selection.require_response=false"
+                f"pool {name}: none of its {rendered} records has a response to learn from ({self}); give another pool"
+                f"{self.or_longer}; selection.require_response=false ranks them all the same"
             )
 
     def among(self, rows: NDArray[np.int64]) -> MissingResponses:
