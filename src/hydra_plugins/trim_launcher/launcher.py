@@ -45,6 +45,7 @@ class SharingLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Share, launch, and list the jobs that failed."""
         from trim_lightning.privacy.keys import hide_keys_in
+        from trim_lightning.sweep.finished import failed_jobs, finished_sweeps, note_warnings
 
         # before the first job, which may be hours away: Hydra wrote down what was typed
         hide_keys_in([Path(self._config.hydra.sweep.dir) / "multirun.yaml"])
@@ -65,11 +66,12 @@ class SharingLauncher(Launcher):
         for place, result in failed:
             overrides = " ".join(job_overrides[place])
             log.error("\t#%d %s: %s", initial_job_idx + place, overrides, reason_of(result))
+        failed_jobs.extend(result._return_value for _, result in failed)
+        finished = [result.hydra_cfg for result in results if result.status == JobStatus.COMPLETED]
+        note_warnings(Path(job.hydra.runtime.output_dir) for job in finished if job is not None)
         jobs = jobs or self._compose(job_overrides[:1], initial_job_idx)[0]
         logger = next((job.logger for job in jobs.values() if job.logger.name == "wandb"), None)
         if logger is not None:  # the tracker is to be told of the sweep as a whole, when its last job is done
-            from trim_lightning.sweep.finished import finished_sweeps
-
             finished_sweeps[Path(self._config.hydra.sweep.dir)] = logger
         return results
 

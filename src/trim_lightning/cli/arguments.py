@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
 
+from trim_lightning.console.terminal import wrapped
 from trim_lightning.errors import UserError
+from trim_lightning.settings.key import known_keys
 from trim_lightning.store.processes import helper_folder
+
+FULL_HELP = "--help-all"
 
 
 def expand_home(argument: str) -> str:
@@ -51,6 +56,23 @@ def as_dry_run(arguments: Sequence[str]) -> list[str]:
         where = f"{named[-1]}/plan" if named else "plans/${hydra.job.name}/${now:%Y-%m-%d}/${now:%H-%M-%S}"
         more.append(f"{key}={where}")
     return with_overrides([argument for argument in arguments if not argument.startswith(apart)], *more)
+
+
+def as_full_help(arguments: Sequence[str], command: str) -> list[str]:
+    """The command line of ``--help-all``: Hydra's help with another template, after which `keys_text` follows."""
+    kept = [argument for argument in arguments if argument != FULL_HELP]
+    return with_overrides(["--help", *kept], f"hydra/help={command}_all")
+
+
+def keys_text(schema: type) -> str:
+    """Every key of a command with its default and meaning, in lines of at most 80 columns."""
+    lines = ["Every key with its default (docs/configuration.md also has what each may be)"]
+    for name, metadata, default in known_keys(schema):
+        value = "" if default in ("???", "", {}, []) else json.dumps(default).strip('"')
+        meaning = " or ".join(metadata["choices"]) if metadata["choices"] else ""
+        lines.append(wrapped(f"{name}={value}", "  ", "    "))
+        lines.append(wrapped(f"{metadata['meaning']}{f' ({meaning})' if meaning else ''}", " " * 6, " " * 6))
+    return "\n".join(lines)
 
 
 def with_overrides(arguments: Sequence[str], *more: str) -> list[str]:

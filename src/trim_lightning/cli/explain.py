@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from trim_lightning.cli.exits import Parser, command
+from trim_lightning.console.terminal import wants_colour
 from trim_lightning.errors import UserError
 
 
@@ -40,13 +39,6 @@ def main(arguments: Sequence[str]) -> None:
     if options.html is not None:
         write_text(explanation_page(found, opened.settings.method["name"]), options.html)
         print(f"\nwritten: {options.html}")
-
-
-def wants_colour(choice: str) -> bool:
-    """True if colours are asked for, or may be shown: on a terminal, unless NO_COLOR is set."""
-    if choice != "auto":
-        return choice == "always"
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def parser() -> argparse.ArgumentParser:

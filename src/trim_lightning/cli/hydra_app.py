@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,8 +21,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from trim_lightning.cli.arguments import as_dry_run, as_helper, check_flags, expand_home
+from trim_lightning.cli.arguments import (
+    FULL_HELP,
+    as_dry_run,
+    as_full_help,
+    as_helper,
+    check_flags,
+    expand_home,
+    keys_text,
+)
 from trim_lightning.cli.exits import INTERNAL_ERROR, mistake, run_to_end
+from trim_lightning.console.terminal import wants_colour, wrapped
 from trim_lightning.console.visible import visible
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.privacy.keys import KeylessStream, hide_keys_in, hide_keys_in_logs
@@ -32,10 +41,14 @@ from trim_lightning.settings.guard import guard_hydra
 from trim_lightning.settings.mistakes import explain
 from trim_lightning.settings.schema import SelectSettings, TrainSettings
 from trim_lightning.store.processes import PartDone, launched_rank
-from trim_lightning.sweep.finished import finished_sweeps
+from trim_lightning.sweep.finished import failed_jobs, finished_sweeps, warnings_of_jobs
+
+if TYPE_CHECKING:
+    from trim_lightning.pipeline.select import Selection
 
 log = logging.getLogger(__name__)
 Settings = TypeVar("Settings", bound=SelectSettings)
+WARNINGS = "warnings:"  # heads the list of them
 
 
 def select_task(config: DictConfig) -> float | None:
@@ -46,7 +59,7 @@ def select_task(config: DictConfig) -> float | None:
     from trim_lightning.pipeline.select import select
 
     selection = select(settings, command_line("trim-select"))
-    print(f"\n{visible(selection.summary)}", flush=True)
+    show_selection(selection)
     return float(selection.scores.score[selection.chosen].mean()) if len(selection.chosen) else None
 
 
@@ -58,11 +71,25 @@ def train_task(config: DictConfig) -> float | None:
     from trim_lightning.pipeline.train import train
     from trim_lightning.pipeline.training_outputs import objective
 
-    training = train(settings, command_line("trim-train"))
-    if training.selection is not None:
-        print(f"\n{visible(training.selection.summary)}", flush=True)
-    print(f"\n{visible(training.summary)}", flush=True)
+    training = train(settings, command_line("trim-train"), show_selection)
+    print(f"\n{visible(of_job(training.summary))}", flush=True)
     return objective(training.metrics, settings.evaluation.objective)
+
+
+def show_selection(selection: Selection) -> None:
+    """Print the first picks and the closing tables."""
+    from trim_lightning.pipeline.picks import picks_text
+
+    if selection.picks:
+        print(f"\n{picks_text(selection.picks, len(selection.chosen), wants_colour())}")
+    print(f"\n{visible(of_job(selection.summary))}", flush=True)
+
+
+def of_job(summary: str) -> str:
+    """The closing tables of a job; in a multirun without the warnings, which are told once for all jobs."""
+    if not in_multirun():
+        return summary
+    return "\n\n".join(part for part in summary.split("\n\n") if not part.startswith(WARNINGS))
 
 
 def settings_of_job(config: DictConfig, kind: type[Settings]) -> Settings | None:
@@ -116,9 +143,12 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     if launched_rank() > 0:
         sys.argv[1:] = as_helper(sys.argv[1:])
     job = Job(task)
+    failed_jobs.clear()
+    warnings_of_jobs.clear()
 
     def apply() -> None:
-        sys.argv[1:] = as_dry_run(sys.argv[1:])
+        full_help = FULL_HELP in sys.argv[1:]
+        sys.argv[1:] = as_full_help(sys.argv[1:], config_name) if full_help else as_dry_run(sys.argv[1:])
         check_flags()
         register_schemas()
         guard_hydra()
@@ -127,11 +157,15 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
             out, err = map(KeylessStream, (sys.stdout, sys.stderr))
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(job)()
+            if failed_jobs:  # with a sweeper that goes on without them, such as Optuna's
+                raise failed_jobs[0]
         except SystemExit as error:  # of a library; before the job began, that is Hydra over the flags
             if error.code and not job.began:
                 raise UserError(
                     "the command line asks for something that is not there; the line above says what"
                 ) from None
+            if full_help:
+                print(keys_text(SCHEMAS[config_name]))
             sys.exit(INTERNAL_ERROR if error.code else 0)
 
     def explained(error: Exception) -> str | None:
@@ -148,6 +182,27 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
         report_sweeps()
 
 
+class TellOnce(logging.Filter):
+    """Lets each warning pass once: the jobs of a sweep often have the same, and each has its own log file besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for a warning that was told before."""
+        message = record.getMessage()
+        known = record.levelno == logging.WARNING and message in self._told
+        self._told.add(message)
+        return not known
+
+
+def terminal_handlers() -> list[logging.Handler]:
+    """What writes log lines to the terminal; Hydra sets logging up anew for every job."""
+    streams = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
+    return [handler for handler in streams if not isinstance(handler, logging.FileHandler)]
+
+
 class Job:
     """A Hydra task that notes whether it began, and leaves the telling of a user's mistake to the entry point."""
 
@@ -155,12 +210,19 @@ class Job:
         functools.update_wrapper(self, task)
         self.task = task
         self.began = False
+        self.once = TellOnce()
 
     def __call__(self, config: DictConfig) -> Any:
         """Run the task; in a multirun a mistake is logged at once, since the other jobs go on."""
+        from trim_lightning.console.progress import InPlaceOfBars
+
         self.began = True
         hide_keys_in(hydra_records())
         hide_keys_in_logs()
+        for handler in terminal_handlers():
+            handler.addFilter(InPlaceOfBars())
+            if in_multirun():
+                handler.addFilter(self.once)
         try:
             return self.task(config)
         except PartDone:
@@ -194,7 +256,13 @@ def in_multirun() -> bool:
 
 
 def report_sweeps() -> None:
-    """Tell the tracker of each finished sweep as a whole; a tracker that fails takes no result with it."""
+    """Tell what concerns a sweep as a whole: its jobs' warnings, once each; to the tracker how it ended.
+
+    A tracker that fails takes no result with it.
+    """
+    if warnings_of_jobs:
+        told = [wrapped(visible(line), "- ", "  ") for line in warnings_of_jobs]
+        print("\n".join(["", "warnings of the jobs:", *told]), flush=True)
     while finished_sweeps:
         folder, logger = finished_sweeps.popitem()
         try:

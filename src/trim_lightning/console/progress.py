@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -13,6 +17,7 @@ LINE_SECONDS = 10.0  # between two lines in a log file
 # no process shares a bar with another; tqdm's own lock would leave a semaphore behind in every process that is killed,
 # of which Python then tells after the command's last line
 tqdm.set_lock(threading.RLock())
+_on_terminal: weakref.WeakSet[Any] = weakref.WeakSet()  # bars that are shown
 
 
 class ProgressLines(tqdm):
@@ -40,6 +45,33 @@ def progress_bar(title: str, total: int, unit: str = "tokens") -> tqdm[Any]:
         "file": sys.stderr,
     }
     if sys.stderr.isatty():
-        return tqdm(desc=f"{title:<12}", dynamic_ncols=True, **shared)
+        bar = tqdm(desc=f"{title:<12}", dynamic_ncols=True, **shared)
+        _on_terminal.add(bar)
+        return bar
     line = "{desc}: {percentage:.0f}% of {total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
     return ProgressLines(desc=title, bar_format=line, mininterval=LINE_SECONDS, delay=LINE_SECONDS, **shared)
+
+
+class InPlaceOfBars(logging.Filter):
+    """Takes the bars off the terminal before a log line is written; with their next step they come again below it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """True, always."""
+        for bar in list(_on_terminal):
+            if not bar.disable:  # a closed bar is disabled
+                bar.clear()
+        return True
+
+
+@contextmanager
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Give a module's variable another value for a while, if it has that variable."""
+    if not hasattr(module, name):
+        yield
+        return
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)

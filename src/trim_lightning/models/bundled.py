@@ -7,6 +7,7 @@ import logging
 import warnings
 from pathlib import Path
 
+from trim_lightning.console.progress import replaced
 from trim_lightning.errors import UserError
 from trim_lightning.store import Entry, StageKey, Store
 
@@ -42,12 +43,13 @@ def bundled_directory(store: Store) -> Path:
 def convert(source: Path, directory: Path) -> dict[str, int]:
     """Dequantise a GGUF LLaMA file into a model directory (about 20 s on 2 cores)."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
     from transformers.utils import logging as transformers_logging
 
     log.info("converting %s to safetensors, once", source.name)
     transformers_logging.disable_progress_bar()
-    with warnings.catch_warnings():
+    no_bar = replaced(modeling_gguf_pytorch_utils, "tqdm", lambda items, **_: items)  # heeds no setting
+    with warnings.catch_warnings(), no_bar:
         warnings.simplefilter("ignore")
         loaded = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)

@@ -24,6 +24,7 @@ from trim_lightning.pipeline.outputs import (
     write_scores,
     write_selection_manifest,
 )
+from trim_lightning.pipeline.picks import Pick, first_picks
 from trim_lightning.pipeline.summary import selection_metrics, selection_summary
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.shared import first_ids
@@ -58,6 +59,7 @@ class Selection:
         summary: The table that a user sees at the end.
         report: What ``report.html`` shows, None if there is none.
         leaks: Warnings of records that pool, targets and held-out records share.
+        picks: The first of the selected records, as a user sees them.
     """
 
     directory: Path
@@ -68,6 +70,7 @@ class Selection:
     summary: str
     report: SelectionFacts | None = None
     leaks: tuple[str, ...] = ()
+    picks: tuple[Pick, ...] = ()
 
     def show(self, tracker: Tracker) -> None:
         """Let a tracker show the report."""
@@ -175,4 +178,5 @@ def run_selection(
             outcome = Outcome(task, selector, scores, order, chosen, manifest, directory)
             report = write_report(outcome, settings.report.examples, command)
         summary = selection_summary(manifest, task.pool, task.targets, order, chosen, directory, unscored)
-        return Selection(directory, scores, order, chosen, manifest, summary, report, tuple(leaks))
+        picks = tuple(first_picks(task.pool, task.targets, scores.score, chosen))
+        return Selection(directory, scores, order, chosen, manifest, summary, report, tuple(leaks), picks)

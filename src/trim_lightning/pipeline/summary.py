@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from trim_lightning.console.amounts import place_text
+from trim_lightning.console.terminal import WIDTH, pairs_text, wrapped
 from trim_lightning.console.visible import visible
 from trim_lightning.records.file_search import names_of
 from trim_lightning.records.kinds import count_kinds, kind_field
@@ -83,7 +84,7 @@ def selection_summary(
         for name, stage in manifest["stages"].items()
     ]
     parts = [
-        tabulate(rows, tablefmt="plain"),
+        pairs_text(rows),
         tabulate(
             stages,
             headers=["stage", "seconds", "tokens", "tokens/s", ""],
@@ -119,7 +120,7 @@ def left_out(manifest: dict[str, Any]) -> list[list[str]]:
 
 def told_again(manifest: dict[str, Any]) -> list[str]:
     """The warnings once more: in a long run they have scrolled away."""
-    told = [f"- {visible(line)}" for line in manifest["warnings"]]
+    told = [wrapped(visible(line), "- ", "  ") for line in manifest["warnings"]]
     return ["\n".join(["warnings:", *told])] if told else []
 
 
@@ -145,10 +146,11 @@ def training_summary(metrics: dict[str, Any], manifest: dict[str, Any], director
         ]
         for name in taken
     ]
-    parts = [tabulate(rows, tablefmt="plain", disable_numparse=True)]
+    parts = [pairs_text(rows)]
     if measured:
         headers = ["held-out", "before", "after", "95 % interval"]
-        parts.append(tabulate(measured, headers=headers, tablefmt="simple", disable_numparse=True))
+        widths = [WIDTH - 38, None, None, None]  # a task's name may be long
+        parts.append(tabulate(measured, headers=headers, tablefmt="simple", disable_numparse=True, maxcolwidths=widths))
     parts += told_again(manifest)
     parts.append(f"files: {place_text(directory)}")
     return "\n\n".join(parts)
@@ -174,6 +176,9 @@ def describe_mix(pool: RecordFile, targets: TargetSet | None, chosen: NDArray[np
         ]
         for kind, number in selected.most_common(8)
     ]
-    table = tabulate(lines, headers=[field, "selected", "of coreset", "of pool"], tablefmt="simple")
+    table = tabulate(
+        lines, headers=[field, "selected", "of coreset", "of pool"], tablefmt="simple",
+        maxcolwidths=[WIDTH - 31, None, None, None],
+    )  # fmt: skip
     rest = len(selected) - len(lines)
     return table + (f"\nand {rest} more" if rest > 0 else "")

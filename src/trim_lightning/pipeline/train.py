@@ -71,10 +71,13 @@ class Training:
         tracker.artifact("evaluation", "evaluation", [self.directory / name for name in RESULTS], uses=["adapter"])
 
 
-def train(settings: TrainSettings, command: str | None = None) -> Training:
+def train(
+    settings: TrainSettings, command: str | None = None, tell: Callable[[Selection], None] | None = None
+) -> Training:
     """Select (or read) a coreset, fine-tune on it, evaluate before and after, and write the contract's files.
 
-    The selection's report shows ``command`` as the one that repeats the run.
+    The selection's report shows ``command`` as the one that repeats the run. ``tell`` is given the selection as soon as
+    it is made, long before the training ends.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -84,7 +87,7 @@ def train(settings: TrainSettings, command: str | None = None) -> Training:
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
     store = open_store(settings)
     with tracked(settings.logger, directory, job_type="train", config=asdict(settings)) as tracker:
-        training = run_training(settings, directory, store, tracker.training_logger, command)
+        training = run_training(settings, directory, store, tracker.training_logger, command, tell)
         if training.selection is not None:
             training.selection.show(tracker)
         tracker.metrics(training.metrics)
@@ -93,7 +96,12 @@ def train(settings: TrainSettings, command: str | None = None) -> Training:
 
 
 def run_training(
-    settings: TrainSettings, directory: Path, store: Store, training_logger: Callable[[], Any], command: str | None
+    settings: TrainSettings,
+    directory: Path,
+    store: Store,
+    training_logger: Callable[[], Any],
+    command: str | None,
+    tell: Callable[[Selection], None] | None = None,
 ) -> Training:
     """Select, evaluate, fine-tune, evaluate, write, reporting to no tracker but the curves of the training.
 
@@ -112,6 +120,8 @@ def run_training(
             settings, directory / SELECTION, store, command=command, measured=measured, keep_helpers=True
         )
         ledger.warnings += selection.leaks  # already told
+        if tell is not None and store.processes.leads:
+            tell(selection)
         coreset = open_coreset(settings, directory / SELECTION / CORESET, store)
     else:
         coreset = open_coreset(settings, Path(settings.coreset.path), store)

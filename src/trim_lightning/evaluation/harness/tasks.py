@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trim_lightning.console.progress import progress_bar
+from trim_lightning.console.progress import progress_bar, replaced
 from trim_lightning.errors import UserError, suggest
 from trim_lightning.records.sources import no_progress_bars
 from trim_lightning.settings.schema import EvaluationSettings
@@ -176,7 +176,7 @@ def _offline() -> Iterator[None]:
     import datasets.config
     from huggingface_hub import constants
 
-    with _replaced(constants, "HF_HUB_OFFLINE", True), _replaced(datasets.config, "HF_HUB_OFFLINE", True):
+    with replaced(constants, "HF_HUB_OFFLINE", True), replaced(datasets.config, "HF_HUB_OFFLINE", True):
         yield
 
 
@@ -259,13 +259,13 @@ def _quiet() -> Iterator[list[str]]:
     level = transformers_logging.get_verbosity()
     with contextlib.ExitStack() as stack:
         stack.enter_context(no_progress_bars())
-        stack.enter_context(_replaced(lm_eval.models.huggingface, "tqdm", _bar))
+        stack.enter_context(replaced(lm_eval.models.huggingface, "tqdm", _bar))
         for module in (lm_eval.api.task, lm_eval.api.model):
-            stack.enter_context(_replaced(module, "tqdm", lambda items, **_: items))
+            stack.enter_context(replaced(module, "tqdm", lambda items, **_: items))
         # they start git and pip, whose answers the manifest has already
-        stack.enter_context(_replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None))
-        stack.enter_context(_replaced(lm_eval.evaluator, "add_env_info", lambda results: None))
-        stack.enter_context(_replaced(lm_eval.api.metrics, "bootstrap_stderr", _bootstrap_error))
+        stack.enter_context(replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None))
+        stack.enter_context(replaced(lm_eval.evaluator, "add_env_info", lambda results: None))
+        stack.enter_context(replaced(lm_eval.api.metrics, "bootstrap_stderr", _bootstrap_error))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(_logger_to("lm_eval", heard))
@@ -302,20 +302,6 @@ def _logger_to(name: str, handler: logging.Handler | None) -> Iterator[None]:
         yield
     finally:
         logger.handlers, logger.propagate = handlers, propagate
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a module's variable another value for a while, if it has that variable."""
-    if not hasattr(module, name):
-        yield
-        return
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 def _listed(names: Iterable[str]) -> str:
