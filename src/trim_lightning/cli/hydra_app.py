@@ -124,7 +124,11 @@ def train_main() -> int:
 
 
 def select_main() -> int:
-    """``trim-select``: choose a coreset."""
+    """``trim-select``: choose a coreset; ``trim-select init`` writes a config for that."""
+    if sys.argv[1:2] == ["init"]:
+        from trim_lightning.cli.init import main
+
+        return main(sys.argv[2:])
     return run("select", select_task)
 
 
