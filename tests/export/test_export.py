@@ -119,7 +119,7 @@ def test_scores_are_aligned_by_line(select: Select, pool: Path, name: str) -> No
     assert [score["rank"] for score in scores] == list(range(1, 8))
 
 
-@pytest.mark.parametrize("name", ["messages", "alpaca", "parquet"])
+@pytest.mark.parametrize("name", ["messages", "alpaca", "sharegpt", "parquet"])
 def test_the_turns_come_back(select: Select, pool: Path, tmp_path: Path, name: str) -> None:
     for place, file in enumerate((pool, write_pool(tmp_path / "chats.jsonl", CHATS))):
         run = select(file)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from trim_lightning.runs.manifest import Manifest
 
 RECEIPT = "export.json"
-NAMES = ("jsonl", "messages", "alpaca", "parquet")
+NAMES = ("jsonl", "messages", "alpaca", "sharegpt", "parquet")
 SCORES_ALONE = ("critical_look", "date_lm", "bergson")  # of the whole pool
+OF_HUB = "parquet"  # the format of a data set on the Hub, unless another is named
 
 
 @command
@@ -31,21 +32,72 @@ def main(arguments: Sequence[str]) -> None:
         UserError: for a wrong command line, or a run whose coreset cannot be exported.
     """
     options = parser().parse_args(list(arguments))
-    directory = options.output or options.run / "export" / options.format
-    if options.format in SCORES_ALONE:
-        names, unscored = export_scores(options.run, options.format, directory, options.task)
+    name = options.push_to_hub
+    if name is None and options.format is None:
+        raise UserError(f"--format: one of {', '.join((*NAMES, *SCORES_ALONE))} is needed; trim-export --help explains")
+    if name is None and (options.public or options.dry_run):
+        raise UserError("--public and --dry-run: belong to --push-to-hub NAME")
+    format_name = options.format or OF_HUB
+    directory = options.output or options.run / "export" / format_name
+    if format_name in SCORES_ALONE:
+        if name is not None:
+            raise UserError(f"--push-to-hub={name}: {format_name} holds no records; give one of {', '.join(NAMES)}")
+        names, unscored = export_scores(options.run, format_name, directory, options.task)
         print(f"written: {', '.join(names)} in {place_text(directory)}")
         if unscored:
             print(f"warning: {unscored} records of the pool have no score: they stand below all others")
         return
     if options.task is not None:
-        raise UserError(f"--task={options.task}: names the file of --format critical_look, not of {options.format}")
-    names, responses_missing = export(options.run, options.format, directory)
+        raise UserError(f"--task={options.task}: names the file of --format critical_look, not of {format_name}")
+    if name is not None:
+        from trim_lightning.runs.hub import check_name, push
+
+        check_name(name)
+    names, responses_missing = export(options.run, format_name, directory)
+    if name is not None:
+        names.append(write_card(options.run, format_name, directory, name, asks_hub=not options.dry_run))
     print(f"written: {', '.join(names)} in {place_text(directory)}")
     if responses_missing:
         print(
             f"warning: {responses_missing} of the records end without an assistant turn: there is nothing to train on"
         )
+    if name is not None:
+        kind = "public" if options.public else "private"
+        if options.dry_run:
+            print(f"dry run: nothing was pushed; this folder would be the {kind} data set {name}")
+        else:
+            print(f"pushed: {push(directory, name, options.public)} ({kind})")
+
+
+def write_card(run: Path, format_name: str, directory: Path, name: str, *, asks_hub: bool) -> str:
+    """Write the card of the data set beside its files, and return its name.
+
+    What the pool's own card says of its licence is asked of the Hub with ``asks_hub`` alone.
+    """
+    from trim_lightning.files.atomic import write_text
+    from trim_lightning.runs.card import card_text, hub_pool
+    from trim_lightning.runs.chosen import open_chosen
+    from trim_lightning.runs.hub import CARD, card_of
+
+    chosen = open_chosen(run)
+    manifest = chosen.manifest.content
+    source = hub_pool(manifest)
+    pool_card = card_of(source) if asks_hub and source else {}
+    write_text(
+        card_text(name, manifest, chosen.records, (data_file(format_name), side_file(format_name)), pool_card),
+        directory / CARD,
+    )
+    return CARD
+
+
+def data_file(format_name: str) -> str:
+    """Name of the file with the records."""
+    return {"jsonl": "coreset.jsonl", "parquet": "messages.parquet"}.get(format_name, f"{format_name}.jsonl")
+
+
+def side_file(format_name: str) -> str:
+    """Name of the file with their scores."""
+    return "scores.parquet" if format_name == "parquet" else "scores.jsonl"
 
 
 def export(run_directory: Path, format_name: str, directory: Path) -> tuple[list[str], int]:
@@ -66,14 +118,13 @@ def export(run_directory: Path, format_name: str, directory: Path) -> tuple[list
     from trim_lightning.files.tables import write_table
     from trim_lightning.runs.chosen import open_chosen
     from trim_lightning.runs.formats import FORMATS, write_score_lines
-    from trim_lightning.runs.names import SCORES
 
     chosen = open_chosen(run_directory)
     refuse_mixture(directory, format_name)
     (directory / RECEIPT).unlink(missing_ok=True)
     files, order = FORMATS[format_name](chosen.records, chosen.file, directory)
     scores = chosen.scores.take(order)
-    side = directory / (SCORES if format_name == "parquet" else "scores.jsonl")
+    side = directory / side_file(format_name)
     (write_table if format_name == "parquet" else write_score_lines)(scores, side)
     files.append(side)
     records = chosen.records
@@ -161,11 +212,17 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("run", type=Path, metavar="RUN", help="output directory of a selection or of a training run")
     meaning = (
-        "jsonl: the input lines byte for byte; messages: JSON lines of role and content (TRL, Axolotl); parquet: the "
-        "same as Parquet; alpaca: JSON lines with dataset_info.json (LLaMA-Factory); critical_look, date_lm, bergson: "
-        "scores in pool order for these benchmarks"
+        "jsonl: the input lines byte for byte; messages: JSON lines of role and content (TRL, Axolotl, Unsloth); "
+        "parquet: the same as Parquet; alpaca, sharegpt: JSON lines with dataset_info.json (LLaMA-Factory); "
+        "critical_look, date_lm, bergson: scores in pool order for these benchmarks"
     )
-    made.add_argument("--format", required=True, choices=(*NAMES, *SCORES_ALONE), help=meaning)
+    made.add_argument("--format", choices=(*NAMES, *SCORES_ALONE), help=meaning)
     made.add_argument("--task", metavar="NAME", help="begins the file of critical_look (default: that of the targets)")
     made.add_argument("--output", type=Path, metavar="DIR", help="where the files go (default RUN/export/FORMAT)")
+    made.add_argument("--push-to-hub", metavar="NAME", help="make it the data set NAME (USER/NAME) of the Hugging Face "
+                      "Hub, private, with a card that tells how it was selected; --format is then by default "
+                      f"{OF_HUB}")  # fmt: skip
+    made.add_argument("--public", action="store_true", help="with --push-to-hub: everyone may see it")
+    made.add_argument("--dry-run", action="store_true",
+                      help="with --push-to-hub: only write the folder; needs no network")  # fmt: skip
     return made

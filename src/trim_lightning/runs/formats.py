@@ -1,7 +1,7 @@
 """Records in the layouts of other trainers.
 
-The layouts are those that the trainers document: ``messages`` (TRL, Axolotl and most others), and Alpaca with
-``dataset_info.json`` (LLaMA-Factory).
+The layouts are those that the trainers document: ``messages`` (TRL, Axolotl, Unsloth and most others), Alpaca and
+ShareGPT with ``dataset_info.json`` (LLaMA-Factory). Fields that name a record's licence go with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import copy_atomically, replacing, write_text
 from trim_lightning.files.tables import table_writer
 from trim_lightning.records.fields import clean_text
-from trim_lightning.records.record import TOOLS, conversation_of, messages_of
+from trim_lightning.records.licences import LICENCES, licences_of
+from trim_lightning.records.record import TOOLS, Turn, conversation_of, messages_of
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.runs.names import CORESET
 
@@ -26,6 +27,7 @@ BATCH = 1024  # records converted at once
 # JSON readers infer a column's type from the first megabytes, so a type must show before that
 EARLY = 1 << 20
 OPTIONAL = ("system", "history")  # Alpaca fields that are written if a record uses them
+SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}  # as ShareGPT calls them
 MORE = ("reasoning_content", "tool_calls", "train", "name", "tool_call_id")  # fields of messages that use them
 
 
@@ -40,8 +42,19 @@ def write_messages(records: RecordFile, coreset: Path, directory: Path) -> tuple
     """Write ``messages.jsonl``: one conversation per line."""
     path = directory / "messages.jsonl"
     order = list(range(len(records)))
-    write_lines((conversation_of(records.record(row).turns) for row in order), path)
+    licences = shared_licences(records)
+    write_lines(({**conversation_of(records.record(row).turns), **licences(row)} for row in order), path)
     return [path], order
+
+
+def shared_licences(records: RecordFile) -> Callable[[int], dict[str, str]]:
+    """Gives the licence fields of a row: those that any record has, empty where this one lacks them.
+
+    A column that begins without a type would fail the readers of JSON lines.
+    """
+    found = [licences_of(records.object(row)) for row in range(len(records))]
+    used = [name for name in LICENCES if any(name in fields for fields in found)]
+    return lambda row: {name: found[row].get(name, "") for name in used}
 
 
 def write_parquet(records: RecordFile, coreset: Path, directory: Path) -> tuple[list[Path], list[int]]:
@@ -50,20 +63,22 @@ def write_parquet(records: RecordFile, coreset: Path, directory: Path) -> tuple[
     order = list(range(len(records)))
     used = {key for row in order for message in messages_of(records.record(row).turns) for key in message}
     tools = any(turn.role == TOOLS for row in order for turn in records.record(row).turns)
-    schema = messages_schema(used, tools)
+    licences = shared_licences(records)
+    schema = messages_schema(used, tools, licences(0) if order else ())
     with table_writer(path, schema) as writer:
         for start in range(0, len(order), BATCH):
-            batch = [conversation_of(records.record(row).turns) for row in order[start : start + BATCH]]
-            writer.write_table(pa.Table.from_pylist([as_columns(line) for line in batch], schema=schema))
+            rows = order[start : start + BATCH]
+            batch = [{**as_columns(conversation_of(records.record(row).turns)), **licences(row)} for row in rows]
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
     return [path], order
 
 
-def messages_schema(used: set[str], tools: bool) -> pa.Schema:
+def messages_schema(used: set[str], tools: bool, licences: Iterable[str]) -> pa.Schema:
     """The columns of conversations whose messages have some fields; calls and tools, of any shape, are JSON text."""
     fields = [("role", pa.string()), ("content", pa.string())]
     fields += [(name, pa.bool_() if name == "train" else pa.string()) for name in MORE if name in used]
     columns = [("messages", pa.list_(pa.struct(fields)))]
-    return pa.schema(columns + [("tools", pa.string())] * tools)
+    return pa.schema(columns + [("tools", pa.string())] * tools + [(name, pa.string()) for name in licences])
 
 
 def as_columns(conversation: dict[str, Any]) -> dict[str, Any]:
@@ -89,13 +104,19 @@ def write_alpaca(records: RecordFile, coreset: Path, directory: Path) -> tuple[l
     extra, order = survey(alpaca_of(records, row) for row in range(len(records)))
     path = directory / "alpaca.jsonl"
     kept = ("instruction", "input", "output", *extra)
-    converted = (alpaca_of(records, row) for row in order)
-    write_lines(({name: fields[name] for name in kept} for fields in converted), path)
+    licences = shared_licences(records)
+    converted = ((alpaca_of(records, row), licences(row)) for row in order)
+    write_lines(({**{name: fields[name] for name in kept}, **more} for fields, more in converted), path)
     columns = {"prompt": "instruction", "query": "input", "response": "output", **{name: name for name in extra}}
     entry = {"file_name": path.name, "formatting": "alpaca", "columns": columns}
+    return [path, write_info(entry, directory)], order
+
+
+def write_info(entry: dict[str, Any], directory: Path) -> Path:
+    """Write the file by which LLaMA-Factory knows a data set."""
     info = directory / "dataset_info.json"
     write_text(json.dumps({DATASET: entry}, indent=2) + "\n", info)
-    return [path, info], order
+    return info
 
 
 def alpaca_of(records: RecordFile, row: int) -> dict[str, Any]:
@@ -106,13 +127,7 @@ def alpaca_of(records: RecordFile, row: int) -> dict[str, Any]:
     Raises:
         UserError: if the turns are not an optional system turn and then user and assistant in exchange.
     """
-    everything = records.record(row).turns
-    turns = [turn for turn in everything if turn.role != TOOLS]
-    lost = ["tools"] * (len(turns) < len(everything)) + ["thoughts, calls or masks"] * any(
-        not turn.plain for turn in turns
-    )
-    if lost:
-        raise UserError(f"{records.place(row)}: Alpaca cannot hold {' and '.join(lost)}; use --format messages")
+    turns = plain_turns(records, row, "Alpaca")
     system = turns.pop(0).content if turns and turns[0].role == "system" else ""
     users, assistants = turns[::2], turns[1::2]
     fits = turns and len(users) == len(assistants)
@@ -130,6 +145,45 @@ def alpaca_of(records: RecordFile, row: int) -> dict[str, Any]:
     if layout.extra is not None and (given := records.object(row).get(layout.extra)):
         instruction, extra = instruction.removesuffix(f"\n{clean_text(given)}"), clean_text(given)
     return {"instruction": instruction, "input": extra, "output": output, "system": system, "history": history}
+
+
+def plain_turns(records: RecordFile, row: int, layout: str) -> list[Turn]:
+    """The turns of a record for a layout that holds nothing but who speaks and what was said.
+
+    Raises:
+        UserError: if the record has more.
+    """
+    everything = records.record(row).turns
+    turns = [turn for turn in everything if turn.role != TOOLS]
+    lost = ["tools"] * (len(turns) < len(everything)) + ["thoughts, calls or masks"] * any(
+        not turn.plain for turn in turns
+    )
+    if lost:
+        raise UserError(f"{records.place(row)}: {layout} cannot hold {' and '.join(lost)}; use --format messages")
+    return turns
+
+
+def write_sharegpt(records: RecordFile, coreset: Path, directory: Path) -> tuple[list[Path], list[int]]:
+    """Write ``sharegpt.jsonl`` and the ``dataset_info.json`` that tells LLaMA-Factory of it.
+
+    Raises:
+        UserError: if a conversation has more than speakers and texts.
+    """
+    path, order, licences = directory / "sharegpt.jsonl", list(range(len(records))), shared_licences(records)
+
+    def line(row: int) -> dict[str, Any]:
+        turns = plain_turns(records, row, "ShareGPT")
+        return {
+            "conversations": [{"from": SPEAKERS[turn.role], "value": turn.content} for turn in turns],
+            **licences(row),
+        }
+
+    write_lines(map(line, order), path)
+    tags = {"role_tag": "from", "content_tag": "value"}
+    tags |= {"user_tag": "human", "assistant_tag": "gpt", "observation_tag": "observation", "system_tag": "system"}
+    columns = {"messages": "conversations"}
+    entry = {"file_name": path.name, "formatting": "sharegpt", "columns": columns, "tags": tags}
+    return [path, write_info(entry, directory)], order
 
 
 def survey(rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[int]]:
@@ -170,5 +224,6 @@ FORMATS: dict[str, Writer] = {
     "jsonl": write_verbatim,
     "messages": write_messages,
     "alpaca": write_alpaca,
+    "sharegpt": write_sharegpt,
     "parquet": write_parquet,
 }
