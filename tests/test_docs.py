@@ -134,11 +134,11 @@ def test_tables_are_whole(page: Path) -> None:
 
 # commands and keys
 
-PROGRAM = re.compile(r"(?:\w+=\S+ )*(?:trim-(select|train)|(?:\S*/)?python3? (select|train)\.py)(?= |$)")
+PROGRAM = re.compile(r"(?:\w+=\S+ )*(?:trim-(select|train)|(?:\S*/)?python3? (select|train)\.py)(?= |$)(?! init )")
 
 
 def commands_of(page: Path) -> list[str]:
-    """Every selection or training command on a page, in code blocks and in the text."""
+    """Every selection or training command on a page, in code blocks and in the text; `trim-select init` is none."""
     lines = re.sub(r"\\\n\s*", "", page.read_text()).splitlines()
     lines = [line.strip().removeprefix("$ ") for line in lines] + spans_of(page)
     return [line for line in lines if PROGRAM.match(line)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from composing import compose_train
-from running import run_select, run_train
+from running import run_select, run_train, unwrapped
 from training.conftest import TrainingFiles, write_lines
 from trim_lightning.pipeline.leaks import warn_of_shared
 from trim_lightning.pipeline.train import Training
@@ -73,7 +73,7 @@ def test_what_is_shared_is_a_warning_in_manifest_report_and_summary(
     for line in expected:
         assert run.manifest["warnings"].count(line) == 1
         assert run.manifest["selection"]["warnings"].count(line) == 1
-        assert f"- {line}" in run.summary
+        assert f"- {line}" in unwrapped(run.summary)
         assert line in page
 
 
@@ -133,7 +133,7 @@ def test_a_stop_on_the_reported_records_is_said(
         "train.early_stop=1 watches the 9 held-out records that are reported: the epoch that is kept was chosen on "
         "them, which flatters it; give train.early_stop_path=FILE"
     )
-    assert f"- {line}" in run.summary
+    assert f"- {line}" in unwrapped(run.summary)
 
 
 def test_early_stop_watches_a_set_of_its_own(
