@@ -17,6 +17,7 @@ import load
 import materials
 import sweeps
 from figures_adapter import adapter
+from figures_cascade import cascade
 from figures_less import less_four, less_one, less_selection, less_selection_paper
 from figures_memory import growth, long_forward, saliency
 from materials import WORK, in_turns, median, seconds
@@ -171,7 +172,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     function.__name__: function
     for function in (
         engine, padding, common, common_sdpa, common_long, common_float32, less_one, less_four, less_selection,
-        less_selection_paper, saliency, growth, processes, compiled, rounding, adapter, sweeps.sweep,
+        less_selection_paper, saliency, growth, processes, compiled, rounding, adapter, cascade, sweeps.sweep,
         sweeps.estimate, load.million, load.cells, load.large_page,
     )
 }  # fmt: skip

@@ -22,6 +22,7 @@ SLOW = (
     "large_page",
     "sweep",
     "estimate",
+    "cascade",
 )  # only by name: they take longer than all others together
 
 

@@ -182,6 +182,11 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "selection.min_tokens": ("3", NOTHING),
     "selection.max_tokens": ("99", NOTHING),
     "selection.require_response": ("true", NOTHING),
+    "scoring.name": ("cascade", NOTHING),  # so few records are all scored in full
+    **{
+        f"scoring.cascade.{name}": "tests/methods/test_cascade.py"
+        for name in ("layers", "model", "by", "keep", "recall")
+    },
     "scoring.save_token_scores": ("true", NOTHING),
     "scoring.tokens_per_batch": ("333", SCORES),
     "scoring.num_workers": ("1", NOTHING),

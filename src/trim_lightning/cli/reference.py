@@ -85,18 +85,16 @@ def group_section(spec: dataclasses.Field[Any], defaults: Mapping[str, Any], onl
 def key_rows(
     schema: type, specs: Sequence[dataclasses.Field[Any]], defaults: Mapping[str, Any], prefix: str
 ) -> list[list[str]]:
-    """A table row for each of some fields of a settings class."""
-    hints = typing.get_type_hints(schema)
-    return [
-        [
-            f"`{prefix}{spec.name}`",
-            type_name(hints[spec.name]),
-            code(defaults[spec.name]),
-            permitted(spec.metadata),
-            spec.metadata["meaning"].replace("<", "&lt;"),
-        ]
-        for spec in specs
-    ]
+    """A table row for each of some fields of a settings class, and of the classes within it."""
+    hints, rows = typing.get_type_hints(schema), []
+    for spec in specs:
+        name, default = f"{prefix}{spec.name}", defaults[spec.name]
+        if dataclasses.is_dataclass(hints[spec.name]):
+            rows += key_rows(hints[spec.name], dataclasses.fields(hints[spec.name]), default, f"{name}.")
+            continue
+        meaning = spec.metadata["meaning"].replace("<", "&lt;")
+        rows.append([f"`{name}`", type_name(hints[spec.name]), code(default), permitted(spec.metadata), meaning])
+    return rows
 
 
 def type_name(hint: Any) -> str:

@@ -14,11 +14,11 @@ from trim_lightning.engine.batches import WINDOW, padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.sharded_pass import run_sharded_pass
-from trim_lightning.engine.shards import Elapsed
-from trim_lightning.engine.token_shards import MATCHES, SharedShards, TokenShards
+from trim_lightning.engine.shards import Elapsed, write_tensors
+from trim_lightning.engine.token_shards import MATCHES, ROWS, SharedShards, TokenShards
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.load import ModelRecipe
-from trim_lightning.tokens.tokenized import TokenizedRecords
+from trim_lightning.tokens.tokenized import SomeRecords, TokenizedRecords
 from trim_lightning.trim.fingerprints import FingerprintBank
 
 
@@ -83,5 +83,7 @@ def run_scoring_pass(
             "window": WINDOW,
         }
         if resources.processes.leads:
+            if isinstance(records, SomeRecords):
+                write_tensors(directory / ROWS, {"rows": records.rows})
             write_atomically(directory / "shards.json", json.dumps(noted))
     return {"seconds": seconds, **facts, "served": len(requests)}

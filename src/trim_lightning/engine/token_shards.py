@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # results are read without torch
 EXACT_BANKS = 3  # in float32 they take no more than 6 bytes a token and 2 a bank
 SCALE = 32_767  # the code of a cosine of 1
 NO_VALUE = -32_768  # the code of NaN
-MATCHES = "matches.safetensors"
+MATCHES, ROWS = "matches.safetensors", "rows.safetensors"  # ROWS: those that a pass over a part of the pool was over
 
 
 def codes_of(similarity: Tensor) -> Tensor:

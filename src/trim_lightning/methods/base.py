@@ -15,7 +15,7 @@ from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.key import check
 from trim_lightning.stages.task import MatchedTokens, SelectionTask
 
-HELPERS = {"base", "clusters", "shared"}  # modules of this package that are no methods
+HELPERS = {"base", "cascade", "clusters", "shared"}  # modules of this package that are no methods
 
 
 class Selector(ABC):

@@ -12,15 +12,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trim_lightning.errors import UserError
+from trim_lightning.methods import cascade
 from trim_lightning.methods.base import Selector
 from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
 from trim_lightning.stages.attention import attention_read, warn_of_layers
+from trim_lightning.stages.joined_passes import JoinedPasses
 from trim_lightning.stages.passes import target_tokens
 from trim_lightning.stages.scoring import BANKS, SCORE_VERSION, TARGETS, TOKEN_SCORES, ScoringWork
+from trim_lightning.stages.shallow import ShallowScorer
 from trim_lightning.stages.task import MatchedTokens, SelectionTask
 from trim_lightning.stages.token_files import name_targets, write_target_tokens, write_token_scores
 from trim_lightning.stages.token_scores import (
-    StoredPass,
     bank_coverage,
     best_group,
     pool_tokens,
@@ -40,15 +42,66 @@ class TrimSelector(Selector):
     reads_attention: ClassVar[bool] = True
 
     def score(self, task: SelectionTask) -> ScoreTable:
-        """Score the pool against the target set's fingerprints."""
+        """Score the pool against the target set's fingerprints, or with a cascade those records that need it."""
         self._work = work = self.prepare(task)
-        self._scoring = self._scoring_pass(task, work)
-        self._bank_idf = read_idf(self._fingerprint_entry.path)
-        return self._pool(task)
+        cheap_task = self.cheap_task(task)
+        if cheap_task is None:
+            return self._pool(task, [self._scoring_pass(task, work)])
+        field, cheap = cascade.field_of(task), self._cheap_scores(cheap_task)
+        entries = [self._scoring_pass(task, work.of(field.sample))]
+        sampled = self._pool(task, entries)
+        rows = task.store.processes.agree("cascade", lambda: cascade.kept_rows(task, field, cheap, sampled))
+        if len(rows):
+            entries.append(self._scoring_pass(task, work.of(rows, entries[0].key)))
+        return cascade.with_cheap_scores(self._pool(task, entries), cheap)
 
     def request(self, task: SelectionTask) -> None:
-        """Everything but pooling, which is no work to plan."""
-        self._scoring_pass(task, self.prepare(task))
+        """Everything but pooling, which is no work to plan; of a cascade's last pass what can be said beforehand."""
+        cheap_task = self.cheap_task(task)
+        works = self.shared_works(task, cheap_task)
+        known = [task.store.find(work.key) is not None for _, work in works]
+        for part, work in works:
+            self._scoring_pass(part, work)
+        if cheap_task is not None and all(known):
+            self.score(task)  # up to the last pass
+        elif cheap_task is not None:
+            rows, assumed = cascade.planned_rows(task, cascade.field_of(task))
+            self._scoring_pass(task, cascade.unknown(task, self.prepare(task).of(rows)), assumed=assumed)
+
+    def cheap_task(self, task: SelectionTask) -> SelectionTask | None:
+        """The task of a cascade's cheap score; None where every record is to get the full score."""
+        if task.settings.scoring.name != "cascade":
+            return None
+        field = cascade.field_of(task)
+        if field.is_small:
+            task.ledger.warn(
+                f"scoring=cascade: {len(field.rows):,} records are too few, for {len(field.sample):,} would be scored "
+                "both ways to measure what a cascade loses; every record is scored in full"
+            )
+            cascade.note(task, field, len(field.rows), 1.0, 1.0)
+            return None
+        return cascade.cheap_task(task)
+
+    def shared_works(
+        self, task: SelectionTask, cheap_task: SelectionTask | None
+    ) -> list[tuple[SelectionTask, ScoringWork]]:
+        """The passes over the pool that other selections may share, each with its task."""
+        work = self.prepare(task)
+        if cheap_task is None:
+            return [(task, work)]
+        sample = (task, work.of(cascade.field_of(task).sample))
+        if cheap_task.settings.method["name"] != "trim":
+            return [sample]
+        return [(cheap_task, TrimSelector().prepare(cheap_task)), sample]
+
+    def _cheap_scores(self, cheap_task: SelectionTask) -> ScoreTable:
+        """The scores that decide who gets the full one; a small model's memory is given back."""
+        if cheap_task.settings.method["name"] != "trim":
+            return cascade.scores_by_method(cheap_task)
+        scores = TrimSelector().score(cheap_task)
+        if not isinstance(cheap_task.scorer, ShallowScorer):
+            cheap_task.scorer.release()
+        return scores
 
     def prepare(self, task: SelectionTask) -> ScoringWork:
         """Everything before the pass over the pool, and what is wanted of that pass."""
@@ -128,8 +181,12 @@ class TrimSelector(Selector):
         task.ledger.figures["within_over_between"] = result.facts.get("within_over_between")
         return result
 
-    def _scoring_pass(self, task: SelectionTask, work: ScoringWork) -> Entry:
-        """Stage `score`: every pool token's similarity to its matched fingerprint, in every bank."""
+    def _scoring_pass(self, task: SelectionTask, work: ScoringWork, **more: Any) -> Entry:
+        """Stage `score`: every pool token's similarity to its matched fingerprint, in every bank.
+
+        ``more`` are other attributes of its cost.
+        """
+        records = work.records(task.pool_tokens)
 
         def build(directory: Path) -> dict[str, Any]:
             from trim_lightning.engine.devices import model_for
@@ -137,7 +194,7 @@ class TrimSelector(Selector):
 
             return run_scoring_pass(
                 model_for(work.resources, task.scorer),
-                task.pool_tokens,
+                records,
                 {directory: work.request()},
                 resources=work.resources,
             )
@@ -147,32 +204,33 @@ class TrimSelector(Selector):
         cost = task.scorer.cost(
             "score",
             "scoring pass",
-            task.pool_tokens,
+            records,
             how_many=lambda: len(groups),
             resources=work.resources,
             shared=digest_of([work.pass_identity, str(task.store.root)]),
+            **more,
         )
         result = task.store.get(work.key, build, resumable=True, together=True, cost=cost)
         task.ledger.book("score", result)
         task.ledger.figures["padding"] = result.facts["padding"]
         return result
 
-    def _pool(self, task: SelectionTask) -> ScoreTable:
+    def _pool(self, task: SelectionTask, passes: Sequence[Entry]) -> ScoreTable:
         """Pool token similarities into scores, shard by shard."""
-        self._passed = passed = StoredPass(self._scoring.path, task.pool_tokens)
+        self._passed = passed = JoinedPasses([entry.path for entry in passes], task.pool_tokens)
+        bank_idf = read_idf(self._fingerprint_entry.path)
         groups, size = passed.groups, len(task.pool)
         combined = {column: np.full(size, np.nan, dtype=np.float32) for column in Pooled._fields}
         self._group_scores = {group: np.full(size, np.nan, dtype=np.float32) for group in groups if group}
         aggregate = task.settings.target.aggregate
         fallback = scoped_tokens = 0
         seen: set[int] = set()
-        for index in range(len(passed)):
-            shard = passed.shard(index)
+        for shard in passed.shards():
             seen.update(np.unique(shard.token_ids).tolist())
             parts = {}
             for place, group in enumerate(groups):
                 tokens = shard.bank(place)
-                parts[group] = pool_tokens(tokens, task.settings.fallback, task.settings.pooler, self._bank_idf[group])
+                parts[group] = pool_tokens(tokens, task.settings.fallback, task.settings.pooler, bank_idf[group])
                 if group:
                     self._group_scores[group][shard.rows] = parts[group].score
                 fallback += int((~tokens.direct).sum())
@@ -180,7 +238,7 @@ class TrimSelector(Selector):
             for column, values in aggregate_groups(parts, aggregate)._asdict().items():
                 combined[column][shard.rows] = values
         task.ledger.figures["fallback_share"] = fallback / scoped_tokens if scoped_tokens else None
-        task.ledger.figures["bank_coverage"] = bank_coverage(seen, [self._bank_idf[group] for group in groups])
+        task.ledger.figures["bank_coverage"] = bank_coverage(seen, [bank_idf[group] for group in groups])
         named = self._group_scores
         return ScoreTable(
             **combined,

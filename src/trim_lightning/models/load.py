@@ -173,6 +173,7 @@ class ModelRecipe:
         adapter: Folder of an adapter.
         gradients: Whether gradients are taken; see `trim_lightning.models.adapter.apply_adapter`.
         whole: Keep towers for images and sounds.
+        layers: Only so many of its first layers; None keeps all.
     """
 
     source: ModelSource
@@ -180,6 +181,7 @@ class ModelRecipe:
     adapter: Path | None = None
     gradients: bool = False
     whole: bool = False
+    layers: int | None = None
 
     def load(self, mesh: DeviceMesh | None = None) -> PreTrainedModel:
         """Load it.
@@ -207,6 +209,10 @@ class ModelRecipe:
             from trim_lightning.models.adapter import apply_adapter
 
             model = apply_adapter(model, self.adapter, gradients=self.gradients)
+        if self.layers is not None:
+            from trim_lightning.models.depth import cut_layers
+
+            cut_layers(model, self.layers)
         if mesh is not None and divided is None:
             shard_weights(model, mesh)
             model.to(own_device(mesh))  # type: ignore[arg-type]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.settings.key import check
-from trim_lightning.settings.schema import SelectSettings, TrainSettings
+from trim_lightning.settings.schema import CascadeSettings, SelectSettings, TrainSettings
 from trim_lightning.store.processes import launched_size
 
 
@@ -44,6 +45,32 @@ def check_settings(settings: SelectSettings) -> None:
     low, high = selection.min_tokens, selection.max_tokens
     if low is not None and high is not None and low > high:
         raise UserError(f"selection.min_tokens={low} is above selection.max_tokens={high}")
+    check_cascade(settings)
+
+
+def check_cascade(settings: SelectSettings) -> None:
+    """Check the keys of a cascade among themselves and against the method.
+
+    Raises:
+        UserError: naming the keys.
+    """
+    cascade, method = settings.scoring.cascade, settings.method.get("name")
+    given = [f"scoring.cascade.{name}={value}" for name, value in asdict(cascade).items()
+             if value != getattr(CascadeSettings(), name)]  # fmt: skip
+    if settings.scoring.name != "cascade":
+        if given:
+            raise UserError(f"{given[0]}: there is no cascade; add scoring=cascade")
+        return
+    if method != "trim":
+        raise UserError(f"scoring=cascade: method={method} has no cheap score; use method=trim, or scoring=plain")
+    kinds = [line for line in given if line.partition("=")[0].rpartition(".")[2] in ("layers", "model", "by")]
+    if len(kinds) > 1:
+        raise UserError(f"{' and '.join(kinds)}: several cheap scores at once; give one of them")
+    if cascade.keep is not None and cascade.recall != CascadeSettings().recall:
+        raise UserError(
+            f"scoring.cascade.keep={cascade.keep} and scoring.cascade.recall={cascade.recall}: the one leaves nothing "
+            "to the other; give one of them"
+        )
 
 
 def check_quantize(settings: SelectSettings) -> None:

@@ -71,6 +71,7 @@ def write_scores(
             ("rank", pa.int64()),
             ("selected", pa.bool_()),
             *((f"score/{group}", pa.float32()) for group in scores.groups),
+            *([] if scores.cheap_score is None else [("cheap_score", pa.float32())]),
         ]
     )
 
@@ -91,6 +92,7 @@ def write_scores(
                 pa.array(ranks[part], pa.int64(), mask=ranks[part] == 0),
                 pa.array(selected[part]),
                 *(floats(values, part) for values in scores.groups.values()),
+                *([] if scores.cheap_score is None else [floats(scores.cheap_score, part)]),
             ]
             writer.write_table(pa.table(columns, schema=schema))
 
@@ -127,7 +129,7 @@ def write_selection_manifest(
     ``responses`` are the content tokens ``[records]`` of the responses. Returns the content.
     """
     pool, ledger, scorer = task.pool, task.ledger, task.scorer
-    unscored, selected = np.flatnonzero(np.isnan(scores.score)), missing.among(chosen)
+    unscored, selected = np.flatnonzero(scores.unranked), missing.among(chosen)
     number = len(unscored)
     if task.settings.selection.require_response and len(missing):
         ledger.warn(
@@ -145,6 +147,12 @@ def write_selection_manifest(
             f"{len(selected)} of the {len(chosen)} selected records have no response token ({selected}), so that "
             f"nothing can be learnt from them: {first_ids(pool, selected.rows.tolist())}; "
             "selection.require_response=true leaves such records out"
+        )
+    cheap = int(np.isnan(scores.score[chosen]).sum())
+    if cheap:
+        ledger.warn(
+            f"{cheap} of the {len(chosen)} selected records have a cheap score only: filters and budget went beyond "
+            "the records that were scored in full; a larger scoring.cascade.keep, or scoring=plain, scores more"
         )
     for problem in task.pool_tokens.problems[:5]:
         ledger.warn(f"pool {problem}")
@@ -174,6 +182,7 @@ def write_selection_manifest(
             "bank_coverage": ledger.figures.get("bank_coverage"),
             "within_over_between": ledger.figures.get("within_over_between"),
             "padding_share": ledger.figures.get("padding"),
+            **ledger.figures.get("cascade", {}),
         },
         ledger=ledger,
     )

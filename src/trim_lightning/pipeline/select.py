@@ -168,7 +168,7 @@ def run_selection(
         selector.write_extras(task, directory)
         task.ledger.add("select", StageRecord(None, time.perf_counter() - started, 0, False, versions()))
         leaks = warn_of_leaks(task, chosen, measured)
-        unscored = first_ids(task.pool, np.flatnonzero(np.isnan(scores.score)).tolist())
+        unscored = first_ids(task.pool, np.flatnonzero(scores.unranked).tolist())
         manifest = write_selection_manifest(task, scores, chosen, responses, missing, directory)
         report = None
         if settings.report.enabled and announce:

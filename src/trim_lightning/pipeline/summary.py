@@ -49,6 +49,7 @@ def selection_summary(
         *([["files read", names_of(map(visible, pool.files))]] if pool.files else []),
         *([] if targets is None else [["targets", f"{len(targets.records)} examples ({targets.records.name})"]]),
         ["scored", f"{counts['scored']:,}" + (f", {counts['unscored']:,} not ({unscored})" if unscored else "")],
+        *cascade(counts),
         *left_out(manifest),
         [
             "selected",
@@ -99,6 +100,15 @@ def selection_summary(
     parts += told_again(manifest)
     parts.append(f"files: {place_text(directory)}")
     return "\n\n".join(parts)
+
+
+def cascade(counts: dict[str, Any]) -> list[list[str]]:
+    """The line that says how many records got the full score, of a cascade."""
+    if "scored_in_full" not in counts:
+        return []
+    expected, bound = counts["expected_recall"], counts["recall_bound"]
+    told = f"{counts['scored_in_full']:,}; expected recall {expected:.3f}, at least {bound:.3f} (95 %)"
+    return [["scored in full", told]]
 
 
 def left_out(manifest: dict[str, Any]) -> list[list[str]]:

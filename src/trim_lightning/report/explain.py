@@ -136,12 +136,18 @@ def matches_tokens(run: OpenedRun) -> bool:
 
 def cut_of(run: OpenedRun) -> float | None:
     """Score of the last picked record."""
-    picked = run.scores.filter(pc.field("selected")).sort_by("rank")
+    scored = pc.field("selected") & pc.is_valid(pc.field("score"))  # others of a cascade have a cheap score only
+    picked = run.scores.filter(scored).sort_by("rank")
     return None if not len(picked) else float(picked["score"][-1].as_py())
 
 
 def verdict_of_row(run: OpenedRun, candidate: Candidate) -> list[str]:
     """Picked or not, and why."""
+    if candidate.score is None and candidate.rank is not None:
+        return [
+            f"{'Picked' if candidate.selected else 'Not picked'}: rank {candidate.rank:,}, behind all that were scored "
+            "in full, for its cheap score was too low (scoring=cascade); scoring.cascade.keep=1 scores every record."
+        ]
     if candidate.score is None or candidate.rank is None:
         selection, reasons = run.settings.selection, [f"has no token in scope={run.settings.scope}"]
         if selection.require_response:

@@ -21,9 +21,10 @@ from trim_lightning.runs.manifest import BrokenRun, Manifest
 from trim_lightning.runs.names import MANIFEST
 from trim_lightning.runs.selection import read_scores
 from trim_lightning.settings.schema import SelectSettings
+from trim_lightning.stages.joined_passes import JoinedPasses
 from trim_lightning.stages.scoring import SCORE_VERSION
 from trim_lightning.stages.task import MatchedTokens
-from trim_lightning.stages.token_scores import StoredPass, best_group
+from trim_lightning.stages.token_scores import best_group
 from trim_lightning.store import Store
 from trim_lightning.store.inventory import KEY, receipt_of
 from trim_lightning.store.receipt import StoreError
@@ -115,7 +116,8 @@ class OpenedRun:
         pool = self._entry("tokens", key["inputs"]["pool"]) if key["version"] == SCORE_VERSION else None
         if pool is None:
             return None
-        passed = StoredPass(scoring, TokenizedRecords(pool))
+        beside = self._entry("score", key["inputs"].get("beside"))  # a cascade's sample
+        passed = JoinedPasses([scoring, *([] if beside is None else [beside])], TokenizedRecords(pool))
         return passed.matched({row: self._group_of(row, passed.groups)}, self.settings.fallback).get(row)
 
     def record(self, row: int) -> Record:

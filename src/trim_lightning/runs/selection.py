@@ -23,7 +23,7 @@ from trim_lightning.runs.manifest import BrokenRun, Manifest
 from trim_lightning.runs.names import CORESET, MANIFEST, SCORES
 
 READING_KEYS = ("where", "exclude", "limit", "sample")
-MODEL_STAGES = ("warmup", "fingerprint", "score")
+MODEL_STAGES = ("warmup", "fingerprint", "cascade", "score")
 
 
 @dataclass(frozen=True, eq=False)

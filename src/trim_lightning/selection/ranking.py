@@ -25,6 +25,8 @@ class ScoreTable:
         coverage: See mean.
         groups: Group name to ``[records]`` float32 group scores.
         order: ``[scored]`` int64 rows best first, where the method ranks otherwise than by score.
+        cheap_score: ``[records]`` float32 the score by which a cascade chose what gets a ``score``; None without one.
+            Records that have only that one come last in ``order``.
     """
 
     score: NDArray[np.float32]
@@ -35,6 +37,13 @@ class ScoreTable:
     coverage: NDArray[np.float32] | None = None
     groups: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     order: NDArray[np.int64] | None = None
+    cheap_score: NDArray[np.float32] | None = None
+
+    @property
+    def unranked(self) -> NDArray[np.bool_]:
+        """``[records]`` True where a record has no score of any kind."""
+        missing = np.isnan(self.score)
+        return missing if self.cheap_score is None else missing & np.isnan(self.cheap_score)
 
     def __len__(self) -> int:
         return len(self.score)
@@ -55,6 +64,7 @@ class ScoreTable:
             coverage=None if self.coverage is None else cleared(self.coverage),
             groups={group: cleared(values) for group, values in self.groups.items()},
             order=None if self.order is None else self.order[~left_out[self.order]],
+            cheap_score=None if self.cheap_score is None else cleared(self.cheap_score),
         )
 
 

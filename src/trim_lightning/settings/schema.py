@@ -143,6 +143,7 @@ class FallbackSettings:
     nearest: str = key("embedding", "what makes a fingerprint near", choices=("embedding", "hidden"))
 
 
+SCORINGS = ("plain", "cascade")
 POOLERS = ("mean_max_coverage", "mean_max", "mean", "max", "topk_mean", "softmax_mean", "quantile")
 
 
@@ -189,9 +190,26 @@ class TrainSelectionSettings(SelectionSettings):
 
 
 @dataclass
+class CascadeSettings:
+    """A cheap score for all records, the full one for the best by it. At most one of layers, model and by."""
+
+    layers: int | None = key(
+        None, "the cheap score is that of the scorer's first layers, so many; null: an eighth of them", low=1
+    )
+    model: str | None = key(None, "the cheap score is that of this small model: a directory or a Hub id")
+    by: str | None = key(None, "the cheap score is that of a method without a model", choices=("bm25", "dsir"))
+    keep: float | None = key(
+        None, "share of the pool that gets the full score; null is chosen by recall", above=0, high=1
+    )
+    recall: float = key(0.98, "expected share of the best records that is found", above=0, high=1)
+
+
+@dataclass
 class ScoringSettings:
     """The pass over the pool."""
 
+    name: str = key("plain", "the full score for all records, or for the best by a cheap one", choices=SCORINGS)
+    cascade: CascadeSettings = field(default_factory=CascadeSettings)
     save_token_scores: bool = key(False, "write token_scores.parquet")
     profile: bool = key(False, "trace some batches of the scoring pass into profile/ of the output directory")
     tokens_per_batch: int | None = key(None, "padded tokens per batch; null fits the device", low=1)

@@ -65,14 +65,14 @@ class ModelHandle:
         self.seed = seed
         self.max_length = min(max_length, source.max_positions or max_length)
         self._wanted_length = max_length
-        self._dtype = dtype
+        self.dtype_name = dtype
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """The model's number format."""
         from trim_lightning.models.precision import resolve_dtype
 
-        return resolve_dtype(self._dtype)
+        return resolve_dtype(self.dtype_name)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class ModelHandle:
             resources: What it runs on, if it may be spread over devices.
             more: Other attributes of a `Cost`.
         """
-        dtype = "float32" if work == "full training" else self._dtype
+        dtype = "float32" if work == "full training" else self.dtype_name
 
         def count() -> int:
             from trim_lightning.tuning.micro_batches import trained_rows
@@ -175,7 +175,7 @@ class ModelHandle:
             more["devices"] = number_of_devices(trainer) * int(trainer.get("num_nodes") or 1)
         batch = batch or self.tokens_per_batch
         model = (self.source.digest, dtype, self.source.quantize)
-        return Cost(stage, count, work, load, model, records, batch, training, **more)
+        return Cost(self.ledger.under or stage, count, work, load, model, records, batch, training, **more)
 
     def tokens_key(self, records: RecordFile) -> StageKey:
         """Key of the tokenised form of some records."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trim_lightning.store import Entry, StageKey
+from trim_lightning.tokens.tokenized import SomeRecords, TokenizedRecords
 
 if TYPE_CHECKING:
     from trim_lightning.engine.devices import Resources
@@ -25,11 +30,24 @@ class ScoringWork:
         key: Key of its result.
         banks: The fingerprint banks.
         resources: What it runs on.
+        rows: Those of the pool that it reads; None: all.
     """
 
     key: StageKey
     banks: Entry
     resources: Resources
+    rows: NDArray[np.int64] | None = None
+
+    def of(self, rows: NDArray[np.int64], beside: StageKey | None = None) -> ScoringWork:
+        """The same of some rows of the pool only; the pass ``beside`` it has others."""
+        chosen = {"rows": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()}
+        if beside is not None:
+            chosen["beside"] = beside.hex
+        return replace(self, key=replace(self.key, inputs={**self.key.inputs, **chosen}), rows=rows)
+
+    def records(self, pool: TokenizedRecords) -> TokenizedRecords:
+        """What the pass reads."""
+        return pool if self.rows is None else SomeRecords(pool, self.rows)
 
     def request(self) -> ScoringRequest:
         """What the pass computes; reads the banks."""
@@ -46,4 +64,7 @@ class ScoringWork:
     @property
     def pass_identity(self) -> list[Any]:
         """What a forward pass depends on, whatever is read from it."""
-        return [self.key.inputs["pool"], self.key.inputs["scorer"], self.key.settings["tokens_per_batch"]]
+        inputs = self.key.inputs
+        settings = self.key.settings
+        rows = [inputs.get("rows"), settings.get("unknown")]
+        return [inputs["pool"], rows, inputs["scorer"], settings["tokens_per_batch"]]

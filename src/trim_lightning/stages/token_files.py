@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trim_lightning.engine.shards import ragged
+from trim_lightning.stages.joined_passes import JoinedPasses
 from trim_lightning.stages.task import SelectionTask
-from trim_lightning.stages.token_scores import StoredPass
 from trim_lightning.tokens.tokenized import scope_mask, spans, sums_of
 from trim_lightning.trim.pooling import penalise
 
@@ -60,7 +60,7 @@ def name_targets(source: Path, records: Any, path: Path) -> None:
     write_table(table.set_column(0, "id", ids), path)
 
 
-def write_token_scores(task: SelectionTask, passed: StoredPass, path: Path) -> None:
+def write_token_scores(task: SelectionTask, passed: JoinedPasses, path: Path) -> None:
     """Write ``token_scores.parquet``: one line per pool record in pool order, unscored ones too.
 
     Similarities carry the fallback penalty. With target groups the columns are ``similarity/<group>`` and
@@ -77,7 +77,7 @@ def write_token_scores(task: SelectionTask, passed: StoredPass, path: Path) -> N
             writer.write_table(pa.table(token_lines(task, passed, rows), schema=schema))
 
 
-def blocks(passed: StoredPass) -> Iterator[range]:
+def blocks(passed: JoinedPasses) -> Iterator[range]:
     """Rows of the pool whose similarities are in memory together, in one window each: few shards hold them."""
     lengths, most = passed.tokens.lengths, MOST_VALUES // len(passed.groups)
     for start in range(0, len(lengths), passed.window):
@@ -88,7 +88,7 @@ def blocks(passed: StoredPass) -> Iterator[range]:
             start += size
 
 
-def token_lines(task: SelectionTask, passed: StoredPass, rows: range) -> dict[str, pa.Array]:
+def token_lines(task: SelectionTask, passed: JoinedPasses, rows: range) -> dict[str, pa.Array]:
     """Some lines of ``token_scores.parquet``; all shards of their window are read."""
     every = np.arange(rows.start, rows.stop)
     token_ids, roles = passed.tokens.together(every)
@@ -98,8 +98,7 @@ def token_lines(task: SelectionTask, passed: StoredPass, rows: range) -> dict[st
     similarity = {group: np.full(len(scope), np.nan) for group in passed.groups}
     direct = {group: np.zeros(len(scope), dtype=bool) for group in passed.groups}
     inside = np.flatnonzero(scope)
-    for index in passed.indexes(rows):
-        shard = passed.shard(index)
+    for shard in passed.shards(rows):
         mine = np.flatnonzero((shard.rows >= rows.start) & (shard.rows < rows.stop))
         taken = spans((np.cumsum(shard.lengths) - shard.lengths)[mine], shard.lengths[mine])
         places = inside[spans(starts[shard.rows[mine] - rows.start], shard.lengths[mine])]

@@ -59,15 +59,22 @@ class Ledger:
         warnings: What the user should know.
         figures: Others, of the run as a whole.
         quiet: Keep to itself what another run will say again: warnings, and what came from the store.
+        under: Name of the stage that everything is booked under; empty keeps each stage's own.
     """
 
     stages: dict[str, StageRecord] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     quiet: bool = False
+    under: str = ""
+
+    def within(self, stage: str) -> Ledger:
+        """The same ledger for a part of the run that counts as one stage; its figures are its own."""
+        return Ledger(self.stages, self.warnings, quiet=self.quiet, under=stage)
 
     def book(self, stage: str, entry: Entry) -> None:
         """Add a stored result to a stage; several results of one stage add up."""
+        stage = self.under or stage
         facts: Mapping[str, Any] = entry.facts
         if entry.cached and stage not in self.stages and not self.quiet:
             log.info("%s: from the store", stage)
@@ -110,6 +117,8 @@ class Ledger:
 
     def warn(self, message: str) -> None:
         """Tell the user now and note it in the manifest."""
+        if self.under and message in self.warnings:
+            return  # a part that meets the same records again
         if not self.quiet:
             log.warning(message)
         self.warnings.append(message)

@@ -14,7 +14,7 @@ from trim_lightning.sweep.plan import Plan
 if TYPE_CHECKING:
     from trim_lightning.sweep.work import TrainingNeed
 
-ORDER = ("warmup", "fingerprint", "score", "finetune", "evaluate_before", "evaluate_after")
+ORDER = ("warmup", "fingerprint", "cascade", "score", "finetune", "evaluate_before", "evaluate_after")
 SHOWN = 3  # jobs named with one reason
 HEADERS = ["stage", "results", "in the store", "to build", "passes", "tokens", "tokens/s", "seconds", "disk"]
 

@@ -134,7 +134,7 @@ def measure(found: Estimate, costs: Sequence[Cost], model: Any) -> None:
             if need is not None:
                 found.trainings[cost] = need
             factor = factor_of(cost, need is not None and need.micro.recomputes)
-            seconds = cost.tokens * forward * factor / cost.devices
+            seconds = cost.tokens * forward * factor * cost.depth / cost.devices
             if cost.answers and cost.tokens:
                 decoding = decoding or decoding_seconds(model, cost.records)
                 batches = math.ceil(cost.answers / BATCH)

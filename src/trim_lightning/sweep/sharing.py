@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """One job of a sweep, ready for its pass over the pool."""
+    """One job of a sweep, ready for a pass over the pool: the whole of it, or a cascade's cheap pass or sample."""
 
     task: SelectionTask
     work: ScoringWork
@@ -47,14 +47,12 @@ def share_passes(jobs: Sequence[SelectSettings]) -> int:
     groups: list[list[PreparedJob]] = []
     watch = one_model_at_a_time()
     for settings in jobs:
-        job = prepare(settings, watch)
-        if job is None:
-            continue
-        group = next((group for group in groups if group[0].shares_with(job)), None)
-        if group is None:
-            groups.append([job])
-        else:
-            group.append(job)
+        for job in prepare(settings, watch):
+            group = next((group for group in groups if group[0].shares_with(job)), None)
+            if group is None:
+                groups.append([job])
+            else:
+                group.append(job)
     passes = 0
     for group in groups:
         try:
@@ -82,24 +80,27 @@ def one_model_at_a_time() -> Callable[[Scorer], None]:
     return watch
 
 
-def prepare(settings: SelectSettings, watch: Callable[[Scorer], None]) -> PreparedJob | None:
-    """A job up to its pass over the pool; None if it has none to share, or fails: it will say itself why."""
+def prepare(settings: SelectSettings, watch: Callable[[Scorer], None]) -> list[PreparedJob]:
+    """A job up to its passes over the pool; none if it has none to share, or fails: it will say itself why."""
     try:
         check_settings(settings)
         selector = load_selector(settings.method)
         if not isinstance(selector, TrimSelector):
-            return None
+            return []
         store = open_store(settings)
         if store.processes.size > 1:
-            return None  # processes of a launcher share passes in their own way
+            return []  # processes of a launcher share passes in their own way
         task = open_task(settings, selector, store, announce=False)
-        watch(task.scorer)
-        return PreparedJob(task, selector.prepare(task))
+        cheap_task = selector.cheap_task(task)
+        for part in (task, cheap_task):
+            if part is not None:
+                watch(part.scorer)
+        return [PreparedJob(part, work) for part, work in selector.shared_works(task, cheap_task)]
     except UserError:
-        return None
+        return []
     except Exception as error:
         log.warning("looking ahead at a job failed (%s); it runs by itself", first_line(error))
-        return None
+        return []
 
 
 def share_pass(group: Sequence[PreparedJob]) -> bool:
@@ -120,7 +121,7 @@ def share_pass(group: Sequence[PreparedJob]) -> bool:
         resources = first.work.resources
         return run_scoring_pass(
             model_for(resources, first.task.scorer),
-            first.task.pool_tokens,
+            first.work.records(first.task.pool_tokens),
             {workspace: works[key].work.request() for key, workspace in workspaces.items()},
             resources=resources,
         )

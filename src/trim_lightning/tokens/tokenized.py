@@ -117,6 +117,30 @@ def sums_of(values: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[np.int6
     return running[ends] - running[ends - lengths]
 
 
+class SomeRecords(TokenizedRecords):
+    """Some rows of tokenised records: the others have no tokens, so that a pass leaves them out.
+
+    Args:
+        records: All of them.
+        rows: Which.
+    """
+
+    def __init__(self, records: TokenizedRecords, rows: NDArray[np.int64]) -> None:
+        super().__init__(records.directory)
+        self.rows = rows
+        lengths = np.zeros_like(self.lengths)
+        lengths[rows] = self.lengths[rows]
+        self.lengths = lengths
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SomeRecords, (TokenizedRecords(self.directory), self.rows)  # a worker process maps the files anew
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of these rows."""
+        return int(self.lengths.sum())
+
+
 def scope_mask(roles: NDArray[np.uint8], scope: str) -> NDArray[np.bool_]:
     """True at the content tokens that ``scope`` (all, prompt or response) lets count."""
     return {"all": roles != SCAFFOLD, "prompt": roles == PROMPT, "response": roles == RESPONSE}[scope]
