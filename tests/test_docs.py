@@ -168,6 +168,8 @@ def test_commands_compose(page: Path, command: str) -> None:
     name = next(filter(None, PROGRAM.match(command).groups()))  # type: ignore[union-attr]
     if "hparams_search=optuna" in command:
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    if "model.quantize=" in command:
+        pytest.importorskip("bitsandbytes")
     for overrides in compositions(command):
         directory = [] if any("output_dir" in override for override in overrides) else ["paths.output_dir=unused"]
         settings = compose_settings(name, SCHEMAS[name], [*overrides, *directory])

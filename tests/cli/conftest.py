@@ -84,7 +84,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
     With ``main=train_main`` it is ``trim-train``.
     """
     monkeypatch.chdir(tmp_path)
-    root, terminate = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    root, ends = logging.getLogger(), {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
     handlers, level, environment = root.handlers[:], root.level, dict(os.environ)
 
     def run_here(*arguments: str, main: Callable[[], int] = select_main) -> Outcome:
@@ -100,7 +100,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
         handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
-    signal.signal(signal.SIGTERM, terminate)
+    for number, end in ends.items():
+        signal.signal(number, end)
     for name in set(os.environ) - set(environment):
         monkeypatch.delenv(name)
 

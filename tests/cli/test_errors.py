@@ -273,7 +273,7 @@ def test_mistake_that_a_library_wrapped(run: Run, inputs: Inputs, monkeypatch: p
 
 
 @pytest.mark.parametrize("prefix", [(), ("-m",)])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_interrupt(
     prefix: tuple[str, ...], number: signal.Signals, run: Run, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,7 +112,8 @@ class Outcome:
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Outcome]]:
     """``command(*arguments)`` is ``trim-train *arguments`` in ``tmp_path``, without a new process."""
     monkeypatch.chdir(tmp_path)
-    root, terminate, environment = logging.getLogger(), signal.getsignal(signal.SIGTERM), dict(os.environ)
+    root, environment = logging.getLogger(), dict(os.environ)
+    ends = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     handlers, level = root.handlers[:], root.level
 
     def run(*arguments: str) -> Outcome:
@@ -127,7 +128,8 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
         handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
-    signal.signal(signal.SIGTERM, terminate)
+    for number, handler in ends.items():
+        signal.signal(number, handler)
     for name in set(os.environ) - set(environment):
         monkeypatch.delenv(name)
 

@@ -141,8 +141,9 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises rather than prints: the last line is ours
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback a line
-    # a scheduler's SIGTERM ends a run as Ctrl-C does: finished shards and checkpoints stay
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # a scheduler's signals end a run as Ctrl-C does: finished shards and checkpoints stay
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.default_int_handler)
     sys.argv[1:] = [expand_home(argument) for argument in sys.argv[1:]]
     if launched_rank() > 0:
         sys.argv[1:] = as_helper(sys.argv[1:])

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from trim_lightning.engine.ending import deferred
 from trim_lightning.engine.trainer import ended_from_outside, hush_lightning, of_process
 from trim_lightning.errors import UserError
 from trim_lightning.store.processes import LaunchedProcesses, Processes, ToldElsewhere, is_lost
@@ -54,19 +55,28 @@ def run_spawned(task: Callable[[Processes, Any], Value], number: int, logger: An
     )
     told.close()  # so that the pipe ends with the process that writes
     results: list[Value] = []
-    try:
-        done = False
-        while not done:
-            done = context.join(LOOK, grace_period=LOOK)
-            _listen(heard, results, logger)
-    except (ProcessRaisedException, ProcessExitedException) as error:
-        raise _cause(context, error) from None
-    finally:
-        for process in context.processes:
-            with suppress(ProcessLookupError):
-                if process.is_alive():
-                    os.kill(process.pid, signal.SIGKILL)  # what it had finished is on disk
-        heard.close()
+
+    def first_ends() -> None:
+        with suppress(ProcessLookupError):
+            os.kill(context.processes[0].pid, signal.SIGUSR1)
+
+    with deferred(first_ends) as ending:
+        try:
+            done = False
+            while not done:
+                done = context.join(LOOK, grace_period=LOOK)
+                _listen(heard, results, logger)
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            if ending.asked is None:
+                raise _cause(context, error) from None
+        finally:
+            for process in context.processes:
+                with suppress(ProcessLookupError):
+                    if process.is_alive():
+                        os.kill(process.pid, signal.SIGKILL)  # what it had finished is on disk
+            heard.close()
+    if not results:  # the first process was told to end, and this one was not
+        raise KeyboardInterrupt
     if logger:
         logger.finalize("success")
     return results[0]
@@ -100,7 +110,8 @@ def _cause(context: Any, error: Exception) -> Exception:
 
 
 def _begin(rank: int, task: bytes, number: int, port: int, told: Connection, draws: bool, level: int) -> None:
-    """What a started process does."""
+    """What a started process does; a scheduler's signal may reach all of them, and the first one says what follows."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN if rank else signal.default_int_handler)
     os.environ |= {
         "TORCHELASTIC_RUN_ID": uuid.uuid4().hex, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",

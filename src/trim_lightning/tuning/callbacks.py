@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -18,13 +19,16 @@ from transformers import PreTrainedModel
 
 from trim_lightning.console.progress import progress_bar
 from trim_lightning.engine.adam_moments import FILE, AdamMoments
+from trim_lightning.engine.ending import Ending
 from trim_lightning.engine.modules import in_step
 from trim_lightning.engine.strategies import take
 from trim_lightning.engine.writer import TokenProgress
 from trim_lightning.models.divided import whole
 from trim_lightning.models.lora import save_adapter
-from trim_lightning.store.processes import Processes
+from trim_lightning.store.processes import ALONE, Processes
 from trim_lightning.tuning.lora_module import TuningModule
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,17 +140,28 @@ class HeldOutStop(AfterStep):
 
 
 class PeriodicCheckpoint(AfterStep):
-    """Saves a checkpoint between optimiser steps, at most every so many seconds, by rename."""
+    """Saves a checkpoint between optimiser steps, at most every so many seconds, by rename.
 
-    def __init__(self, path: Path, seconds: float) -> None:
+    Attributes:
+        ending: Where a signal asks for an early end, which then follows on a checkpoint.
+    """
+
+    def __init__(self, path: Path, seconds: float, processes: Processes = ALONE) -> None:
         self.path = path
         self.seconds = seconds
+        self.processes = processes
+        self.ending = Ending()
         self._last = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the first process say when it is time."""
         assert isinstance(pl_module, TuningModule)
-        pl_module.checkpoint_due = lambda: time.monotonic() - self._last >= self.seconds
+        pl_module.checkpoint_due = lambda: self.asked or time.monotonic() - self._last >= self.seconds
+
+    @property
+    def asked(self) -> bool:
+        """True if this process is to end."""
+        return self.ending.asked is not None
 
     def after(self, trainer: Trainer, module: TuningModule, batch: Mapping[str, Any]) -> None:
         """Save if it is time."""
@@ -157,6 +172,9 @@ class PeriodicCheckpoint(AfterStep):
         if trainer.is_global_zero:
             temporary.replace(self.path)
         self._last = time.monotonic()
+        if self.processes.agree("early end", lambda: self.asked):
+            log.info("step %d: a signal asks for an early end; the checkpoint is written", module.done.steps)
+            self.ending.ordered = trainer.should_stop = True
 
 
 class EpochCheckpoints(AfterStep):

@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.devices import device_of, number_of_devices, one_device
+from trim_lightning.engine.ending import deferred
 from trim_lightning.engine.trainer import interruptible, make_trainer
 from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import write_text
@@ -257,14 +258,19 @@ def count_steps(plan: Sequence[MicroBatch]) -> int:
 
 
 def fit(module: TuningModule, loader: StepLoader, settings: TuningSettings, around: TrainingSite) -> dict[str, Any]:
-    """Run the Lightning loop over all epochs' steps, from the checkpoint if there is one."""
+    """Run the Lightning loop over all epochs' steps, from the checkpoint if there is one.
+
+    Raises:
+        KeyboardInterrupt: if it was interrupted; a scheduler's signal is heard after a checkpoint.
+    """
     processes = around.processes
     tokens = int(sum(loader.records.lengths[list(micro.rows)].sum() for micro in loader.plan))
     checkpoint = around.directory / CHECKPOINT
     callbacks: list[Callback] = [TrainingProgress(around.title, tokens), *around.callbacks]
     if around.early_stop is not None:
         callbacks.append(HeldOutStop(around.early_stop, processes))
-    callbacks.append(PeriodicCheckpoint(checkpoint, settings.checkpoint_seconds))
+    periodic = PeriodicCheckpoint(checkpoint, settings.checkpoint_seconds, processes)
+    callbacks.append(periodic)
     # one Lightning epoch holds all of ours, so that a checkpoint may lie anywhere
     runner = make_trainer(
         one_device(around.trainer) if processes.size == 1 else around.trainer,
@@ -278,7 +284,7 @@ def fit(module: TuningModule, loader: StepLoader, settings: TuningSettings, arou
     resumes = processes.agree("checkpoint", checkpoint.exists)
     if resumes:
         log.info("%s: resuming from its last checkpoint", around.title)
-    with interruptible(runner):
+    with deferred() as periodic.ending, interruptible(runner):
         runner.fit(module, loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     return {
         **asdict(module.done),
