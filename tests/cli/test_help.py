@@ -14,6 +14,7 @@ import yaml
 from cli.conftest import CONSOLE_SCRIPT, Inputs, Outcome, Run, run_process
 from composing import compose_select
 from trim_lightning.cli.hydra_app import select_main
+from trim_lightning.models.precision import asks_torch
 from trim_lightning.settings.compose import config_directory
 from trim_lightning.settings.key import known_keys
 from trim_lightning.settings.schema import SelectSettings
@@ -27,6 +28,14 @@ print("LOADED", *(name for name in {HEAVY!r} if name in sys.modules), file=sys.s
 sys.exit(code)
 """
 CONF = config_directory()
+
+
+def asks_torch_here() -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, "torch", raising=False)
+        return asks_torch()
+
+
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "train"))
 
 
@@ -48,6 +57,18 @@ def help_text(help_told: Outcome) -> str:
 def test_help_loads_nothing_heavy(help_told: Outcome) -> None:
     assert help_told.code == 0
     assert help_told.err.strip() == "LOADED"
+
+
+@pytest.mark.skipif(asks_torch_here(), reason="this machine may have a GPU: torch must say")
+def test_a_run_from_the_store_loads_no_torch(run: Run, inputs: Inputs, tmp_path: Path) -> None:
+    """Loading it takes longer than such a run: each job of a sweep on a cluster is one."""
+    words = [*inputs.arguments, "warmup.fraction=0.3", "warmup.epochs=1", "model.dtype=auto"]
+    assert run(*words).code == 0
+    told = run_process(sys.executable, "-c", HELP, *words, cwd=tmp_path)
+    assert told.code == 0
+    loaded = told.err.splitlines()[-1].split()
+    assert loaded[0] == "LOADED"
+    assert not {"torch", "transformers", "lightning", "peft"} & {*loaded}
 
 
 def test_full_help_lists_every_option(run: Run) -> None:

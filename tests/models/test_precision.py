@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
-from trim_lightning.models.precision import multiplies_bfloat16, resolve_dtype
+from trim_lightning.models.precision import asks_torch, resolved_name, has_cuda, multiplies_bfloat16, resolve_dtype
 
 
 def hardware(
@@ -42,6 +44,15 @@ def test_auto_follows_the_hardware(
     hardware(monkeypatch, **machine)
     assert resolve_dtype("auto") == expected
     assert multiplies_bfloat16() == (expected == torch.bfloat16)
+
+
+def test_without_torch_the_same_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of a format is part of the keys of results, so both ways must agree."""
+    with_torch = resolved_name("auto"), has_cuda()
+    monkeypatch.delitem(sys.modules, "torch")
+    if asks_torch():
+        pytest.skip("this machine may have a GPU: torch must say")
+    assert (resolved_name("auto"), has_cuda()) == with_torch
 
 
 @pytest.mark.parametrize("machine", [{}, {"amx": True}, {"cuda": 9}])

@@ -85,7 +85,7 @@ def write_scores(
             part = slice(start, min(size, start + CHUNK))
             columns = [
                 pa.array(np.arange(part.start, part.stop)),
-                pa.array([pool.id(row) for row in range(part.start, part.stop)], pa.string()),
+                pool.ids.column(part.start, part.stop),
                 *(floats(values, part) for values in parts.values()),
                 pa.array(scores.num_tokens[part], pa.int32()),
                 pa.array(scores.num_scored[part], pa.int32()),

@@ -174,7 +174,8 @@ def describe_mix(pool: RecordFile, targets: TargetSet | None, chosen: NDArray[np
     if field is None:
         return ""
     selected = count_kinds(map(pool.object, chosen.tolist()), field)
-    everything = count_kinds(map(pool.object, range(len(pool))), field)
+    counted = pool.kinds.get(field)
+    everything = count_kinds(map(pool.object, range(len(pool))), field) if counted is None else counted
     examples = [] if targets is None else [targets.records.object(row) for row in range(len(targets.records))]
     wanted = count_kinds(examples, field)
     lines = [

@@ -17,9 +17,12 @@ from trim_lightning.files.json_files import load_json
 from trim_lightning.records.bad_records import BadRecords
 from trim_lightning.records.fields import MISSING, LayoutError, field_names, kind_of, lookup, scalar_field
 from trim_lightning.records.filters import FIELDS_REMEMBERED, RecordFilter, limit_and_sample
+from trim_lightning.records.flat import FlatTexts
+from trim_lightning.records.kinds import KIND_FIELDS
 from trim_lightning.records.layouts import LayoutReader, check_named, no_field
 from trim_lightning.records.record_file import (
     MOST_LINE_BYTES,
+    NO_KINDS,
     TOO_LONG,
     LineSource,
     ReadOptions,
@@ -27,8 +30,10 @@ from trim_lightning.records.record_file import (
     _open,
     _stamp,
     check_file,
+    id_of,
 )
 
+MOST_KINDS = 10_000  # values of a field: one with more tells records apart rather than kinds
 _MARKS = ("label", "kto_tag")  # of KTO, as TRL and LLaMA-Factory write it
 _BOM = b"\xef\xbb\xbf"
 _MAGIC = (
@@ -78,6 +83,8 @@ class _Indexer:
         self.filter = RecordFilter(options.where, options.exclude, source.what)
         self.hash = hashlib.sha256()
         self.offsets, self.lines = array("q"), array("q")
+        self.ids, self.id_bounds = bytearray(), array("q", [0])
+        self.kinds: dict[str, Counter[str]] = {name: Counter() for name in KIND_FIELDS}
         self.reader = LayoutReader(options.keys, source.what)
         self.bad = BadRecords(source, skipped=options.bad_records == "skip")
         self.source_rows, self.kept = 0, 0
@@ -129,12 +136,17 @@ class _Indexer:
             left_out = "; ".join([*self.bad.remarks(), *self._refused()])
             raise UserError(f"{source.what} is empty: {left_out}; none of {source.name} is left")
         kept = limit_and_sample(len(self.offsets), options.limit, options.sample, options.seed, source.what)
+        whole = len(kept) == len(self.offsets)
+        offsets, lines, bounds = (np.frombuffer(part, np.int64) for part in (self.offsets, self.lines, self.id_bounds))
+        ids = FlatTexts(np.frombuffer(self.ids, np.uint8), bounds)
         return RecordFile(
             source,
             options,
             self.reader,
-            np.frombuffer(self.offsets, dtype=np.int64)[kept],
-            np.frombuffer(self.lines, dtype=np.int64)[kept],
+            offsets if whole else offsets[kept],
+            lines if whole else lines[kept],
+            ids if whole else ids.take(kept),
+            kinds=self.kinds if whole else NO_KINDS,
             sha256=source.sha256 or self.hash.hexdigest(),
             source_rows=self.source_rows,
             stamp=stamp,
@@ -169,6 +181,17 @@ class _Indexer:
             return
         self.offsets.append(offset)
         self.lines.append(number)
+        self.ids += id_of(record, self.options.id_field, number).encode()
+        self.id_bounds.append(len(self.ids))
+        self._count_kinds(record)
+
+    def _count_kinds(self, record: Mapping[str, Any]) -> None:
+        """Count what kind the record is of, by every field that may say so until it has too many values."""
+        for name in [name for name in self.kinds if name in record]:
+            counts = self.kinds[name]
+            counts[str(record[name])] += 1
+            if len(counts) > MOST_KINDS:
+                del self.kinds[name]
 
     def _take(self, record: Mapping[str, Any], number: int) -> None:
         options = self.options

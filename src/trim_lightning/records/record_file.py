@@ -12,9 +12,11 @@ import json
 import mmap
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ import numpy as np
 from trim_lightning.errors import UserError
 from trim_lightning.records.fields import MISSING, clean_text, lookup, scalar_text
 from trim_lightning.records.filters import conditions
+from trim_lightning.records.flat import FlatTexts
 from trim_lightning.records.layouts import LayoutReader
 from trim_lightning.records.record import NOTHING_MORE, Record, Turn
 from trim_lightning.records.shapes import FieldKeys
@@ -86,6 +89,7 @@ class ReadOptions(FieldKeys):
         return FieldKeys(**{name: getattr(self, name) for name in FIELD_KEYS})
 
 
+NO_KINDS: Mapping[str, Counter[str]] = MappingProxyType({})
 FIELD_KEYS = tuple(spec.name for spec in fields(FieldKeys))
 
 
@@ -104,6 +108,8 @@ class RecordFile:
         bad: Records that cannot be read and are left out: their place, and why.
         remarks: What the user should know of how the input was read.
         files: Names of the files that the input is made of, where it is more than one.
+        ids: The ids of all records: the id field, else ``id``, else the 0-based line number in the input.
+        kinds: How often each value occurs in the fields that say of what kind a record is, as far as they were counted.
     """
 
     def __init__(
@@ -113,7 +119,9 @@ class RecordFile:
         layout: LayoutReader,
         offsets: np.ndarray,
         lines: np.ndarray,
+        ids: FlatTexts,
         *,
+        kinds: Mapping[str, Counter[str]] = NO_KINDS,
         sha256: str,
         source_rows: int,
         stamp: tuple[int, int],
@@ -128,6 +136,8 @@ class RecordFile:
             layout: The layout of its records.
             offsets: int64 ``[rows]``, byte at which each record's line starts.
             lines: int64 ``[rows]``, 0-based line number of each record.
+            ids: ``[rows]`` their ids.
+            kinds: See the class.
             sha256: Hex digest of the input.
             source_rows: Records before filters.
             stamp: Size in bytes and modification time in ns of the file when it was read.
@@ -138,7 +148,7 @@ class RecordFile:
         self.source_rows, self.layout = source_rows, layout
         self.bad, self.remarks, self.files = bad, (*source.remarks, *remarks), source.files
         self._source, self._options, self._stamp = source, options, stamp
-        self._offsets, self._lines = offsets, lines
+        self._offsets, self._lines, self.ids, self.kinds = offsets, lines, ids, kinds
         self._map: mmap.mmap | None = None
         self._taken: list[int] | None = None
 
@@ -169,11 +179,11 @@ class RecordFile:
     def record(self, row: int) -> Record:
         """The record, its lone surrogates replaced by U+FFFD."""
         value = self.object(row)
-        return Record(self._id(value, row), tuple(map(_cleaned, self.layout.turns(value))))
+        return Record(self.id(row), tuple(map(_cleaned, self.layout.turns(value))))
 
     def id(self, row: int) -> str:
-        """The record's id as text: the id field, else ``id``, else the 0-based line number in the input."""
-        return self._id(self.object(row), row)
+        """The record's id as text; see the class."""
+        return self.ids[self._checked(row)]
 
     def place(self, row: int) -> str:
         """Where the record is, for messages: the input and the 1-based line."""
@@ -207,14 +217,9 @@ class RecordFile:
         taken = copy.copy(self)
         taken._map = None
         taken._offsets, taken._lines = self._offsets[places], self._lines[places]
+        taken.ids, taken.kinds = self.ids.take(places), NO_KINDS
         taken._taken = self._lines[places].tolist()
         return taken
-
-    def _id(self, value: Mapping[str, Any], row: int) -> str:
-        found = lookup(value, self._options.id_field or "id")
-        if found is MISSING or found is None or isinstance(found, list | Mapping):
-            return str(int(self._lines[row]))
-        return clean_text(scalar_text(found))
 
     def _checked(self, row: int) -> int:
         if not 0 <= row < len(self):
@@ -228,6 +233,14 @@ class RecordFile:
                     raise UserError(f"{self._source.label} has changed since it was read: run again")
                 self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         return self._map
+
+
+def id_of(record: Mapping[str, Any], id_field: str | None, line: int) -> str:
+    """A record's id as text: the id field, else ``id``, else the 0-based line number in the input."""
+    found = lookup(record, id_field or "id")
+    if found is MISSING or found is None or isinstance(found, list | Mapping):
+        return str(line)
+    return clean_text(scalar_text(found))
 
 
 def check_file(path: Path, label: str) -> None:

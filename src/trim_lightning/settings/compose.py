@@ -42,6 +42,8 @@ def register_schemas() -> None:
     ``${complement:x}`` gives 1 - x, for two weights that share a whole.
     """
     OmegaConf.register_new_resolver("complement", lambda share: round(1 - float(share), 12), replace=True)
+    # Hydra copies this store at each of a hundred look-ups, and again whatever it takes from it
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     for command, kind in SCHEMAS.items():
         schema = OmegaConf.structured(kind)
         for name, _, default in known_keys(kind):

@@ -9,9 +9,11 @@ makes them, whatever file or override they come from. Hydra's own list of refuse
 from __future__ import annotations
 
 import functools
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from omegaconf import OmegaConf
 
@@ -34,6 +36,7 @@ LOGGING = re.compile(
 )
 """Handlers and formatters that a logging section may name."""
 
+MOST_COMPOSED = 1024  # configs that are remembered, 27 kB each
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 OWN_FOLDER = "${hydra.runtime.output_dir}/"
 LOGGING_SECTIONS = ("hydra_logging", "job_logging")
@@ -103,19 +106,29 @@ def factories(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 def guard_hydra() -> None:
     """Let `check_instantiated` see every config before Hydra sets up logging from it or makes its callbacks.
 
-    So does `check_hydra_keys`, before a run goes where nobody asked for it.
+    So does `check_hydra_keys`, before a run goes where nobody asked for it. What was composed and checked is
+    remembered: for each job Hydra's sweeper, our launcher and Hydra's ask in turn, and each takes as long as a job.
 
     Hydra has no hook at that place, so its loader of configs is wrapped.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     load = ConfigLoaderImpl.load_configuration
+    remembered: WeakKeyDictionary[Any, dict[str, bytes]] = (
+        WeakKeyDictionary()
+    )  # not in the loader: it goes to other jobs
 
     @functools.wraps(load)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        config = load(*args, **kwargs)
+    def checked(loader: Any, *args: Any, **kwargs: Any) -> Any:
+        composed = remembered.setdefault(loader, {})
+        asked = repr((args, sorted(kwargs.items())))
+        if asked in composed:
+            return pickle.loads(composed[asked])
+        config = load(loader, *args, **kwargs)
         check_instantiated(config)
         check_hydra_keys(config)
+        if len(composed) < MOST_COMPOSED:
+            composed[asked] = pickle.dumps(config)
         return config
 
-    ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
+    ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign, assignment]

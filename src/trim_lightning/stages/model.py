@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_lightning.errors import UserError
+from trim_lightning.models.precision import has_cuda, resolved_name
 from trim_lightning.models.source import ModelSource
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import TuningSettings
@@ -70,16 +71,21 @@ class ModelHandle:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The model's number format."""
-        from trim_lightning.models.precision import resolve_dtype
+        import torch
 
-        return resolve_dtype(self.dtype_name)
+        return torch.bfloat16 if self.resolved_dtype == "bfloat16" else torch.float32
+
+    @cached_property
+    def resolved_dtype(self) -> str:
+        """The name of `dtype`, known without loading torch."""
+        return resolved_name(self.dtype_name)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the outputs of the model as it is on disk: files and number format."""
-        return {"model": self.source.digest, "dtype": self.number_format(self.dtype)}
+        return {"model": self.source.digest, "dtype": self.number_format(f"torch.{self.resolved_dtype}")}
 
-    def number_format(self, dtype: torch.dtype) -> str:
+    def number_format(self, dtype: torch.dtype | str) -> str:
         """The number format of the weights as keys of stages name it."""
         if self.source.quantize is None:
             return str(dtype)
@@ -110,9 +116,7 @@ class ModelHandle:
     @cached_property
     def tokens_per_batch(self) -> int:
         """Padded tokens of a batch that suit this device."""
-        import torch
-
-        return TOKENS_PER_BATCH["cuda" if torch.cuda.is_available() else "cpu"]
+        return TOKENS_PER_BATCH["cuda" if has_cuda() else "cpu"]
 
     def resources(self, tokens_per_batch: int | None = None, num_workers: int | None = None) -> Resources:
         """What a pass of this model runs on.

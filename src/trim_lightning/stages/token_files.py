@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trim_lightning.engine.shards import ragged
+from trim_lightning.records.flat import spans, sums_of
+from trim_lightning.records.record_file import RecordFile
 from trim_lightning.stages.joined_passes import JoinedPasses
 from trim_lightning.stages.task import SelectionTask
-from trim_lightning.tokens.tokenized import scope_mask, spans, sums_of
+from trim_lightning.tokens.tokenized import scope_mask
 from trim_lightning.trim.pooling import penalise
 
 if TYPE_CHECKING:
@@ -51,13 +53,13 @@ def write_target_tokens(targets: list[SalientTarget], path: Path) -> None:
     )
 
 
-def name_targets(source: Path, records: Any, path: Path) -> None:
+def name_targets(source: Path, records: RecordFile, path: Path) -> None:
     """Copy a target token file with ids in place of rows."""
     from trim_lightning.files.tables import write_table
 
     table = pq.read_table(source)
-    ids = pa.array([records.id(row) for row in table["row"].to_pylist()], pa.string())
-    write_table(table.set_column(0, "id", ids), path)
+    ids = records.ids.take(table["row"].to_numpy())
+    write_table(table.set_column(0, "id", ids.column(0, len(ids))), path)
 
 
 def write_token_scores(task: SelectionTask, passed: JoinedPasses, path: Path) -> None:
@@ -108,7 +110,7 @@ def token_lines(task: SelectionTask, passed: JoinedPasses, rows: range) -> dict[
             similarity[group][places], direct[group][places] = values[taken], tokens.direct[taken]
     columns = {
         "row": pa.array(every),
-        "id": pa.array([task.pool.id(row) for row in rows], pa.string()),
+        "id": task.pool.ids.column(rows.start, rows.stop),
         "token_ids": ragged(token_ids, lengths),
         "scope": ragged(scope, lengths),
     }

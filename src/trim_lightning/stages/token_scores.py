@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from trim_lightning.engine.shards import read_tensors
 from trim_lightning.engine.token_shards import MATCHES, cosines_of, similarity_path
 from trim_lightning.errors import UserError, first_line
+from trim_lightning.records.flat import sums_of
 from trim_lightning.settings.schema import FallbackSettings, PoolerSettings
 from trim_lightning.stages.scoring import BANKS
 from trim_lightning.stages.task import MatchedTokens
-from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask, sums_of
+from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
 from trim_lightning.trim.pooling import Pooled, penalise, pool
 
 

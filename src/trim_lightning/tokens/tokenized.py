@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.console.progress import progress_bar
+from trim_lightning.records.flat import spans
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 from trim_lightning.tokens.spans import PROMPT, RESPONSE, SCAFFOLD
@@ -102,19 +103,6 @@ class TokenizedRecords:
                     np.memmap(self.directory / "roles.uint8", dtype=np.uint8, mode="r"),
                 )
         return self._arrays
-
-
-def spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``[sum of lengths]`` the places ``start, start + 1, …`` of every span, one span after the other."""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-
-
-def sums_of(values: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``[spans]`` the sum over each of the spans of these lengths that lie one after the other."""
-    running = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    ends = np.cumsum(lengths)
-    return running[ends] - running[ends - lengths]
 
 
 class SomeRecords(TokenizedRecords):
