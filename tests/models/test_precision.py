@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from trim_lightning.models.precision import asks_torch, resolved_name, has_cuda, multiplies_bfloat16, resolve_dtype
+from trim_lightning.models.precision import asks_torch, has_cuda, multiplies_bfloat16, resolve_dtype, resolved_name
 
 
 def hardware(

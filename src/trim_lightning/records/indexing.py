@@ -33,7 +33,7 @@ from trim_lightning.records.record_file import (
     id_of,
 )
 
-MOST_KINDS = 10_000  # values of a field: one with more tells records apart rather than kinds
+MOST_KINDS, LONGEST_KIND = 1000, 200  # values of a field, characters of one: with more it tells records apart
 _MARKS = ("label", "kto_tag")  # of KTO, as TRL and LLaMA-Factory write it
 _BOM = b"\xef\xbb\xbf"
 _MAGIC = (
@@ -181,16 +181,19 @@ class _Indexer:
             return
         self.offsets.append(offset)
         self.lines.append(number)
-        self.ids += id_of(record, self.options.id_field, number).encode()
+        name = record.get("id") if self.options.id_field is None else None
+        if type(name) is not str or not name.isascii():  # few are, and this is done for every record
+            name = id_of(record, self.options.id_field, number)
+        self.ids += name.encode()
         self.id_bounds.append(len(self.ids))
         self._count_kinds(record)
 
     def _count_kinds(self, record: Mapping[str, Any]) -> None:
         """Count what kind the record is of, by every field that may say so until it has too many values."""
         for name in [name for name in self.kinds if name in record]:
-            counts = self.kinds[name]
-            counts[str(record[name])] += 1
-            if len(counts) > MOST_KINDS:
+            counts, kind = self.kinds[name], str(record[name])
+            counts[kind] += 1
+            if len(counts) > MOST_KINDS or len(kind) > LONGEST_KIND:
                 del self.kinds[name]
 
     def _take(self, record: Mapping[str, Any], number: int) -> None:

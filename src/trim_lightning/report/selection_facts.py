@@ -117,14 +117,12 @@ def quantiles(values: NDArray[Any], drawn: NDArray[np.int64], chosen: NDArray[np
 
 def candidate_places(order: NDArray[np.int64], picked: NDArray[np.bool_], examples: int) -> dict[str, list[int]]:
     """Rows at the top, around the cut (half of them inside), and at the bottom, each row once."""
-    ranked = order.tolist()
-    inside = [row for row in ranked if picked[row]]
-    outside = [row for row in ranked if not picked[row]]
+    inside, outside = order[picked[order]], order[~picked[order]]
     half = max(1, examples // 2)
-    top = inside[:examples]
-    edge = [*inside[len(top) :][-half:], *outside[: examples - half]] if outside else []
+    top: list[int] = inside[:examples].tolist()
+    edge = [*inside[len(top) :][-half:].tolist(), *outside[: examples - half].tolist()] if len(outside) else []
     taken = {*top, *edge}
-    bottom = [row for row in ranked[::-1][:examples] if row not in taken][::-1]
+    bottom = [row for row in order[-examples:].tolist() if row not in taken]
     return {"top": top, "borderline": edge, "bottom": bottom}
 
 
