@@ -338,7 +338,7 @@ def test_layout_examples_are_recognised(name: str, example: str, tmp_path: Path)
 
 
 def test_data_page_shows_all_layouts_and_counts_the_families() -> None:
-    assert len(layouts()) == 18
+    assert len(layouts()) == 21
     page = (ROOT / "docs" / "data.md").read_text()
     assert f"{len(FAMILIES)} task families with {PoolSettings().per_family} records each" in page
 

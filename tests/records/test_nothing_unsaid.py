@@ -85,6 +85,25 @@ INSIDE: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
         {"prompt": "\n\nHuman: Which tree is it?\n\nAssistant:", "chosen": HH, "rejected": HH},
         PAIR,
     ),
+    "glaive": (
+        {"system": "Be brief.", "chat": "USER: Which tree is it?\n\n\nASSISTANT: An oak.\n\n\nFUNCTION RESPONSE: {}"},
+        [SYSTEM, *PAIR, ("tool", "{}")],
+    ),
+    "parts of Gemini": (
+        {"contents": [{"role": role, "parts": [{"text": text}]} for role, text in (USER, ("model", "An oak."))]},
+        PAIR,
+    ),
+    "system of Anthropic": ({"system": [{"type": "text", "text": "Be brief."}], "messages": CHAT}, [SYSTEM, *PAIR]),
+    "preference pair of OpenAI": (
+        {"input": {"messages": CHAT[:1], "tools": [TOOL]}, "preferred_output": CHAT[1:], "non_preferred_output": CHAT},
+        [("tools", json.dumps([TOOL])), *PAIR],
+    ),
+    "contents that are objects": (
+        {"messages": [{"role": "user", "content": {"type": "text", "text": USER[1]}},
+                      {"role": "tool", "content": {"at": 1}}, CHAT[1]]},
+        [USER, ("tool", '{"at": 1}'), ASSISTANT],
+    ),
+    "an original question": ({"query": USER[1], "response": ASSISTANT[1], "original_question": "What?"}, PAIR),
     "guanaco": ({"text": "### Human: Which tree is it?### Assistant: An oak."}, PAIR),
     "rejected under another name": ({"chosen_messages": CHAT, "rejected_messages": CHAT[:1]}, PAIR),
     "problem, solution and bare result": ({"problem": USER[1], "solution": ASSISTANT[1], "answer": "oak"}, PAIR),
@@ -128,6 +147,8 @@ def test_a_text_that_is_a_conversation_or_lacks_its_prompt_is_said(tmp_path: Pat
     for record, told in (
         ({"text": rendered}, "the field text looks like a whole conversation"),
         ({"chosen": "An oak.", "rejected": "A stone."}, "the field chosen holds no prompt"),
+        ({"text": "Which?", "role": "prompter"}, "the field text is one message of a conversation"),
+        ({"text": "A chat. USER: Which? ASSISTANT: An oak."}, "the field text looks like a whole conversation"),
     ):
         (remark,) = read(tmp_path, record, record).remarks
         assert told in remark
@@ -146,7 +167,12 @@ def test_weights_between_none_and_all_are_said_and_texts_are_marks_too(tmp_path:
     file = read(tmp_path, *(weighted(weight) for weight in (0.5, 1, 0, "0", "false", 0.25, None)))
     assert [file.record(row).turns[1].trained for row in range(7)] == [True, True, False, False, False, True, True]
     (remark,) = file.remarks
-    assert remark.startswith("2 records have weights of messages other than 0 and 1 (first in pool.path=pool.jsonl l")
+    assert remark.startswith("2 records have weights of messages other than 0 and 1")
+    assert "(first in pool.path=pool.jsonl line 1)" in remark
+    partly = {
+        "messages": [CHAT[0], {**CHAT[1], "train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}]
+    }
+    assert read(tmp_path, partly).remarks[0].startswith("1 records have weights of messages")
 
 
 def test_nulls_in_calls_and_tools_are_absent(tmp_path: Path) -> None:

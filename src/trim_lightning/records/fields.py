@@ -75,7 +75,9 @@ def json_value(text: str) -> Any:
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a list, and of the lists in it; none if it holds anything else."""
+    """The texts of a list, of the lists and of the text parts in it; none if it holds anything else."""
+    if isinstance(value, Mapping) and value.get("type", "text") == "text" and isinstance(value.get("text"), str):
+        return [value["text"]]
     parts = [[item] if isinstance(item, str) else texts_of(item) for item in value] if isinstance(value, list) else []
     return [text for part in parts for text in part] if all(parts) else []
 

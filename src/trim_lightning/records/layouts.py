@@ -24,6 +24,7 @@ from trim_lightning.records.names import (
     CONVERSATIONS,
     HISTORIES,
     LISTS,
+    PREFERRED,
     PROMPTS,
     REJECTED,
     RESPONSES,
@@ -32,9 +33,11 @@ from trim_lightning.records.names import (
     THOUGHTS,
     TOOL_FIELDS,
     is_spoken,
+    is_worse,
 )
 from trim_lightning.records.record import Turn
 from trim_lightning.records.shapes import FieldKeys, Layout
+from trim_lightning.records.transcripts import spoken_turns
 from trim_lightning.records.unread import Unread
 
 READING_VERSION = 3
@@ -42,6 +45,7 @@ READING_VERSION = 3
 
 # In order of preference, before all others: the fields that must be there.
 FIRST = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"))
+PREFERENCES = (("input", PREFERRED),)  # of OpenAI
 SOLVED = (("problem", CHOSEN), ("problem", "solution"))  # an answer beside them is the bare result
 ALPACA = "instruction/input/output"
 _MOST_SHAPES = 4096
@@ -164,7 +168,7 @@ def no_field(key: str, name: str, known: Sequence[str], who: str, has: str, what
 def no_layout(record: Mapping[str, Any], what: str) -> str:
     """What is said of a record that fits no layout."""
     tried = [*("+".join(fields) for fields in FIRST), *CONVERSATIONS, "question+answer and the like", *LISTS[:2]]
-    lists = [name for name, value in record.items() if "reject" not in name.lower() and is_conversation(value)]
+    lists = [name for name, value in record.items() if not is_worse(name) and is_conversation(value)]
     hint = f"name yours with {what}.prompt_field and {what}.response_field, or {what}.messages_field"
     if lists:
         hint = f"there are several lists of messages; name the right one with {what}.messages_field={lists[0]}"
@@ -211,7 +215,7 @@ def _recognise(record: Mapping[str, Any], keys: FieldKeys) -> tuple[Layout | Non
         core = _pair(present, FIRST) or _listed(present)
         if core is None:
             pairs = [(prompt, response) for prompt in PROMPTS for response in (CHOSEN, *RESPONSES)]
-            core = _pair(present, (*SOLVED, *pairs))
+            core = _pair(present, (*PREFERENCES, *SOLVED, *pairs))
             if core is None and CHOSEN in present:
                 core = Layout(CHOSEN, response=present[CHOSEN])
             if core is None:
@@ -248,10 +252,12 @@ def _by_value(record: Mapping[str, Any], present: Mapping[str, str]) -> Layout |
     """A list of messages under another name, or nothing but a text."""
     for name in LISTS:
         value = unfolded(record[present[name]]) if name in present else None
+        if isinstance(value, str) and spoken_turns(value):
+            return Layout(present[name], response=present[name])
         if isinstance(value, list) and (is_conversation(value) or _are_texts(value)):
             return Layout(present[name], messages=present[name])
     others = (CHOSEN, *HISTORIES, *TOOL_FIELDS)
-    names = [name for name in record if name.lower() not in others and "reject" not in name.lower()]
+    names = [name for name in record if name.lower() not in others and not is_worse(name)]
     lists = [name for name in names if is_conversation(record[name])]
     if lists:
         return Layout(lists[0], messages=lists[0]) if len(lists) == 1 else None
@@ -285,7 +291,9 @@ def _with_beside(
     if keys.system_field is not None:
         systems = [keys.system_field]
     else:
-        systems = [name for name in beside(SYSTEMS) if strict or isinstance(record[name], str)]
+        known = beside(SYSTEMS)
+        systems = [name for name in known if strict or isinstance(record[name], str) or texts_of(record[name])]
+        lasting = not any(isinstance(record[name], list) for name in known)
     history, tools = keys.history_field, keys.tools_field
     if history is None:
         for name in beside(HISTORIES):

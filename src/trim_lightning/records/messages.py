@@ -39,11 +39,12 @@ ROLES: dict[str, Role] = {
     "tool_results": "tool",
     "tool_output": "tool",
     "function_response": "tool",
+    "function response": "tool",
     "function_result": "tool",
     "environment": "tool",
     "ipython": "tool",
 }
-ROLE_KEYS, CONTENT_KEYS = ("from", "role", "speaker", "author"), ("value", "content", "text", "message")
+ROLE_KEYS, CONTENT_KEYS = ("from", "role", "speaker", "author"), ("value", "content", "text", "message", "parts")
 MASKS = ("weight", "train", "training", "trainable", "loss")
 # what an assistant said in place of a content
 ANSWER_KEYS = ("refusal", "function_calls")
@@ -81,14 +82,14 @@ def read_messages(value: Any, field: str) -> tuple[Turn, ...]:
         return pairs
     turns: list[Turn] = []
     for message in value:
-        turns += [turn for turn in _beside(message) if turn not in turns]
+        turns += [turn for turn in beside(message) if turn not in turns]
         turns += read_message(message, field)
     return tools_first(turns)
 
 
-def _beside(message: Any) -> Iterator[Turn]:
+def beside(message: Any) -> Iterator[Turn]:
     """The system text and the tools that some sets keep in a message or in a pair."""
-    if not isinstance(message, Mapping) or len(message) == 2:
+    if not isinstance(message, Mapping):
         return
     for name in TOOL_FIELDS:
         if message.get(name) and are_tools(message[name]):
@@ -157,7 +158,7 @@ def as_pairs(value: Sequence[Any]) -> tuple[Turn, ...] | None:
         if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
             return None
         if isinstance(item, Mapping):
-            turns += [turn for turn in _beside(item) if turn not in turns]
+            turns += [turn for turn in beside(item) if turn not in turns]
             if isinstance(item.get("instruction"), str) and isinstance(more := item.get("input"), str) and more:
                 texts[0] = f"{texts[0]}\n{more}"
         thought = _thought(item) if isinstance(item, Mapping) else ""
@@ -198,7 +199,11 @@ def read_message(message: Any, field: str) -> Iterator[Turn]:
     said = next((text for key in ANSWER_KEYS if isinstance(text := message.get(key), str) and text.strip()), None)
     if content in (None, "") and said is not None and not calls:
         content = said
-    elif isinstance(content, list):
+    elif isinstance(content, Mapping) and role == "tool" and "type" not in content:
+        content = json.dumps(content, ensure_ascii=False)
+    elif isinstance(content, Mapping) and {"type", "text"} & set(content):
+        content = [content]
+    if isinstance(content, list):
         parts = [_part(part, field) for part in content]
         results = [result for *_, result in parts if result is not None]
         yield from results

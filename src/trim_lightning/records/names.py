@@ -7,9 +7,10 @@ from functools import lru_cache
 
 PROMPTS = ("instruction", "prompt", "question", "query", "inputs", "input", "problem", "user", "human", "request")
 RESPONSES = ("response", "completion", "output", "answer", "targets", "target", "solution", "assistant", "reply")
-CHOSEN, REJECTED = "chosen", "rejected"
+CHOSEN, REJECTED, PREFERRED = "chosen", "rejected", "preferred_output"
+WORSE_WORDS = {REJECTED, "reject", "non", "dispreferred", "losing", "worse"}
 CONVERSATIONS = ("conversations", "messages")
-LISTS = ("conversation", "dialogue", "dialog", "chat", "turns", "data")  # need a list in them
+LISTS = ("conversation", "dialogue", "dialog", "chat", "turns", "data", "contents")  # need a list in them
 TEXTS = ("text", "content")
 SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
 HISTORIES = ("history", "chat_history", "conversation_history")
@@ -28,7 +29,8 @@ SPOKEN = {
     "article", "articles", "message", "questions", "choices", "options", "calls", "refusal",
 }  # fmt: skip
 UNSPOKEN = {
-    REJECTED, "id", "ids", "source", "score", "scores", "rating", "type", "lang", "language", "len", "length", "num",
+    *WORSE_WORDS, "original",
+    "id", "ids", "source", "score", "scores", "rating", "type", "lang", "language", "len", "length", "num",
     "count", "name", "label", "category", "hash", "sha", "url", "model", "template", "tokens", "key", "index", "date",
     "time", "format", "license",
 }  # fmt: skip
@@ -38,6 +40,11 @@ _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 def words_of(name: str) -> set[str]:
     """The words in the name of a field, in small letters."""
     return {word.lower() for word in _WORD.findall(name)}
+
+
+def is_worse(name: str) -> bool:
+    """True for the field of an answer that another one was preferred to."""
+    return bool(words_of(name) & WORSE_WORDS)
 
 
 @lru_cache(maxsize=4096)

@@ -11,13 +11,14 @@ from trim_lightning.errors import UserError
 from trim_lightning.records.calls import read_tools, tools_first
 from trim_lightning.records.fields import MISSING, LayoutError, lookup, optional_text, text_field, texts_of
 from trim_lightning.records.messages import (
+    beside,
     is_conversation,
     is_message,
     is_messages,
     read_history,
     read_messages,
 )
-from trim_lightning.records.names import CHOSEN, TEXTS, THOUGHTS
+from trim_lightning.records.names import CHOSEN, CONVERSATIONS, THOUGHTS
 from trim_lightning.records.record import TOOLS, Role, Turn
 from trim_lightning.records.transcripts import spoken_turns
 
@@ -107,9 +108,8 @@ class Layout:
 
     @cached_property
     def transcribed(self) -> bool:
-        """True where a text may hold several turns: plain text, and the sides of preference pairs."""
-        response = (self.response or "").rpartition(".")[2].lower()
-        return response == CHOSEN or (response in TEXTS and not self.prompts)
+        """True where a text may hold several turns: one that stands alone, and the sides of preference pairs."""
+        return (self.response or "").rpartition(".")[2].lower() == CHOSEN or self.bare
 
     @cached_property
     def bare(self) -> bool:
@@ -199,6 +199,8 @@ class Layout:
             return (spoken_turns(value) if self.transcribed else None) or (Turn(role, value),)
         if is_message(value) or is_conversation(value):
             return read_messages(value, name)
+        if isinstance(value, Mapping) and (inner := next((key for key in CONVERSATIONS if value.get(key)), None)):
+            return (*beside(value), *read_messages(value[inner], f"{name}.{inner}"))
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             return read_messages(value, name)
         return (Turn(role, text_field(record, name)),)

@@ -7,14 +7,14 @@ import re
 from trim_lightning.records.messages import ROLES
 from trim_lightning.records.record import Turn
 
-# what Anthropic's hh-rlhf and the guanaco set put before each turn
+# what Anthropic's hh-rlhf, Glaive's and the guanaco set put before each turn
 _SPEAKERS = (
-    re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ \t]?"),
+    re.compile(r"(?:\A\s*|\n\n+)((?i:Human|User|Assistant|System|Function response)):[ \t]?"),
     re.compile(r"\s*### ?(Human|User|Assistant|System):[ \t]?"),
 )
 _RENDERED = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(?:user|assistant)\|>|\[/INST\]|"
-    r"(?:\A|\n)(?:### ?(?:Instruction|Human|User)|User|Human|USER|Q):"
+    r"(?:\A|\n)(?:### ?(?:Instruction|Human|User)|User|Human):|\bUSER: .+\bASSISTANT: "
 )
 
 

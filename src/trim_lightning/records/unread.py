@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trim_lightning.records.fields import lookup, texts_of
-from trim_lightning.records.messages import CONTENT_KEYS, MASKS, is_conversation, unfolded, weight_of
+from trim_lightning.records.messages import CONTENT_KEYS, MASKS, ROLES, is_conversation, unfolded, weight_of
 from trim_lightning.records.names import ANSWER_WORDS, CHOSEN, THOUGHT_WORDS, is_spoken, words_of
 from trim_lightning.records.record import Turn
 from trim_lightning.records.shapes import Layout
@@ -43,7 +43,7 @@ class Unread:
             if odd:
                 self._note_messages(name, odd, turns, where)
         if layout.bare and len(turns) == 1:
-            self._note_bare(layout, turns[0].content, where)
+            self._note_bare(record, layout, turns[0].content, where)
 
     def _note_messages(
         self, field: str, messages: Sequence[Mapping[str, Any]], turns: Sequence[Turn], where: Callable[[], str]
@@ -57,16 +57,19 @@ class Unread:
                 if is_left_out(key, text, turns):
                     self.fields[name] = f"first in {where()}; write it into the content of its message"
         weights = (weight_of(message.get(key)) for message in messages for key in MASKS)
-        if any(weight is not None and weight not in (0, 1) for weight in weights):
+        partly = any(message.get("train_detail") for message in messages)
+        if partly or any(weight is not None and weight not in (0, 1) for weight in weights):
             self._weighted += 1
             self._first_weighted = self._first_weighted or where()
 
-    def _note_bare(self, layout: Layout, text: str, where: Callable[[], str]) -> None:
+    def _note_bare(self, record: Mapping[str, Any], layout: Layout, text: str, where: Callable[[], str]) -> None:
         field = layout.response or ""
         if field in self._told:
             return
         if looks_rendered(text):
             seems = "looks like a whole conversation written as one text"
+        elif str(record.get("role")).lower() in ROLES:
+            seems = "is one message of a conversation, as the role beside it says"
         elif words_of(field) == {CHOSEN}:
             seems = "holds no prompt"
         else:
@@ -84,8 +87,8 @@ class Unread:
         ]
         if self._weighted:
             lines.append(
-                f"{self._weighted:,} records have weights of messages other than 0 and 1 (first in "
-                f"{self._first_weighted}): a message is trained on whole or, at 0, not at all"
+                f"{self._weighted:,} records have weights of messages other than 0 and 1, or of parts of a message "
+                f"(first in {self._first_weighted}): a message is trained on whole or, at 0, not at all"
             )
         return [*lines, *self._told.values()]
 
