@@ -132,6 +132,11 @@ def test_what_stands_inside_is_read(tmp_path: Path, name: str) -> None:
         ({"prompt": CHAT[:1], "chosen": {**CHAT[1], "story": "Long ago."}, "rejected": CHAT[1]}, "chosen.story"),
         ({"conversation": [{"input": USER[1], "output": ASSISTANT[1], "document": "Oaks."}]}, "conversation.document"),
         (
+            {"query": USER[1], "solution": "b", "conversation": [{"input": "a", "output": "It is another."}]},
+            "conversation",
+        ),
+        ({"conversation": [{"input": USER[1], "output": ASSISTANT[1], "content": "More."}]}, "conversation.content"),
+        (
             {"query": USER[1], "response": "b", "history": [{"user": "a", "assistant": "b", "story": "Long."}]},
             "history.story",
         ),

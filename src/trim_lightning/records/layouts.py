@@ -210,7 +210,8 @@ def _recognise(record: Mapping[str, Any], keys: FieldKeys) -> tuple[Layout | Non
         core = Layout(keys.messages_field, messages=keys.messages_field)
     elif keys.prompts and keys.response_field is not None:
         name = f"{'+'.join(keys.prompts)}/{keys.response_field}"
-        core = Layout(name, prompts=keys.prompts, response=keys.response_field)
+        joined = not isinstance(keys.prompt_field, str)
+        core = Layout(name, prompts=keys.prompts, response=keys.response_field, joined=joined)
     else:
         core = _pair(present, FIRST) or _listed(present)
         if core is None:

@@ -89,6 +89,7 @@ class Layout:
         history: Field of earlier turns.
         tools: Field of the tools that may be called.
         thought: Field of the thought before the last response.
+        joined: The user named a list of prompts, each of which may be absent or a list of texts.
         unread: Fields whose names sound like conversation and that are in no other place.
         listed: Fields of these that hold messages or pairs, which may have further fields.
     """
@@ -103,6 +104,7 @@ class Layout:
     history: str | None = None
     tools: str | None = None
     thought: str | None = None
+    joined: bool = False
     unread: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
 
@@ -207,13 +209,11 @@ class Layout:
 
     def _prompt(self, record: Mapping[str, Any]) -> tuple[Turn, ...]:
         names = self.prompts
-        if len(names) > 1:  # of several some may be absent
+        if self.joined:
             names = tuple(name for name in names if lookup(record, name) not in (MISSING, None)) or names[:1]
-        several = len(self.prompts) > 1
-        sides = [
-            (Turn("user", text),) if several and (text := _listed(record, name)) else self._side(record, name, "user")
-            for name in names
-        ]
+        listed = [_listed(record, name) if self.joined else "" for name in names]
+        asked = zip(names, listed, strict=True)
+        sides = [(Turn("user", text),) if text else self._side(record, name, "user") for name, text in asked]
         if any(len(side) != 1 or side[0].role != "user" for side in sides):
             before = tuple(turn for side in sides for turn in side)
         else:

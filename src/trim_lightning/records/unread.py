@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trim_lightning.records.fields import lookup, texts_of
-from trim_lightning.records.messages import CONTENT_KEYS, MASKS, ROLES, is_conversation, unfolded, weight_of
+from trim_lightning.records.messages import (
+    CONTENT_KEYS,
+    MASKS,
+    ROLES,
+    is_conversation,
+    is_message,
+    unfolded,
+    weight_of,
+)
 from trim_lightning.records.names import ANSWER_WORDS, CHOSEN, THOUGHT_WORDS, is_spoken, words_of
 from trim_lightning.records.record import Turn
 from trim_lightning.records.shapes import Layout
@@ -49,7 +57,7 @@ class Unread:
         self, field: str, messages: Sequence[Mapping[str, Any]], turns: Sequence[Turn], where: Callable[[], str]
     ) -> None:
         for message in messages:
-            two = all(isinstance(message.get(key), str) for key in _SAID)
+            two = all(isinstance(message.get(key), str) for key in _SAID) or not is_message(message)
             for key, text in message.items():
                 name = f"{field}.{key}"
                 if key in _CALLED or (key in _SAID and not two) or name in self.fields or not is_spoken(key):
@@ -119,7 +127,8 @@ def _texts_in(value: Any) -> list[str]:
     if not isinstance(found, list):
         return []
     messages = [item for item in found if isinstance(item, Mapping)]
-    texts = [text for item in messages for key in CONTENT_KEYS if isinstance(text := item.get(key), str)]
+    keys = [(item, key) for item in messages for key in item if key in CONTENT_KEYS or is_spoken(key)]
+    texts = [text for item, key in keys if isinstance(text := item[key], str)]
     inner = (texts_of([item]) for item in found if not isinstance(item, Mapping))
     return [*(text for some in inner for text in some), *texts]
 
@@ -132,6 +141,8 @@ def remedy(name: str, value: Any, layout: Layout, turns: Sequence[Turn], what: s
         return f"{what}.history_field={name} puts it before the conversation, {what}.messages_field={name} in its place"
     if words & THOUGHT_WORDS:
         return f"{what}.thought_field={name} puts it before the answer, as the thought that leads to it"
+    if words & ANSWER_WORDS and not isinstance(value, str):
+        return "it holds several texts: write the right one into a field of its own"
     if layout.response and not layout.messages:
         prompt, response = ",".join([*prompts, name]), layout.response
         told = "adds it to the prompt"
