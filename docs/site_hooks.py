@@ -130,7 +130,7 @@ def text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     place = path.relative_to(ROOT).as_posix()
     if is_module(path):
-        return f"# {module_of(path)}\n\n{reference(path)}"
+        return f"---\nsearch:\n  boost: 0.5\n---\n\n# {module_of(path)}\n\n{reference(path)}"
     if path.suffix == ".ipynb":
         return "\n\n".join(map(cell_text, json.loads(path.read_text(encoding="utf-8"))["cells"])) + "\n"
     head = f"---\nsearch:\n  exclude: true\n---\n\n# {place}\n\n"

@@ -92,6 +92,9 @@ def test_the_report_is_that_of_the_command_line(folder: Path, scorer: trim_light
             values = [[value or 0 for value in item["view"]["s"]] for item in (own, other)]
             np.testing.assert_allclose(*values, atol=2e-4)
     assert [item["turns"] for item in found["coreset"]] == [item["turns"] for item in expected["coreset"]]
+    manifest = json.loads((run / "manifest.json").read_text())
+    tokens = sum(manifest["stages"][name]["tokens"] for name in ("fingerprint", "score"))
+    assert f"<dt>Cost</dt><dd><bdi>{tokens:,}</bdi>" in report.html
     assert "6 of 40 records, picked by TRIM" in report.html
     assert "6 records" in report.html
     assert "6 of 40" in repr(report)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -91,6 +92,7 @@ class TrimScorer:
         self.max_length = max_length
         self.tokens_per_batch = tokens_per_batch
         self.num_layers = number_of_layers(model)
+        self.tokens_fed = 0  # through the model so far
 
     def fingerprint(
         self, targets: Iterable[Mapping[str, Any]], saliency: SaliencySettings | None = None
@@ -195,9 +197,12 @@ class TrimScorer:
         saliency = saliency or SaliencySettings(num_layers=min(6, self.num_layers))
         pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
         records, wanted = list(as_records(pool)), list(as_records(targets))
+        marks = [(time.perf_counter(), self.tokens_fed)]
         salient = self._salient(wanted, saliency)
         bank = self._bank(salient)
+        marks.append((time.perf_counter(), self.tokens_fed))
         scores = self.score(records, bank, pooler, fallback)
+        marks.append((time.perf_counter(), self.tokens_fed))
         chosen = scores.top(fraction, count=count)
         shown = Shown(
             records, wanted, salient, bank, ScoreTable(**vars(scores)), np.array(chosen, dtype=np.int64),
@@ -206,6 +211,8 @@ class TrimScorer:
             self.tokenizer, self.described,
             {"saliency": saliency, "pooler": pooler, "fallback": fallback, "scope": self.scope,
              "max_length": self.max_length},
+            {name: (after[0] - before[0], after[1] - before[1])
+             for name, before, after in zip(("fingerprint", "score"), marks, marks[1:], strict=False)},
         )  # fmt: skip
         return report_of(shown, examples)
 
@@ -269,6 +276,7 @@ class TrimScorer:
         batches = ShardBatches(sequences, plan_shards(lengths, self.tokens_per_batch), self.scope)
         device = self.model.device
         with torch.inference_mode():
+            self.tokens_fed += int(lengths.sum())
             for place in range(len(batches)):
                 batch = batches[place]
                 yield {

@@ -72,6 +72,7 @@ class Shown:
         tokenizer: Writes tokens as text.
         model: Name and checksum of the scorer.
         settings: The settings groups that were used, by their names.
+        stages: Name to seconds and to tokens through the model.
     """
 
     pool: Sequence[Mapping[str, Any]]
@@ -85,6 +86,7 @@ class Shown:
     tokenizer: Any
     model: Mapping[str, Any]
     settings: Mapping[str, Any]
+    stages: Mapping[str, tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,10 @@ def _manifest(shown: Shown, pool: RecordFile, targets: RecordFile) -> dict[str, 
             "fallback_share": None,
             "max_length": shown.settings["max_length"],
         },
-        "stages": {},
+        "stages": {
+            name: {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds, "cached": False}
+            for name, (seconds, tokens) in shown.stages.items()
+        },
         "warnings": [],
         "git": None,
         "versions": versions(),
