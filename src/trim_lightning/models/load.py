@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.models.attention import NAME, OWN, is_refused, register
 from trim_lightning.models.check import check_model
-from trim_lightning.models.parts import drop_towers
+from trim_lightning.models.parts import drop_towers, runs_on_text, towers, without_towers
 from trim_lightning.models.precision import is_quantized
 from trim_lightning.models.source import ModelSource
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 log = logging.getLogger(__name__)
+_KEPT: list[tuple[ModelSource, torch.dtype, bool, PreTrainedModel]] = []  # one at most
 
 
 @contextmanager
@@ -58,7 +59,39 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         raise UserError(f"model.path={source.name}: its tokenizer cannot be loaded ({first_line(error)})") from None
 
 
-def from_files(source: ModelSource, dtype: torch.dtype) -> Any:
+def from_files(source: ModelSource, dtype: torch.dtype, *, whole: bool) -> Any:
+    """Model and loading report; towers for images and sounds are not read unless the ``whole`` model is asked for.
+
+    A model that cannot run on a text without them is read whole.
+    """
+    lean = None if whole else lean_class(source)
+    if lean is not None:
+        try:
+            model, report = read_files(source, dtype, lean)
+            model.__class__ = lean.__base__
+            if runs_on_text(model):
+                return model, report
+        except Exception as error:  # if the model itself is damaged, the whole of it is too
+            log.debug("%s is read whole (%s)", source.name, first_line(error))
+    return read_files(source, dtype, AutoModelForCausalLM)
+
+
+def lean_class(source: ModelSource) -> type[PreTrainedModel] | None:
+    """The model's class without its towers; None if it has none, or is not transformers' own."""
+    try:
+        config = AutoConfig.from_pretrained(
+            str(source.directory), trust_remote_code=source.trust_remote_code, local_files_only=True
+        )
+        if config.get_text_config(decoder=True) is config:
+            return None
+        skeleton = empty_model(source)
+    except Exception:  # reading it will say what is wrong
+        return None
+    kind, names = type(skeleton), list(towers(skeleton))
+    return without_towers(kind, names) if names and kind.__module__.startswith("transformers.") else None
+
+
+def read_files(source: ModelSource, dtype: torch.dtype, kind: Any) -> Any:
     """Model and loading report, with the first attention that its class supports: our hooks, else its native one.
 
     A model for images and texts that is no causal LM by itself (Mistral 3, Qwen3-VL) is loaded as what it is.
@@ -68,7 +101,6 @@ def from_files(source: ModelSource, dtype: torch.dtype) -> Any:
         from trim_lightning.models.quantized import quantization
 
         more["quantization_config"] = quantization(source.quantize, dtype)
-    kind: Any = AutoModelForCausalLM
     ways = [NAME, OWN, None]
     while True:
         try:
@@ -95,16 +127,21 @@ def from_files(source: ModelSource, dtype: torch.dtype) -> Any:
 def load_model(source: ModelSource, dtype: torch.dtype, *, whole: bool = False) -> PreTrainedModel:
     """The causal LM in evaluation mode, with attention going through the hook.
 
-    Towers for images and sounds are taken out of memory again unless the ``whole`` model is asked for.
+    Towers for images and sounds are left out unless the ``whole`` model is asked for. What `keep_for_next` has kept is
+    given to the next call, if it is the same model, and forgotten if it is another.
 
     Raises:
         UserError: if the weights or an adapter are damaged, incomplete, or of an architecture without the hook, or if
             the model is not causal as it is loaded.
     """
     register()
+    kept = [model for *which, model in _KEPT if which == [source, dtype, whole]]
+    _KEPT.clear()
+    if kept:
+        return kept[0]
     with quiet_loading():
         try:
-            loaded = from_files(source, dtype)
+            loaded = from_files(source, dtype, whole=whole)
         except Exception as error:
             raise UserError(f"model.path={source.name}: cannot be loaded ({first_line(error)})") from None
     model, report = loaded
@@ -129,6 +166,11 @@ def load_model(source: ModelSource, dtype: torch.dtype, *, whole: bool = False) 
                 "merge it into the resized model with PEFT and give that"
             )
     return model
+
+
+def keep_for_next(model: PreTrainedModel, source: ModelSource, dtype: torch.dtype) -> None:
+    """Keep a model that was only looked at for the next `load_model`, so that it is not read twice."""
+    _KEPT[:] = [(source, dtype, False, model)]
 
 
 def empty_model(source: ModelSource) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,10 +38,34 @@ def drop_towers(model: PreTrainedModel) -> None:
         return
     for name in found:
         setattr(base, name, None)
+    if not runs_on_text(model):
+        for name, child in found.items():
+            setattr(base, name, child)
+
+
+def runs_on_text(model: PreTrainedModel) -> bool:
+    """True if the model takes a text alone as it is, without towers perhaps."""
     try:
         with torch.no_grad():
             model(input_ids=torch.tensor([[3, 4]], device=model.device), use_cache=False)
     except Exception as error:
         log.debug("%s keeps its towers (%s)", type(model).__name__, first_line(error))
-        for name, child in found.items():
-            setattr(base, name, child)
+        return False
+    return True
+
+
+def without_towers(kind: type[PreTrainedModel], names: Iterable[str]) -> type[PreTrainedModel]:
+    """The class ``kind`` as it is built without some children of its base model: what is not built is not read either.
+
+    The names of all other modules and weights stay. A loaded model is to be given its own class back.
+    """
+
+    def build(self: Any, *arguments: Any, **keywords: Any) -> None:
+        kind.__init__(self, *arguments, **keywords)
+        for name in names:
+            setattr(base_of(self), name, None)
+
+    absent = [rf"(^|\.){re.escape(name)}\." for name in names]
+    ignored = [*(kind._keys_to_ignore_on_load_unexpected or ()), *absent]
+    members = {"__init__": build, "__module__": kind.__module__, "_keys_to_ignore_on_load_unexpected": ignored}
+    return type(kind.__name__, (kind,), members)  # by its name transformers finds how its weights are renamed
