@@ -99,7 +99,7 @@ def trim_selection(model: Any, records: TokenizedRecords, targets: TokenizedReco
 
     directory = Path(tempfile.mkdtemp(dir=WORK))
     try:
-        run_target_pass(model, targets, model.config.num_hidden_layers, directory, resources=Resources(CPU, BUDGET))
+        run_target_pass(model, targets, directory, resources=Resources(CPU, BUDGET))
         layers = min(SaliencySettings().num_layers, model.config.num_hidden_layers)
         salient = weigh(read_signals(directory), SaliencySettings(num_layers=layers), "all")
         bank = banks_of(salient, {"": list(range(len(targets)))})[""]

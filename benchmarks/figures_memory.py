@@ -51,7 +51,7 @@ def long_forward(length: int, saliency: bool) -> dict[str, Any]:
         "input_ids": input_ids, "lengths": torch.tensor([length], device=model.device),
         "roles": torch.ones_like(input_ids, dtype=torch.uint8), "rows": torch.tensor([0]),
     }  # fmt: skip
-    run = TargetPass(model, model.config.num_hidden_layers)
+    run = TargetPass(model)
     before = resident_mib()
     with torch.inference_mode():
         last_hidden_states(model, input_ids[:, :64])

@@ -79,7 +79,7 @@ def numbers(place: Place, model: Any, targets: TokenizedRecords, pool: Tokenized
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     layers = model.config.num_hidden_layers
-    run_target_pass(model, targets, layers, folder, resources=Resources(place.trainer, budget))
+    run_target_pass(model, targets, folder, resources=Resources(place.trainer, budget))
     signals = read_signals(folder)
     salient = weigh(signals, SaliencySettings(num_layers=min(6, layers)), "all")
     bank = banks_of(salient, {"": list(range(len(targets)))})[""]
@@ -160,7 +160,7 @@ def same_bytes(place: Place) -> dict[str, Any]:
 def saliency_memory(place: Place) -> dict[str, Any]:
     """Peak memory of the target pass over one sequence, by its length, beside that of a plain forward pass."""
     model = random_model(place.pick("1b", "tiny"), place.device, place.pick(torch.bfloat16, torch.float32))
-    run, lines = TargetPass(model, model.config.num_hidden_layers), []
+    run, lines = TargetPass(model), []
     for length in place.pick((2048, 4096, 8192, 16_384, 32_768), (64, 128, 256)):
         input_ids = torch.randint(10, model.config.vocab_size, (1, length), device=place.device)
         batch = {

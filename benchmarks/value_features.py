@@ -108,8 +108,7 @@ def response_tokens(records: TokenizedRecords, directory: Path, *, attention: bo
 def walk(model: Any, records: TokenizedRecords, attention: bool) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
     """Row and arrays of every record, in the order of the batches."""
     weight: Tensor = model.get_output_embeddings().weight
-    layers = int(model.config.num_hidden_layers)
-    watching = TargetPass(model, layers)
+    watching = TargetPass(model)
     batches = ShardBatches(records, plan_shards(records.lengths, TOKENS_PER_BATCH), "response")
     for number in range(len(batches)):
         batch = batches[number]

@@ -115,7 +115,7 @@ class TrimScorer:
                 f"the model's saliency cannot be read: {reading.why}; set the weights of row and column to 0"
             )
         sequences = list(itertools.chain.from_iterable(self._encode(targets)))
-        forward = TargetPass(self.model, self.num_layers)
+        forward = TargetPass(self.model)
         results: list[dict[str, Any]] = []
         for batch in self._batches(sequences):
             results.extend(forward.predict_step(batch, 0))

@@ -66,7 +66,7 @@ def test_hidden_states_are_those_that_the_head_reads(architecture: str, tiny_mod
 def test_target_pass_does_not_depend_on_padding_or_company(architecture: str, tiny_model: Load) -> None:
     model, records = tiny_model(architecture), sequences()
     layers = model.config.num_hidden_layers
-    module = TargetPass(model, layers)
+    module = TargetPass(model)
     together = run(module, batch_of(records, range(len(records)), pad_token_id=11))
     assert [result["row"] for result in together] == list(range(len(records)))
     for row, result in enumerate(together):

@@ -243,7 +243,7 @@ def test_a_model_whose_layers_bypass_the_interface_is_refused(bypassing: list[in
         model.model.layers[layer].self_attn = OwnAttention(model.model.layers[layer].self_attn)
     batch = {"input_ids": input_ids(), "lengths": torch.tensor([30, 30])}
     with torch.inference_mode(), pytest.raises(UserError) as caught:
-        TargetPass(model, 4).predict_step(batch, 0)
+        TargetPass(model).predict_step(batch, 0)
     assert f"only {4 - len(bypassing)} of the model's 4 layers" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -118,7 +118,7 @@ def test_a_class_without_attention_gives_no_signals(load: Load) -> None:
     assert (found.way, found.layers, found.why) == (NONE, (), "MambaForCausalLM has no softmax attention")
     ids, lengths = batch()
     with torch.inference_mode():
-        (first, _) = TargetPass(model, 4).on_batch(
+        (first, _) = TargetPass(model).on_batch(
             {"input_ids": ids, "lengths": lengths, "rows": torch.arange(2), "roles": torch.zeros(2, 20)}
         )
     assert first["row_signal"].shape == first["column_signal"].shape == (0, 20)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from trim_lightning.engine.adam_moments import AdamMoments
 from trim_lightning.engine.labels import trained_labels
 from trim_lightning.engine.sketch import CountSketch
 from trim_lightning.errors import UserError
+from trim_lightning.models.check import draws
 from trim_lightning.models.lora import TRAINED
-from trim_lightning.models.loss import IGNORED, predictions, response_logits
+from trim_lightning.models.loss import IGNORED, last_hidden_states, predictions, response_logits
 
 A, B = "lora_A", "lora_B"
 
@@ -160,6 +161,46 @@ def record_gradients(
         (losses / counts[owner]).sum().backward()
 
 
+def check_layers(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """One forward pass over a few tokens, to find before any training what `record_gradients` would refuse.
+
+    Raises:
+        UserError: for the first of these linear layers that runs more than once, or has no batch dimension.
+    """
+    seen: set[str] = set()
+
+    def look(name: str, output: Tensor) -> None:
+        if name in seen:
+            raise runs_again(name, model)
+        if output.dim() < 3 or len(output) != len(ids):
+            raise not_by_record(name)
+        seen.add(name)
+
+    ids = draws(model)
+    with ExitStack() as hooks, torch.no_grad():
+        for name in names:
+            module = model.get_submodule(name)
+            handle = module.register_forward_hook(lambda module, given, output, name=name: look(name, output))
+            hooks.callback(handle.remove)
+        last_hidden_states(model, ids)
+
+
+def runs_again(name: str, model: PreTrainedModel) -> UserError:
+    """What is wrong with a layer that runs more than once."""
+    return UserError(
+        f"warmup.lora_targets: {name} runs more than once in one pass of {type(model).__name__}, so that records have "
+        "no gradients of their own; use another method or model"
+    )
+
+
+def not_by_record(name: str) -> UserError:
+    """What is wrong with a layer that sees the tokens of all records in one row."""
+    return UserError(
+        f"warmup.lora_targets: the gradients of {name} cannot be told apart by record; use warmup.lora_targets=auto "
+        "with this method"
+    )
+
+
 @contextmanager
 def watching(
     model: PreTrainedModel, records: int, collect: Callable[[str, Tensor], None], last: int | None = None
@@ -189,10 +230,7 @@ def watching(
                 module: nn.Module, given: tuple[Any, ...], held: dict[str, Tensor] = held, name: str = name
             ) -> None:
                 if "states" in held or not torch.is_grad_enabled():
-                    raise UserError(
-                        f"warmup.lora_targets: {name} runs more than once in one pass of {type(model).__name__}, so "
-                        "that records have no gradients of their own; use another method or model"
-                    )
+                    raise runs_again(name, model)
                 held["states"] = given[0].detach()
 
             # the layer's input as it comes: LoRA's float32 copy of it would be kept for each of q, k and v
@@ -225,10 +263,7 @@ def watched(
 
     def hook(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
         if output.dim() < 3 or len(output) != records:  # experts and routers see the tokens of all records in one row
-            raise UserError(
-                f"warmup.lora_targets: the gradients of {name.partition('.lora_')[0]} cannot be told apart by record; "
-                "use warmup.lora_targets=auto with this method"
-            )
+            raise not_by_record(name.partition(".lora_")[0])
         inputs = {"states": given[0].detach()} if held is None else held
 
         def arrived(gradient: Tensor) -> None:

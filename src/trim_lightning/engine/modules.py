@@ -16,12 +16,11 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.memory import in_halves
 from trim_lightning.engine.shards import write_tensors
-from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.divided import mesh_of
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.models.loss import last_hidden_states, token_probabilities
-from trim_lightning.models.reading import WEIGHTS, read, reading_of
+from trim_lightning.models.reading import read, reading_of, refuse_divided
 from trim_lightning.trim.fingerprints import FingerprintBank, unit
 from trim_lightning.trim.matching import Matcher
 
@@ -79,13 +78,11 @@ class TargetPass(ForwardPass):
 
     Args:
         model: See `ForwardPass`.
-        num_layers: Layers of the model.
         note: File that gets the model's `Reading` as JSON.
     """
 
-    def __init__(self, model: PreTrainedModel | ModelRecipe, num_layers: int, note: Path | None = None) -> None:
+    def __init__(self, model: PreTrainedModel | ModelRecipe, note: Path | None = None) -> None:
         super().__init__(model)
-        self.num_layers = num_layers
         self.note = note
 
     def on_predict_start(self) -> None:
@@ -95,11 +92,8 @@ class TargetPass(ForwardPass):
 
     def on_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         shared = self._trainer is not None and in_step(self._trainer.strategy)
-        if shared and reading_of(self.model).way == WEIGHTS:
-            raise UserError(
-                f"trainer=fsdp: the attention of {type(self.model).__name__} is read one target at a time, which "
-                "divided weights do not allow; use trainer=ddp, or one device"
-            )
+        if shared:
+            refuse_divided(reading_of(self.model).way, type(self.model).__name__)
         hidden, row_signals, column_signals = read(self.model, batch["input_ids"], batch["lengths"])
         probabilities = token_probabilities(self.model, batch["input_ids"], hidden, pieces=not shared)
         results = []

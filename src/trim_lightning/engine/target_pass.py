@@ -82,7 +82,6 @@ def as_table(lines: Sequence[Mapping[str, Any]]) -> pa.Table:
 def run_target_pass(
     model: PreTrainedModel | ModelRecipe,
     records: TokenizedRecords,
-    num_layers: int,
     directory: Path,
     *,
     resources: Resources,
@@ -99,20 +98,19 @@ def run_target_pass(
     folder = directory / PARTS
     folder.mkdir(exist_ok=True)
     form = SignalShards(folder)
-    forward = TargetPass(model, num_layers, folder / NOTE)
+    forward = TargetPass(model, folder / NOTE)
     seconds = run_sharded_pass(forward, records, plan, form, folder, resources=resources, title="fingerprint")
     if not resources.processes.leads:
         return {}
     started = time.perf_counter()
-    reading = Reading(**json.loads((folder / NOTE).read_text()))
+    noted = json.loads((folder / NOTE).read_text())
+    reading = Reading(**{**noted, "layers": tuple(noted["layers"])})
     content = pa.BufferOutputStream()
     pq.write_table(as_table(form.read(plan)), content, compression="zstd")
     write_atomically(directory / FILE, content.getvalue().to_pybytes())
     shutil.rmtree(folder)
     seconds += time.perf_counter() - started
-    partial = list(reading.layers) != list(range(num_layers))
-    softmax = {"softmax": {"layers": list(reading.layers), "of": reading.total, "why": reading.why}}
-    return {"seconds": seconds, "tokens": records.total_tokens, **(softmax if partial else {})}
+    return {"seconds": seconds, "tokens": records.total_tokens, **reading.facts}
 
 
 def read_signals(directory: Path) -> list[TargetSignals]:

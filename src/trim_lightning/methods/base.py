@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from trim_lightning.errors import UserError, first_line
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.key import check
+from trim_lightning.settings.schema import SelectSettings
 from trim_lightning.stages.task import MatchedTokens, SelectionTask
 
 HELPERS = {"base", "cascade", "clusters", "shared"}  # modules of this package that are no methods
@@ -38,6 +39,14 @@ class Selector(ABC):
     @abstractmethod
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score every record of the pool; NaN for records that cannot be scored."""
+
+    def warms_up(self, settings: SelectSettings) -> bool:
+        """True if ``score`` warms the scorer up; methods for which that is a choice have the key ``use_warmup``."""
+        return self.uses_model and settings.warmup.enabled and getattr(self, "use_warmup", True)
+
+    def takes_gradients(self) -> bool:
+        """True if it takes gradients of single records in every layer that has LoRA."""
+        return False
 
     def request(self, task: SelectionTask) -> None:
         """Ask the store for every costly result that ``score`` needs, for a plan; the values are not used.

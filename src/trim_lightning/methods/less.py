@@ -36,6 +36,10 @@ class LessSelector(Selector):
         None, "blocks, from the last, whose LoRA gradients are taken; the backward pass ends there", low=1
     )
 
+    def takes_gradients(self) -> bool:
+        """See `Selector`."""
+        return self.last_layers is None
+
     def score(self, task: SelectionTask) -> ScoreTable:
         """Warm-up, then gradients of targets and pool at every checkpoint, then cosines shard by shard."""
         checkpoints = train_checkpoints(task, "less", self.num_checkpoints, gradients=True)

@@ -48,6 +48,10 @@ class TagcosSelector(Selector):
         0.05, "share of a cluster that one round of matching picks; the next one starts anew", above=0, high=1
     )
 
+    def takes_gradients(self) -> bool:
+        """See `Selector`."""
+        return True
+
     def score(self, task: SelectionTask) -> ScoreTable:
         """Warm-up, gradients of the pool at every checkpoint, clusters, and a greedy order in each."""
         checkpoints = train_checkpoints(task, "tagcos", self.num_checkpoints, gradients=True)

@@ -134,7 +134,7 @@ class TrimSelector(Selector):
             from trim_lightning.engine.target_pass import run_target_pass
 
             model = model_for(resources, task.scorer)
-            return run_target_pass(model, targets, task.scorer.source.num_layers, directory, resources=resources)
+            return run_target_pass(model, targets, directory, resources=resources)
 
         cost = task.scorer.cost("fingerprint", "target pass", targets, resources=resources)
         result = task.store.get(key, build, resumable=True, together=True, cost=cost)

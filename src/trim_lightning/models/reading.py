@@ -59,6 +59,13 @@ class Reading:
         """The last layers that have softmax attention: as many as asked for, or all."""
         return self.layers[max(0, len(self.layers) - number) :]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a stage, unless all layers are read: ``softmax`` with the ``layers``, ``of`` how many, and ``why``."""
+        if self.layers == tuple(range(self.total)):
+            return {}
+        return {"softmax": {"layers": list(self.layers), "of": self.total, "why": self.why}}
+
 
 def reading_of(model: PreTrainedModel) -> Reading:
     """How this model's attention is read; of a model that could not be looked at, every layer by the hook."""
@@ -254,6 +261,19 @@ def given_layers(model: PreTrainedModel, total: int) -> tuple[int, ...]:
         return ()
     named = tuple(layer for layer, kind in enumerate(kinds_of_layers(model)) if is_softmax(kind))
     return tuple(range(total)) if len(weights) == total else named if len(weights) == len(named) else ()
+
+
+def refuse_divided(way: str, name: str) -> None:
+    """Refuse to read weights that a class gives out of a model that is divided among processes.
+
+    Raises:
+        UserError: if that is the ``way`` in which its attention is read.
+    """
+    if way == WEIGHTS:
+        raise UserError(
+            f"trainer=fsdp: the attention of {name} is read one target at a time, which divided weights do not allow; "
+            "use trainer=ddp, or one device"
+        )
 
 
 def states_and_weights(model: PreTrainedModel, input_ids: Tensor) -> tuple[Tensor, tuple[Any, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -12,11 +13,13 @@ from trim_lightning.models.source import find_model
 from trim_lightning.pipeline.checks import check_target, check_trainer
 from trim_lightning.pipeline.outputs import writable_directory
 from trim_lightning.records.record_file import RecordFile
-from trim_lightning.records.sources import open_records
+from trim_lightning.records.sources import check_source, open_records
 from trim_lightning.records.targets import choose_targets
 from trim_lightning.selection.budget import check_budget
 from trim_lightning.selection.responses import has_response
 from trim_lightning.settings.schema import LoggerSettings, SelectSettings
+from trim_lightning.stages.attention import check_attention
+from trim_lightning.stages.look import look_at
 from trim_lightning.stages.scorer import Scorer
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Store
@@ -30,10 +33,23 @@ log = logging.getLogger(__name__)
 Settings = TypeVar("Settings", bound=SelectSettings)
 
 
-def open_task(settings: SelectSettings, selector: Selector, store: Store, announce: bool = True) -> SelectionTask:
-    """Read pool and targets, find the model, tokenise the pool: all that a selector starts from.
+def open_task(
+    settings: SelectSettings,
+    selector: Selector,
+    store: Store,
+    announce: bool = True,
+    look: bool = False,
+    watch: Callable[[Scorer], None] = lambda scorer: None,
+) -> SelectionTask:
+    """Find the model, read pool and targets, tokenise the pool: all that a selector starts from.
 
-    ``announce=False``, for a look ahead, logs nothing of it.
+    Args:
+        settings: What is asked for.
+        selector: The method.
+        store: Stage results.
+        announce: False, for a look ahead, logs nothing of it.
+        look: Load the model first if it was never looked at, so that a class is refused before a record is read.
+        watch: Gets the scorer before that.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -41,6 +57,17 @@ def open_task(settings: SelectSettings, selector: Selector, store: Store, announ
     ledger = Ledger(quiet=not announce)
     if selector.uses_model:
         check_trainer(settings.trainer)
+    check_source(settings.pool, "pool")
+    if selector.needs_targets:
+        check_target(settings)
+        check_source(settings.target, "target")
+    scorer = open_scorer(settings, selector, store, ledger)
+    watch(scorer)
+    if look and selector.uses_model:
+        tuning = settings.warmup if selector.warms_up(settings) else None
+        seen = look_at(scorer, tuning, gradients=selector.takes_gradients())
+        if selector.reads_attention:
+            check_attention(seen, settings, scorer.source.name)
     pool = open_records(
         settings.pool,
         what="pool",
@@ -51,12 +78,7 @@ def open_task(settings: SelectSettings, selector: Selector, store: Store, announ
     )
     if not selector.takes_all:
         check_budget(settings.selection, len(pool))
-    if selector.needs_targets:
-        check_target(settings)
     targets = choose_targets(settings, pool, store) if selector.needs_targets else None
-    source = find_model(settings.model, store)
-    if selector.reads_attention and (settings.saliency.row_weight or settings.saliency.column_weight):
-        source.check_layers(settings.saliency.num_layers)
     warn_of_reading("pool", pool, ledger)
     if targets is not None and targets.read is not pool:
         warn_of_reading("target", targets.read, ledger)
@@ -64,16 +86,7 @@ def open_task(settings: SelectSettings, selector: Selector, store: Store, announ
         log.info("pool %s: %s records", pool.name, f"{len(pool):,}")
         if targets is not None:
             log.info("targets %s: %s examples", targets.records.name, f"{len(targets.records):,}")
-        log.info("scorer %s", source.name)
-    scorer = Scorer(
-        source,
-        settings.model.dtype,
-        store,
-        ledger,
-        trainer=settings.trainer,
-        seed=settings.seed,
-        max_length=settings.max_length,
-    )
+        log.info("scorer %s", scorer.source.name)
     pool_tokens, tokens_entry = scorer.tokenize(pool)
     if targets is not None:
         target_tokens, _ = scorer.tokenize(targets.records)
@@ -82,6 +95,26 @@ def open_task(settings: SelectSettings, selector: Selector, store: Store, announ
             ledger.warn(f"target {problem}")
     ledger.book("tokenize", tokens_entry)
     return SelectionTask(settings, pool, pool_tokens, tokens_entry.key, targets, scorer, store, ledger)
+
+
+def open_scorer(settings: SelectSettings, selector: Selector, store: Store, ledger: Ledger) -> Scorer:
+    """Find the scorer's files.
+
+    Raises:
+        UserError: as `find_model` does, or for more layers of attention than there are.
+    """
+    source = find_model(settings.model, store)
+    if selector.reads_attention and (settings.saliency.row_weight or settings.saliency.column_weight):
+        source.check_layers(settings.saliency.num_layers)
+    return Scorer(
+        source,
+        settings.model.dtype,
+        store,
+        ledger,
+        trainer=settings.trainer,
+        seed=settings.seed,
+        max_length=settings.max_length,
+    )
 
 
 def warn_of_reading(what: str, records: RecordFile, ledger: Ledger) -> None:

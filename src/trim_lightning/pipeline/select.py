@@ -132,7 +132,7 @@ def run_selection(
         UserError: for anything that the user can mend.
     """
     selector = load_selector(settings.method)
-    task = open_task(settings, selector, store, announce)
+    task = open_task(settings, selector, store, announce, look=announce)
     missing = missing_responses(task.pool, task.pool_tokens, task.scorer.max_length)
     if settings.selection.require_response:
         missing.leave_some(task.pool_tokens, task.pool.name)

@@ -17,6 +17,7 @@ from trim_lightning.pipeline.select import Selection, run_selection
 from trim_lightning.pipeline.summary import training_summary
 from trim_lightning.pipeline.training_inputs import (
     in_one_order,
+    look_at_trainee,
     make_trainee,
     measured_records,
     open_coreset,
@@ -109,10 +110,11 @@ def run_training(
         UserError: for anything that the user can mend.
     """
     ledger = Ledger()
+    trainee = make_trainee(settings, store, ledger)
+    look_at_trainee(settings, trainee)
     held_out = open_held_out(settings, store)
     watched = open_watched(settings, store, held_out)
     measured = measured_records(settings, held_out)
-    trainee = make_trainee(settings, store, ledger)
 
     selection = None
     if settings.coreset.path is None:

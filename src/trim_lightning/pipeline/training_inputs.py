@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from trim_lightning.records.indexing import index
 from trim_lightning.records.record import conversation_of
 from trim_lightning.records.record_file import FIELD_KEYS, LineSource, ReadOptions, RecordFile
 from trim_lightning.records.shared import first_ids, questions, text_of
-from trim_lightning.records.sources import open_records
+from trim_lightning.records.sources import check_source, open_records
 from trim_lightning.runs.names import CORESET
 from trim_lightning.selection.responses import missing_responses
 from trim_lightning.settings.schema import SourceSettings, TrainSettings
+from trim_lightning.stages.look import look_at
 from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import StageKey, Store
 from trim_lightning.store.ledger import Ledger
@@ -71,13 +72,8 @@ def make_trainee(settings: TrainSettings, store: Store, ledger: Ledger) -> Train
     model = settings.model
     if settings.train.model is not None:
         model = replace(model, path=settings.train.model, revision=None, base=settings.train.base)
-    try:
+    with named_as_trainee(settings):
         source: ModelSource = find_model(model, store)
-    except UserError as error:
-        named = str(error)
-        if settings.train.model is not None:
-            named = named.replace("model.path=", "train.model=", 1).replace("model.base", "train.base")
-        raise UserError(named) from None
     return Trainee(
         source,
         model.dtype,
@@ -88,6 +84,36 @@ def make_trainee(settings: TrainSettings, store: Store, ledger: Ledger) -> Train
         max_length=settings.max_length,
         mode=settings.train.mode,
     )
+
+
+@contextmanager
+def named_as_trainee(settings: TrainSettings) -> Iterator[None]:
+    """Within it a mistake names the keys of the trainee, if that is not the scorer."""
+    try:
+        yield
+    except UserError as error:
+        named = str(error)
+        if settings.train.model is not None:
+            named = named.replace("model.path=", "train.model=", 1).replace("model.base", "train.base")
+        raise UserError(named) from None
+
+
+def look_at_trainee(settings: TrainSettings, trainee: Trainee) -> None:
+    """Load the trainee once, so that a class is refused before a record is read.
+
+    Files that are not there are refused before that.
+
+    Raises:
+        UserError: see `trim_lightning.stages.look.look_at`.
+    """
+    if settings.coreset.path is not None:
+        check_source(file_source(str(settings.coreset.path)), "coreset")
+    else:
+        check_source(settings.pool, "pool")
+    if settings.evaluation.path is not None:
+        check_source(file_source(settings.evaluation.path), "evaluation")
+    with named_as_trainee(settings):
+        look_at(trainee, settings.train if settings.train.mode == "lora" else None)
 
 
 def open_coreset(settings: TrainSettings, path: Path, store: Store) -> RecordFile:

@@ -74,6 +74,16 @@ def open_records(
     return index(lines, options)
 
 
+def check_source(source: SourceSettings, what: str) -> None:
+    """Refuse files that are not there, before anything else takes time; nothing is read.
+
+    Raises:
+        UserError: as `open_records` does.
+    """
+    if source.source in ("file", "jsonl", "parquet"):
+        _find(source, what)
+
+
 def _path(source: SourceSettings, what: str, placeholder: str = "FILE") -> Any:
     if not source.path:
         raise UserError(f"{what}={source.source} needs {what}.path={placeholder}")
@@ -97,12 +107,18 @@ def _generated(source: SourceSettings, what: str, spool: Spool) -> LineSource:
     )
 
 
-def _files(source: SourceSettings, what: str, spool: Spool) -> LineSource:
+def _find(source: SourceSettings, what: str) -> tuple[str, FoundFiles]:
+    """The files of a source, and what messages call them."""
     given = _path(source, what)
     label = label_of(given, what)
     found = find_files(given, source.source, source.split, what)
     for path in found.files:
         check_file(path, label)
+    return label, found
+
+
+def _files(source: SourceSettings, what: str, spool: Spool) -> LineSource:
+    label, found = _find(source, what)
     kind = source.source
     if kind == "parquet" or (kind == "file" and all(_is_parquet(path, label) for path in found.files)):
         return _parquet(found, label, what, spool)

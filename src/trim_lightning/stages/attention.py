@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trim_lightning.engine.devices import is_spread
 from trim_lightning.errors import UserError
-from trim_lightning.settings.schema import SaliencySettings
+from trim_lightning.settings.schema import SaliencySettings, SelectSettings
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry
+
+
+def check_attention(look: Entry, settings: SelectSettings, name: str) -> None:
+    """Refuse a model whose attention cannot be read as it is asked for, by what a look at it has shown.
+
+    Raises:
+        UserError: if saliency asks for attention and there is none, or if divided weights do not allow to read it.
+    """
+    attention_read(look, settings.saliency, name)
+    if settings.trainer.get("strategy") == "fsdp" and is_spread(settings.trainer):
+        from trim_lightning.models.reading import refuse_divided
+
+        refuse_divided(look.facts["way"], look.facts["class"])
 
 
 def attention_read(signals: Entry, saliency: SaliencySettings, name: str) -> dict[str, Any]:

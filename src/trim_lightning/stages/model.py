@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,7 @@ class ModelHandle:
         self.max_length = min(max_length, source.max_positions or max_length)
         self._wanted_length = max_length
         self.dtype_name = dtype
+        self.before_load: Callable[[], None] = lambda: None  # where another model is to make room
 
     @cached_property
     def dtype(self) -> torch.dtype:

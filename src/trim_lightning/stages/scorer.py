@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +28,6 @@ class Scorer(ModelHandle):
         super().__init__(*arguments, **keywords)
         self._adapter: Entry | None = None
         self._model: PreTrainedModel | None = None
-        self.before_load: Callable[[], None] = lambda: None  # where another model is to make room
 
     @property
     def identity(self) -> dict[str, Any]:

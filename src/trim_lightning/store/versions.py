@@ -25,7 +25,7 @@ PACKAGES = (
 TOKENS, MODEL, ADAPTER = ("tokenizers", "transformers"), ("torch", "transformers"), ("torch", "transformers", "peft")
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "tokens": TOKENS,
-    "model": MODEL, "signals": MODEL, "score": MODEL, "vectors": MODEL, "losses": MODEL,
+    "model": MODEL, "look": MODEL, "signals": MODEL, "score": MODEL, "vectors": MODEL, "losses": MODEL,
     "embeddings": (*MODEL, "sentence-transformers"),
     "evaluate": MODEL, "tasks": MODEL,
     "gradients": ADAPTER, "warmup": ADAPTER, "checkpoints": ADAPTER, "finetune": ADAPTER,

@@ -90,11 +90,10 @@ def prepare(settings: SelectSettings, watch: Callable[[Scorer], None]) -> list[P
         store = open_store(settings)
         if store.processes.size > 1:
             return []  # processes of a launcher share passes in their own way
-        task = open_task(settings, selector, store, announce=False)
+        task = open_task(settings, selector, store, announce=False, look=True, watch=watch)
         cheap_task = selector.cheap_task(task)
-        for part in (task, cheap_task):
-            if part is not None:
-                watch(part.scorer)
+        if cheap_task is not None:
+            watch(cheap_task.scorer)
         return [PreparedJob(part, work) for part, work in selector.shared_works(task, cheap_task)]
     except UserError:
         return []
