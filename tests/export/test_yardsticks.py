@@ -17,6 +17,7 @@ from tiny_models import build_tiny_model, write_records
 from trim_lightning.cli.export import main
 
 POOL, TARGETS = 25, 12  # more than ten, so that names must keep the order
+STEP = 2e-5  # by as much a score moves where more than three banks keep 16 bits of a similarity
 
 
 class Runs:
@@ -101,10 +102,10 @@ def test_a_line_for_each_target_in_their_order(runs: Runs, single: Path) -> None
         (runs.root / "one.jsonl").write_text(json.dumps(runs.targets[place]) + "\n")
         alone = runs.run(targets="one.jsonl")
         known = ~np.isnan(scores_of(alone))
-        np.testing.assert_allclose(matrix[place][known], scores_of(alone)[known], atol=1e-6)
+        np.testing.assert_allclose(matrix[place][known], scores_of(alone)[known], rtol=0, atol=STEP)
         assert (matrix[place][~known] < matrix[place][known].min()).all()
         (same,) = np.load(export(alone, "critical_look") / "one_cossim.npy")
-        np.testing.assert_allclose(same, matrix[place], atol=1e-6)
+        np.testing.assert_allclose(same, matrix[place], rtol=0, atol=STEP)
 
 
 def test_their_round_robin_picks_what_ours_picks(single: Path) -> None:

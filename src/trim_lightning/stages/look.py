@@ -33,7 +33,9 @@ def look_at(handle: ModelHandle, tuning: TuningSettings | None = None, *, gradie
     """
     wanted = tuning or WarmupSettings()
     choices = {"lora": wanted.lora_targets, "gradients": gradients}
-    key = StageKey("look", 1, choices, {"model": {"model": handle.source.digest, "dtype": str(handle.dtype)}})
+    # not the handle's identity: a trainee and a scorer are one model here
+    dtype = handle.number_format(f"torch.{handle.resolved_dtype}")
+    key = StageKey("look", 1, choices, {"model": {"model": handle.source.digest, "dtype": dtype}})
 
     def build(directory: Path) -> Mapping[str, Any]:
         from trim_lightning.engine.gradients import check_layers
