@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 from hydra.core.plugins import Plugins
 
-from cli.conftest import Inputs, Run
-from trim_lightning.cli.hydra_app import train_main
+from cli.conftest import CONSOLE_SCRIPT, Inputs, Run, run_process
+from trim_lightning.cli.hydra_app import quieten_libraries, train_main
 from trim_lightning.console.progress import InPlaceOfBars, progress_bar
 from trim_lightning.console.terminal import WIDTH, columns_of, cut, pairs_text, wants_colour, wrapped
 from trim_lightning.pipeline.picks import Pick, picks_text
@@ -146,3 +147,27 @@ def test_a_log_line_stands_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch)
     assert line.rpartition("\r")[2].strip() == "look here"  # what the bar had written is gone
     logger.warning("and now")
     assert terminal.getvalue().endswith("and now\n")
+
+
+@pytest.mark.slow
+def test_a_profile_is_taken_without_a_word(inputs: Inputs, tmp_path: Path) -> None:
+    """The profiler's C++ writes to standard error by itself, so only a process of its own shows it."""
+    arguments = [*inputs.arguments, "debug=profile", "paths.output_dir=out"]
+    environment = {name: value for name, value in os.environ.items() if "LOG_LEVEL" not in name}
+    outcome = run_process(CONSOLE_SCRIPT, *arguments, cwd=tmp_path, environment=environment)
+    assert (outcome.code, outcome.complaints) == (0, [])
+    assert (tmp_path / "out" / "profile" / "trace.json.gz").is_file()
+
+
+def test_libraries_colour_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "KINETO_LOG_LEVEL", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(name, "")  # so that it is taken back afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    quieten_libraries(["debug=fast"])
+    assert not {"NO_COLOR", "KINETO_LOG_LEVEL"} & set(os.environ)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    quieten_libraries(["debug=fast"])
+    assert os.environ["NO_COLOR"] == "1"
+    assert "KINETO_LOG_LEVEL" not in os.environ

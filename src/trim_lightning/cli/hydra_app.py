@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -140,6 +140,7 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises rather than prints: the last line is ours
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    quieten_libraries(sys.argv[1:])
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback a line
     # a scheduler's signals end a run as Ctrl-C does: finished shards and checkpoints stay
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -185,6 +186,15 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> int:
         return run_to_end(apply, explained, "\ninterrupted: finished work is kept; the same command goes on from there")
     finally:
         report_sweeps()
+
+
+def quieten_libraries(arguments: Sequence[str]) -> None:
+    """Say by their variables what libraries hear in no other way, before they are loaded; what the user says wins."""
+    if not (sys.stdout.isatty() or sys.stderr.isatty()):
+        os.environ.setdefault("NO_COLOR", "1")  # Optuna colours log files too
+    if any("profile" in argument for argument in arguments):
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above its highest
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 class TellOnce(logging.Filter):
