@@ -181,8 +181,10 @@ class _Indexer:
             return
         self.offsets.append(offset)
         self.lines.append(number)
-        name = record.get("id") if self.options.id_field is None else None
-        if type(name) is not str or not name.isascii():  # few are, and this is done for every record
+        name = record.get("id") if self.options.id_field is None else MISSING
+        if name is None or type(name) is int:  # nearly all are one of these, and this is done for every record
+            name = str(number if name is None else name)
+        elif type(name) is not str or not name.isascii():
             name = id_of(record, self.options.id_field, number)
         self.ids += name.encode()
         self.id_bounds.append(len(self.ids))
