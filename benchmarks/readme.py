@@ -44,11 +44,13 @@ def results(text: str) -> str:
         line["run"].partition(" ")[0]: line["selection, s"] for line in reversed(table_with(cost, "selection, s"))
     }
     told = re.search(r"^> (.+)$", text, re.MULTILINE)
-    verdicts = {} if told else {line["run"]: line["against random"] for line in table_with(text, "against random")}
+    tests = [] if told else table_with(text, "against random")
+    verdicts = {line["run"]: line["against random"] for line in tests if line["metric"] == "held-out loss"}
+    table = [line for line in table if line["drop of held-out loss"]]
     table.sort(key=lambda line: -float(line["drop of held-out loss"].partition(" ")[0]))
     rows = [
         {
-            "coreset of": NAMES[line["run"]],
+            "coreset of": NAMES.get(line["run"], line["run"]),
             "runs": line["seeds"],
             "drop of the held-out loss": line["drop of held-out loss"],
             **({} if told else {"against random": verdicts.get(line["run"], "")}),

@@ -166,10 +166,13 @@ PAGE = """# All methods
 |--------|---------|-------------------------|---------------------------|
 | random | 5       | 0.0173 ± 0.0039         | 0                         |
 | trim   | 5       | 0.0343                  | 93,257                    |
+| newest | 5       | 0.0200                  | 1                         |
+| failed | 0       |                         |                           |
 
 | run   | metric        | against random   |
 |-------|---------------|------------------|
 | trim  | held-out loss | **better**       |
+| trim  | exact match   | **worse**        |
 """
 COST = """Of a random sample of 150 of the records.
 
@@ -188,7 +191,9 @@ def test_results_of_before_a_change_are_told_without_a_verdict(
     table = readme.results(PAGE.format(note=note))
     assert table.index("**TRIM**") < table.index("**random**"), "the most taught comes first"
     assert "150 records" in table
-    assert [cell.strip() for cell in table.splitlines()[-2].strip("|").split("|")] == [
+    assert "newest" in table
+    assert "failed" not in table
+    assert [cell.strip() for cell in table.splitlines()[-3].strip("|").split("|")] == [
         "**TRIM**", "5", "0.0343", *([] if note else ["**better**"]), "93,257", "24.5",
     ]  # fmt: skip
     assert ("*Of runs before a review: see [results](docs/results.md).*" in table) == bool(note)
