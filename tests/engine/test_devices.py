@@ -134,6 +134,28 @@ def test_two_processes_score_as_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "trainer"),
+    [
+        pytest.param([sys.executable], ["trainer=ddp_cpu"], id="spawned"),
+        pytest.param(TORCHRUN, FSDP, id="fsdp"),
+    ],
+)
+def test_two_processes_cascade_as_one(launcher: list[str], trainer: list[str], select: Select, tmp_path: Path) -> None:
+    """The first layers alone, some rows alone, and what is kept is agreed upon."""
+    cascade = ["scoring=cascade", "scoring.cascade.layers=2", "scoring.cascade.keep=0.3", "report.enabled=false"]
+    run([sys.executable, *select("one", "trainer=cpu", *cascade)], tmp_path)
+    told = run([*launcher, *select("two", *trainer, *cascade)], tmp_path)
+    tables = [pq.read_table(tmp_path / name / "scores.parquet") for name in ("one", "two")]
+    for name in ("score", "cheap_score"):
+        one, two = (table[name].to_numpy(zero_copy_only=False) for table in tables)
+        both = ~np.isnan(one) & ~np.isnan(two)
+        np.testing.assert_allclose(one[both], two[both], rtol=0, atol=1e-5)
+        assert (np.isnan(one) == np.isnan(two)).mean() > 0.99
+    assert told.count("cascade: 500 of") == 1, "only one process tells what the sample says"
+
+
+@pytest.mark.slow
 def test_more_processes_than_shards(select: Select, pool_file: Path, tmp_path: Path) -> None:
     overrides = (f"pool.path={pool_file}", "trainer=ddp_cpu")
     run([sys.executable, *select("two", *overrides)], tmp_path)

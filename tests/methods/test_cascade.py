@@ -297,6 +297,17 @@ def test_a_plan_knows_the_passes(runs: Runs, cascaded: Selection, tmp_path: Path
     assert [found for _, _, found, _ in done] == [True] * 3
 
 
+def test_records_without_a_response_get_no_score_where_one_is_required(runs: Runs) -> None:
+    result = runs("responses", *SHALLOW, "selection.require_response=true", "report.enabled=false")
+    cheap = result.scores.cheap_score
+    assert cheap is not None
+    for row in (1, 2):  # an empty response, and nothing at all
+        assert np.isnan(result.scores.score[row])
+        assert np.isnan(cheap[row])
+        assert row not in result.order
+    assert len(full_rows(result)) == result.manifest["counts"]["scored_in_full"]
+
+
 def test_a_pool_too_small_for_a_sample_is_scored_as_ever(
     runs: Runs, plain: Selection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from trim_lightning.settings.key import known_keys
 from trim_lightning.settings.schema import TrainSettings
 
 GROUPS = (
-    "model", "pool", "target", "warmup", "saliency", "fallback", "pooler", "method", "selection", "trainer",
+    "model", "pool", "target", "warmup", "saliency", "scoring", "fallback", "pooler", "method", "selection", "trainer",
     "logger", "paths", "train", "evaluation", "experiment", "hparams_search", "debug",
 )  # fmt: skip
 RECIPES = ("experiment", "hparams_search", "debug")  # groups that set keys of others
