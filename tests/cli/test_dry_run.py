@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -312,3 +313,33 @@ def test_a_training_that_will_not_fit_is_told_in_the_plan(
     monkeypatch.setattr("trim_lightning.sweep.work.room_for_training", lambda device, weights: 1000.0)
     cramped = plan_text(plan, estimate(plan), 0)
     assert "activations recomputed), more than the 1.0 kB that this device has for them: lower max_length" in cramped
+
+
+def test_a_plan_of_several_devices_says_what_each_of_them_holds(inputs: Inputs, tmp_path: Path) -> None:
+    shared = [
+        *[value for value in inputs.arguments if not value.startswith("trainer")],
+        f"paths.store_dir={tmp_path / 'store'}", f"paths.output_dir={tmp_path / 'out'}",
+        f"coreset.path={inputs.root / 'targets.jsonl'}", "dry_run=true", "model.dtype=float32",
+    ]  # fmt: skip
+    fsdp, four = ("trainer=fsdp", "trainer.accelerator=cpu"), "trainer.devices=4"
+    axes = (("trainer=cpu",), ("trainer=ddp_cpu", four), (*fsdp, four), ("trainer=cpu", "train=full"),
+            (*fsdp, four, "train=full"))  # fmt: skip
+    plans = [plan_jobs({0: compose_train([*shared, *axis])}) for axis in axes]
+    assert not any(plan.problems for plan in plans), "a plan needs no launcher"
+    costs = [next(cost for cost in plan.missing if cost.stage == "finetune") for plan in plans]
+    assert costs[0].load is not None
+    model = costs[0].load()
+    needs: list[Any] = [training_need(cost, model) for cost in costs]
+    one, two, divided, full, divided_full = needs
+    weights = sum(weight.nbytes for weight in model.parameters())
+    head = model.get_output_embeddings().weight.nbytes
+    layer = sum(weight.nbytes for weight in model.model.layers[0].parameters())
+    assert [one.weights, two.weights] == [weights, weights]
+    assert divided.weights == (weights - head) / 4 + head + 3 * layer
+    assert one.micro.tokens > two.micro.tokens == divided.micro.tokens, "a step has a part for every device"
+    assert two.room < one.room / 3.9, "they share the machine's memory"
+    kept, own = full.bytes - divided_full.bytes, (weights - head) / 4 + head
+    assert kept >= 3 * (weights - own), "gradients and moments are divided as the weights are"
+    text = plan_text(plans[2], estimate(plans[2]), 0)
+    assert "of memory for 4 processes" in text
+    assert "finetune: on each of 4 devices its backward passes need" in text

@@ -52,18 +52,17 @@ def evaluate(
             f"{missing.or_longer}"
         )
     choices = {name: value for name, value in asdict(settings).items() if name in ("max_new_tokens", "stop")}
+    resources = trainee.resources()
     key = StageKey(
         "evaluate",
         3,
-        {**wanted, **(choices if wanted["exact_match"] else {})},
+        {**wanted, **(choices if wanted["exact_match"] else {}), "tokens_per_batch": resources.tokens_per_batch},
         {
             "held_out": tokens_entry.key.hex,
             "trainee": trainee.identity,
             "tuned": None if tuned is None else tuned.key.hex,
         },
     )
-
-    resources = trainee.resources()
 
     def build(directory: Path) -> dict[str, Any]:
         from trim_lightning.engine.devices import model_for

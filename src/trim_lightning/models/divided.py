@@ -39,12 +39,7 @@ def shard_weights(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     Raises:
         UserError: for an architecture that names its layers otherwise.
     """
-    base: Any = model.base_model
-    base = getattr(base, "decoder", base)  # OPT has one more level
-    if not hasattr(base, "layers"):
-        raise UserError(f"trainer=fsdp: the layers of {type(model).__name__} are not known; use trainer=ddp")
-    head: Any = model.get_output_embeddings()
-    whole = set() if head is None else set(head.parameters())
+    base, whole = divided_base(model), head_weights(model)
     for layer in base.layers:
         fully_shard(layer, mesh=mesh)
     # resharded as all others: between passes the module's parameters are the divided ones, which are trained and saved
@@ -54,6 +49,25 @@ def shard_weights(model: PreTrainedModel, mesh: DeviceMesh) -> None:
             module.set_gradient_divide_factor(1.0)
             if hasattr(module, "set_force_sum_reduction_for_comms"):  # gloo knows no scaled sums
                 module.set_force_sum_reduction_for_comms(True)
+
+
+def divided_base(model: PreTrainedModel) -> Any:
+    """The part of a model whose weights are divided; it has the layers.
+
+    Raises:
+        UserError: for an architecture that names its layers otherwise.
+    """
+    base: Any = model.base_model
+    base = getattr(base, "decoder", base)  # OPT has one more level
+    if not hasattr(base, "layers"):
+        raise UserError(f"trainer=fsdp: the layers of {type(model).__name__} are not known; use trainer=ddp")
+    return base
+
+
+def head_weights(model: PreTrainedModel) -> set[nn.Parameter]:
+    """The weights that stay whole in each process."""
+    head: Any = model.get_output_embeddings()
+    return set() if head is None else set(head.parameters())
 
 
 def load_divided(source: ModelSource, dtype: torch.dtype, mesh: DeviceMesh) -> PreTrainedModel | None:

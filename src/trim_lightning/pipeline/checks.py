@@ -93,8 +93,10 @@ def check_quantize(settings: SelectSettings) -> None:
         )
 
 
-def check_trainer(trainer: Mapping[str, Any]) -> None:
+def check_trainer(trainer: Mapping[str, Any], planned: bool = False) -> None:
     """Let Lightning itself judge unusual trainer arguments before anything is read; plain ones need no import of it.
+
+    A plan (``planned``) of what needs a launcher can be made without one.
 
     Raises:
         UserError: for an argument that Trainer does not have, a device that is absent, or several of them.
@@ -102,9 +104,11 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     usual = set(trainer) <= {"accelerator", "devices", "num_nodes"} and trainer.get("accelerator") in ("auto", "cpu")
     single = all(type(trainer.get(name, 1)) is int and trainer.get(name, 1) == 1 for name in ("devices", "num_nodes"))
     if not (usual and single and launched_size() == 1):
-        from trim_lightning.engine.trainer import make_trainer
+        from trim_lightning.engine.devices import one_device
+        from trim_lightning.engine.trainer import make_trainer, needs_launcher
 
-        make_trainer(trainer, [])
+        alone = planned and needs_launcher(trainer) is not None
+        make_trainer(one_device(trainer) if alone else trainer, [])
 
 
 def check_training(settings: TrainSettings) -> None:
@@ -114,7 +118,7 @@ def check_training(settings: TrainSettings) -> None:
         UserError: naming the keys.
     """
     check_settings(settings)
-    check_trainer(settings.trainer)
+    check_trainer(settings.trainer, planned=settings.dry_run)
     if settings.model.quantize is not None and settings.train.mode == "full":
         raise UserError(
             f"model.quantize={settings.model.quantize}: quantised weights are not trained, and train=full trains all; "

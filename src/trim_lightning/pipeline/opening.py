@@ -56,7 +56,7 @@ def open_task(
     """
     ledger = Ledger(quiet=not announce)
     if selector.uses_model:
-        check_trainer(settings.trainer)
+        check_trainer(settings.trainer, planned=settings.dry_run)
     check_source(settings.pool, "pool")
     if selector.needs_targets:
         check_target(settings)

@@ -177,7 +177,9 @@ class ModelHandle:
             from trim_lightning.engine.devices import number_of_devices
 
             trainer = self.trainer if resources is None else resources.trainer
-            more["devices"] = number_of_devices(trainer) * int(trainer.get("num_nodes") or 1)
+            more["per_machine"] = number_of_devices(trainer)
+            more["devices"] = more["per_machine"] * int(trainer.get("num_nodes") or 1)
+            more["divided"] = more["devices"] > 1 and trainer.get("strategy") == "fsdp"
         batch = batch or self.tokens_per_batch
         model = (self.source.digest, dtype, self.source.quantize)
         return Cost(self.ledger.under or stage, count, work, load, model, records, batch, training, **more)

@@ -29,6 +29,8 @@ class Cost:
         shared: Results with an equal value come from one pass when they are planned together; None for a pass of
             its own.
         devices: Devices that divide the tokens among themselves.
+        per_machine: Those of one machine.
+        divided: True if they divide the model's weights too (FSDP2).
         depth: Share of the model's layers that run.
         assumed: What had to be assumed about ``tokens``; empty if they are exact.
         loads: True if the model is loaded for this work alone.
@@ -47,6 +49,8 @@ class Cost:
     answer_tokens: int = 0
     shared: Hashable = None
     devices: int = 1
+    per_machine: int = 1
+    divided: bool = False
     depth: float = 1.0
     assumed: str = ""
     loads: bool = False

@@ -36,9 +36,10 @@ def plan_text(plan: Plan, estimated: Estimate, opening: float, names: Mapping[in
         parts.append("no costly stage is needed" if plan.jobs > len(plan.problems) else "no job can run")
     total = estimated.total(plan, opening)
     disk = sum(estimated.sizes.get(cost, 0.0) for cost in plan.missing)
-    memory = f"{size_text(estimated.memory)} of memory"
+    several = estimated.processes > 1
+    memory = f"{size_text(estimated.memory)} of memory" + f" for {estimated.processes} processes" * several
     if estimated.accelerator:
-        memory += f", {size_text(estimated.accelerator)} on the accelerator"
+        memory += f", {size_text(estimated.accelerator)} on {'each' if several else 'the'} accelerator"
     loading = time_text(estimated.load_seconds(plan))
     line = f"in all about {time_text(total)} ({loading} of it for imports and loading models)"
     if estimated.times:
@@ -78,6 +79,8 @@ def plan_dict(plan: Plan, estimated: Estimate, opening: float) -> dict[str, Any]
                 "stage": cost.stage,
                 "bytes": need.bytes,
                 "room_bytes": need.room,
+                "devices": need.devices,
+                "weight_bytes": need.weights,
                 "tokens_per_micro_batch": need.micro.tokens,
                 "gradient_checkpointing": need.micro.recomputes,
             }
@@ -90,8 +93,11 @@ def plan_dict(plan: Plan, estimated: Estimate, opening: float) -> dict[str, Any]
 def training_line(stage: str, need: TrainingNeed) -> str:
     """What a stage's largest training needs beside the model's weights, and whether there is room for it."""
     recomputed = ", activations recomputed" if need.micro.recomputes else ""
+    where, weights = "", "the weights"
+    if need.devices > 1:
+        where, weights = f"on each of {need.devices} devices ", f"{size_text(need.weights)} of weights"
     line = (
-        f"{stage}: its backward passes need {size_text(need.bytes)} beside the weights (micro-batches of up to "
+        f"{stage}: {where}its backward passes need {size_text(need.bytes)} beside {weights} (micro-batches of up to "
         f"{need.micro.tokens:,} tokens{recomputed})"
     )
     if need.bytes <= need.room:

@@ -35,8 +35,10 @@ class Estimate:
         failed: Why a piece of work could not be measured.
         importing: Seconds of imports.
         loading: Seconds of loading each model, by `Cost.model`.
-        memory: Bytes that the run will about need.
-        accelerator: Bytes on the accelerator; None without one.
+        beside: Bytes of each piece of work on each device beyond those of a forward pass of the whole model.
+        processes: The most that run on one machine.
+        memory: Bytes that the run will about need on each machine.
+        accelerator: Bytes on each accelerator; None without one.
         measuring: Seconds that the samples took.
     """
 
@@ -46,6 +48,8 @@ class Estimate:
     failed: dict[Cost, str] = field(default_factory=dict)
     importing: float = 0.0
     loading: dict[Hashable, float] = field(default_factory=dict)
+    beside: dict[Cost, float] = field(default_factory=dict)
+    processes: int = 1
     memory: int = 0
     accelerator: int | None = None
     measuring: float = 0.0
@@ -96,11 +100,13 @@ def estimate(plan: Plan) -> Estimate:
             found.measuring += time.perf_counter() - loaded
         model = None  # before the next is loaded
     found.memory, found.accelerator = peak_memory(), peak_accelerator_memory()
-    training = int(max((need.bytes for need in found.trainings.values()), default=0))
+    found.processes = max((cost.per_machine for cost in found.beside), default=1)
     if found.accelerator is None:
-        found.memory += training
+        each = [cost.per_machine * (found.memory + beside) for cost, beside in found.beside.items()]
+        found.memory = int(max(each, default=found.memory))
     else:
-        found.accelerator += training
+        found.memory *= found.processes
+        found.accelerator += int(max(found.beside.values(), default=0))
     return found
 
 
@@ -121,7 +127,8 @@ def measure(found: Estimate, costs: Sequence[Cost], model: Any) -> None:
     """
     from trim_lightning.engine.speed import forward_seconds
     from trim_lightning.evaluation.generation import BATCH, decoding_seconds
-    from trim_lightning.sweep.work import factor_of, kind_of, training_need
+    from trim_lightning.sweep.work import factor_of, held_bytes, kind_of, sharing, training_need
+    from trim_lightning.tuning.memory import weight_bytes
 
     largest = max(costs, key=lambda cost: cost.tokens)
     forward = forward_seconds(model, largest.records, largest.tokens_per_batch)
@@ -133,8 +140,10 @@ def measure(found: Estimate, costs: Sequence[Cost], model: Any) -> None:
             need = training_need(cost, model)
             if need is not None:
                 found.trainings[cost] = need
+            held = held_bytes(cost, model) - weight_bytes(model, model.device)
+            found.beside[cost] = held + (0 if need is None else need.bytes)
             factor = factor_of(cost, need is not None and need.micro.recomputes)
-            seconds = cost.tokens * forward * factor * cost.depth / cost.devices
+            seconds = cost.tokens * forward * factor * cost.depth / sharing(cost, model)
             if cost.answers and cost.tokens:
                 decoding = decoding or decoding_seconds(model, cost.records)
                 batches = math.ceil(cost.answers / BATCH)

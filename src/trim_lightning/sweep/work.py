@@ -13,6 +13,8 @@ from trim_lightning.store import Cost
 from trim_lightning.tuning.memory import (
     MicroBatches,
     TrainingMemory,
+    divided_bytes,
+    most_for_each,
     most_tokens,
     predicted_share,
     room_for_training,
@@ -85,19 +87,42 @@ def factor_of(cost: Cost, recomputes: bool = False) -> float:
 
 @dataclass(frozen=True)
 class TrainingNeed:
-    """What a backward pass needs beside weights and forward pass.
+    """What a backward pass needs beside weights and forward pass, on each device.
 
     Attributes:
         bytes: Of memory.
         room: Bytes that this device has for it.
         micro: The micro-batches that it is planned with.
         trained: Numbers that get gradients: those of LoRA matrices, or all.
+        weights: Bytes of weights on a device.
+        devices: Number of them.
     """
 
     bytes: float
     room: float
     micro: MicroBatches
     trained: int
+    weights: float
+    devices: int
+
+
+def held_bytes(cost: Cost, model: Any) -> float:
+    """Of the model's weights that each device holds.
+
+    Raises:
+        UserError: if they are to be divided and cannot be.
+    """
+    return sum(divided_bytes(model, cost.devices)) if cost.divided else weight_bytes(model, model.device)
+
+
+def sharing(cost: Cost, model: Any) -> int:
+    """How many devices make a piece of work faster.
+
+    Processes on a CPU share its cores, and a step of a training has a part for no more devices than it has records.
+    """
+    devices = cost.devices // cost.per_machine if model.device.type == "cpu" else cost.devices
+    trains = cost.training is not None and cost.work.endswith(" training")
+    return min(devices, cost.training.batch_size) if trains and cost.training is not None else devices
 
 
 def training_need(cost: Cost, model: Any) -> TrainingNeed | None:
@@ -109,16 +134,21 @@ def training_need(cost: Cost, model: Any) -> TrainingNeed | None:
     if cost.training is None:
         return None
     full = cost.work == "full training"
+    weights = held_bytes(cost, model)
+    share = divided_bytes(model, cost.devices)[0] / weight_bytes(model, model.device) if full and cost.divided else 1.0
     trained = model.requires_grad_(True) if full else add_lora(model, cost.training, seed=0)
     memory = TrainingMemory.of(trained, predicted_share(cost.records))
+    memory = replace(memory, state=memory.state * share)  # LoRA's is whole in each process
     number = sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
     _ = model.requires_grad_(False) if full else trained.unload()
-    longest = int(cost.records.lengths.max(initial=1))
-    most = most_tokens(cost.training, model.device)
-    room = room_for_training(model.device, weight_bytes(model, model.device))
+    lengths = cost.records.lengths
+    longest, mean = int(lengths.max(initial=1)), float(lengths[lengths > 0].mean()) if lengths.any() else 1.0
+    most = most_for_each(cost.training, most_tokens(cost.training, model.device), longest, mean, cost.devices)
+    sharers = cost.per_machine if model.device.type == "cpu" else 1  # of the machine's memory
+    room = room_for_training(model.device, sharers * weights) / sharers
     if cost.work == "gradients":  # as many as are set, in halves where that is too much
         micro = MicroBatches(most, recomputes=False)
     else:
         micro = memory.fitting(cost.training, most, longest, room)
     used = max(longest, min(micro.tokens, longest * cost.training.batch_size))
-    return TrainingNeed(memory.needed(replace(micro, tokens=used)), room, micro, number)
+    return TrainingNeed(memory.needed(replace(micro, tokens=used)), room, micro, number, weights, cost.devices)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from trim_lightning.models.divided import own
+from trim_lightning.models.divided import divided_base, head_weights, own
 from trim_lightning.models.loss import IGNORED, summed_loss
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tokens.tokenized import TokenizedRecords
@@ -111,6 +111,22 @@ def most_tokens(settings: TuningSettings, device: torch.device) -> int:
     return settings.tokens_per_micro_batch or MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"])
 
 
+def most_for_each(settings: TuningSettings, most: int, longest: int, mean: float, processes: int) -> int:
+    """`most_tokens`, where they are free halved until a step has a micro-batch for every process.
+
+    Args:
+        settings: ``tokens_per_micro_batch`` and ``batch_size``.
+        most: See `most_tokens`.
+        longest: Tokens of the longest record.
+        mean: Those of a record.
+        processes: That share the training.
+    """
+    if settings.tokens_per_micro_batch is None and processes > 1:
+        while most > settings.batch_size * mean / processes and most // 2 >= longest:
+            most //= 2
+    return most
+
+
 def weight_bytes(model: torch.nn.Module, device: torch.device) -> int:
     """Of a model's weights: all that will be on a device, which is a part where accelerate has spread them.
 
@@ -121,6 +137,20 @@ def weight_bytes(model: torch.nn.Module, device: torch.device) -> int:
     here = [weight for weight in model.parameters() if not spread or weight.device == device]
     layers = [sum(weight.nbytes for weight in part.parameters()) for part in model.modules() if is_layer(part)]
     return sum(own(weight).nbytes for weight in here) + 3 * max(layers, default=0)
+
+
+def divided_bytes(model: PreTrainedModel, processes: int) -> tuple[float, int]:
+    """What `weight_bytes` will be of a model that is whole here, once so many processes have divided its weights.
+
+    Returns:
+        A process's own part, and the layers that are put together.
+
+    Raises:
+        UserError: for an architecture that cannot be divided.
+    """
+    layers = [sum(weight.nbytes for weight in layer.parameters()) for layer in divided_base(model).layers]
+    whole = sum(weight.nbytes for weight in head_weights(model))
+    return (sum(weight.nbytes for weight in model.parameters()) - whole) / processes + whole, 3 * max(layers)
 
 
 def is_layer(part: torch.nn.Module) -> bool:

@@ -40,6 +40,7 @@ from trim_lightning.tuning.lora_module import TuningModule, learning_rates
 from trim_lightning.tuning.memory import (
     MicroBatches,
     TrainingMemory,
+    most_for_each,
     most_tokens,
     predicted_share,
     room_for_training,
@@ -212,10 +213,8 @@ def micro_batches_that_fit(
     """As set, or what this process's device has room for; not so large that a step has none for some process."""
     device, lengths = device_of(around.trainer), records.lengths[list(rows)]
     most, longest = most_tokens(settings, device), int(lengths.max(initial=1))
-    if settings.tokens_per_micro_batch is None:
-        share = settings.batch_size * float(lengths[lengths > 0].mean()) / around.processes.size
-        while around.processes.size > 1 and most > share and most // 2 >= longest:
-            most //= 2
+    if around.processes.size > 1:
+        most = most_for_each(settings, most, longest, float(lengths[lengths > 0].mean()), around.processes.size)
     if settings.tokens_per_micro_batch is not None and settings.gradient_checkpointing is not None:
         return MicroBatches(most, settings.gradient_checkpointing)
     # the machine's memory is for all of its processes
