@@ -29,8 +29,8 @@ comparison covers padding too. Nothing here is real weights; how attention is re
 - **attention**: `plain` is SDPA under our hook; `own` the class's eager function, where there is more to attention than
   a softmax; `weights` what the class gives out, one target at a time. In brackets, of the class's layers, those that
   have softmax attention, if not all have.
-- **select**: `uniform` works with `saliency=uniform` alone, and says why; `no` is refused with these words, at the
-  latest before the pool pass.
+- **select**: `uniform` works with `saliency=uniform` alone, and says why; `no` is refused with these words, before a
+  record is read.
 - **train**: warm-up and `trim-train` with `lora_targets=auto`, and the modules that get LoRA; **LESS**: gradients of
   single records (LESS, TAGCOS).
 

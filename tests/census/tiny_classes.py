@@ -10,7 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForTextToWaveform,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCABULARY, MOST_WEIGHTS = 360, 5_000_000
@@ -51,6 +57,17 @@ INKLING = {
     "swa_num_key_value_heads": 2,
     "swa_head_dim": 8,
     "sliding_window_size": 8,
+}
+MUSICGEN: dict[str, Any] = {
+    "text_encoder": {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    "audio_encoder": {
+        "num_filters": 4,
+        "hidden_size": 16,
+        "codebook_size": 16,
+        "codebook_dim": 16,
+        "upsampling_ratios": [2, 2],
+        "num_lstm_layers": 1,
+    },
 }
 SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
@@ -97,6 +114,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "swa_head_dim": 16,
         "num_key_value_heads": 4,
     },
+    "dots3_note": {
+        "vision_config": {"mlp_layer_types": ["dense", "dense"], "adapter_in_dim": 16, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 16, "adapter_out_dim": 32, "downsample_hidden_size": 8},
+    },
     "gemma3n_text": {
         "layer_types": WINDOWED,
         "num_kv_shared_layers": 2,
@@ -120,6 +141,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mllama_text_model": {"cross_attention_layers": [1]},
     "blt": {"encoder_hash_byte_group_vocab": 50},
     "deepseek_v4": {"o_lora_rank": 16},
+    "musicgen": MUSICGEN,
+    "musicgen_melody": MUSICGEN,
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "n_groups": 1},
@@ -161,7 +184,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 
 # their checkpoints hold more than the text model, which is what transformers builds from their configs
-AS_PUBLISHED = ("emu3", "llama4", "mistral3", "mllama", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen4_exp")
+AS_PUBLISHED: dict[str, Any] = {
+    **dict.fromkeys(
+        ("dots3_note", "emu3", "llama4", "mistral3", "mllama", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen4_exp"),
+        AutoModelForImageTextToText,
+    ),
+    **dict.fromkeys(("musicgen", "musicgen_melody"), AutoModelForTextToWaveform),
+}
 
 
 def small(kind: type[PreTrainedConfig], sizes: dict[str, Any], special: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +226,7 @@ def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
         ValueError: if it would not be tiny.
     """
     config = tiny_config(model_type)
-    published: Any = AutoModelForImageTextToText if model_type in AS_PUBLISHED else AutoModelForCausalLM
+    published: Any = AS_PUBLISHED.get(model_type, AutoModelForCausalLM)
     with torch.device("meta"):
         size = sum(weight.numel() for weight in published.from_config(config).parameters())
     if size > MOST_WEIGHTS:

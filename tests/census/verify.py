@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +150,11 @@ def verify(model_type: str, work: Path, seed: int = 0) -> Verdict:
     verdict, folder = Verdict(model_type), work / model_type
     try:
         model = tiny_model(model_type, seed)
+    except ImportError as error:
+        library = re.search(r"requires the (\S+) library", str(error))
+        assert library is not None
+        verdict.unbuilt = f"transformers builds it with the library {library[1]}, which is not installed"
+        return verdict
     except Exception as error:
         verdict.unbuilt = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         return verdict

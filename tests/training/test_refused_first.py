@@ -33,6 +33,8 @@ ENCODER = "is not causal as it is loaded: what BertLMHeadModel computes for a to
 NO_SALIENCY = "model: MambaForCausalLM has no softmax attention, so that saliency cannot be read; saliency=uniform"
 MORE = "cannot run on a text alone"
 LORA = "lora_targets=auto: the model has no attention to train"
+PIECES = "the model uses weights of other things than its tokens"
+NO_LAYERS = "config.json does not say how many layers the model has"
 TWICE = "runs more than once in one pass of DoryForCausalLM"
 FSDP = {"accelerator": "cpu", "devices": 2, "strategy": "fsdp"}
 
@@ -57,6 +59,8 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
         (run_select, "mamba", [], NO_SALIENCY),
         (run_select, "mamba", ["saliency=uniform", "warmup=lora"], f"warmup.{LORA}"),
         (run_select, "gemma4_assistant", [], MORE),
+        (run_select, "reformer", [], PIECES),
+        (run_select, "musicgen", [], NO_LAYERS),
         (run_select, "dory", ["method=less", "warmup=lora"], TWICE),
         (run_train, "bert", [], ENCODER),
         (run_train, "mamba", ["train.mode=full"], NO_SALIENCY),

@@ -30,6 +30,8 @@ from trim_lightning.trim.saliency import weight_statistics
 
 READING = "trim_reading"  # attribute of a loaded model
 HOOK, WEIGHTS, NONE = "hook", "weights", "none"
+PIECES = 80  # tokens that a class which attends within pieces of a sequence cuts
+OTHER_THINGS = "weights of other things than its tokens"
 SAME = 1e-3  # share of the largest number by which two ways of computing one attention may differ in float32
 # kinds of layers as configs name them, and modules, that have softmax attention, and those of them that have none
 SOFTMAX, OTHER = (
@@ -199,6 +201,8 @@ def judge(model: PreTrainedModel, seen: Look) -> Reading:
     with implementation(model, OWN if seen.reports else model.config._attn_implementation) as kept:
         given = given_layers(model, total)
         kept.append(bool(given))
+        if given:
+            check_longer(model)
     if given:
         return Reading(WEIGHTS, given, total)
     if seen.refusal is not None:
@@ -261,6 +265,21 @@ def given_layers(model: PreTrainedModel, total: int) -> tuple[int, ...]:
         return ()
     named = tuple(layer for layer, kind in enumerate(kinds_of_layers(model)) if is_softmax(kind))
     return tuple(range(total)) if len(weights) == total else named if len(weights) == len(named) else ()
+
+
+def check_longer(model: PreTrainedModel) -> None:
+    """Refuse a class that attends within pieces of a longer sequence, as Reformer does: those are not its tokens.
+
+    Raises:
+        NotPlainError: if the weights of a longer sequence are not of tokens on tokens.
+    """
+    weight: Any = model.get_input_embeddings().weight
+    places = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or PIECES
+    device = "cpu" if weight.device.type == "meta" else weight.device
+    ids = (3 + torch.arange(min(PIECES, int(places)), device=device))[None] % len(weight)
+    with torch.no_grad():
+        if any(each.shape[2:] != (ids.shape[1], ids.shape[1]) for each in states_and_weights(model, ids)[1]):
+            raise refusal(OTHER_THINGS)
 
 
 def refuse_divided(way: str, name: str) -> None:
@@ -327,7 +346,7 @@ def read_weights(
         states.append(nn.functional.pad(hidden[0], (0, 0, 0, input_ids.shape[1] - length)).to(input_ids.device))
         for place, each in enumerate(weights):
             if each.shape[2:] != (length, length):
-                raise refusal("weights of other things than its tokens")
+                raise refusal(OTHER_THINGS)
             each = each.float()
             whole = torch.tensor([length], device=each.device)
             row, column = weight_statistics(each, whole, each > 0)
