@@ -173,7 +173,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     for function in (
         engine, padding, common, common_sdpa, common_long, common_float32, less_one, less_four, less_selection,
         less_selection_paper, saliency, growth, processes, compiled, rounding, adapter, cascade, sweeps.sweep,
-        sweeps.estimate, load.million, load.cells, load.large_page,
+        sweeps.estimate, load.million, load.stored, load.six_million, load.cells, load.large_page,
     )
 }  # fmt: skip
 

@@ -74,6 +74,44 @@ def million() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def stored() -> dict[str, Any]:
+    """Bytes a token of the stored pass over 200,000 generated records, 57 target groups; peak memory of the command."""
+    return of_generated(int(os.environ.get("TRIM_BENCH_RECORDS", "200000")), groups=57)
+
+
+def six_million() -> dict[str, Any]:
+    """The same of 6,000,000 records without groups, the whole command."""
+    return of_generated(int(os.environ.get("TRIM_BENCH_RECORDS", "6000000")), groups=1)
+
+
+def of_generated(number: int, groups: int) -> dict[str, Any]:
+    """A selection from short generated records with the tiny model, one target a group, end to end by the command."""
+    directory = WORK / f"stored-{groups}"
+    directory.mkdir(parents=True, exist_ok=True)
+    pool, target = directory / "pool.jsonl", directory / "target.jsonl"
+    generator = np.random.default_rng(0)
+    words = [word for line in materials.pool_lines()[:2000] for word in json.loads(line)["prompt"].split()]
+    with pool.open("w", encoding="utf-8") as file:
+        for row in range(number):
+            picked = [words[place] for place in generator.integers(len(words), size=14)]
+            record = {"id": f"r{row}", "prompt": " ".join(picked[:10]), "response": " ".join(picked[10:])}
+            file.write(json.dumps(record) + "\n")
+    with pool.open(encoding="utf-8") as file, target.open("w", encoding="utf-8") as targets:
+        for place, line in zip(range(max(groups, 10)), file, strict=False):
+            targets.write(json.dumps({**json.loads(line), "subtask": f"g{place % groups:02d}"}) + "\n")
+    took = selection(directory, pool, target, *(["target.group_field=subtask"] if groups > 1 else []))
+    manifest = json.loads((directory / "output" / "manifest.json").read_text())
+    tokens = manifest["stages"]["score"]["tokens"]
+    (entry,) = (directory / "store" / "score").iterdir()
+    sizes = {path.name: path.stat().st_size for path in entry.iterdir()}
+    shards = sum(size for name, size in sizes.items() if name.startswith("similarity-"))
+    return {
+        "ratio": shards / tokens, "wanted": f"<= {6 + 2 * groups} bytes a token", "records": number, "groups": groups,
+        "tokens": tokens, "whole_entry_bytes_a_token": sum(sizes.values()) / tokens, "files": len(sizes), **took,
+        "stages": {name: stage["seconds"] for name, stage in manifest["stages"].items()},
+    }  # fmt: skip
+
+
 def cells() -> dict[str, Any]:
     """A sweep of 200 jobs over one pool of 2,000 records with the tiny model: passes that it takes."""
     directory, pool, target = files("cells", materials.pool_lines()[:2000])

@@ -18,6 +18,8 @@ from figures import FIGURES
 
 SLOW = (
     "million",
+    "stored",
+    "six_million",
     "cells",
     "large_page",
     "sweep",

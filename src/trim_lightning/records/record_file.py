@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import mmap
 import os
 from bisect import bisect_right
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from trim_lightning.errors import UserError
+from trim_lightning.files.maps import ReadMap
 from trim_lightning.records.fields import MISSING, clean_text, lookup, scalar_text
 from trim_lightning.records.filters import conditions
 from trim_lightning.records.flat import FlatTexts
@@ -149,7 +149,7 @@ class RecordFile:
         self.bad, self.remarks, self.files = bad, (*source.remarks, *remarks), source.files
         self._source, self._options, self._stamp = source, options, stamp
         self._offsets, self._lines, self.ids, self.kinds = offsets, lines, ids, kinds
-        self._map: mmap.mmap | None = None
+        self._map: ReadMap | None = None
         self._taken: list[int] | None = None
 
     def __len__(self) -> int:
@@ -165,10 +165,11 @@ class RecordFile:
             IndexError: if there is no such row.
             UserError: if the file has changed since it was indexed.
         """
-        data = self._data()
-        start = int(self._offsets[self._checked(row)])
+        opened = self._opened()
+        data, start = opened.data, int(self._offsets[self._checked(row)])
         end = data.find(b"\n", start)
         line = data[start:] if end < 0 else data[start:end]
+        opened.note(len(line))
         return line.removesuffix(b"\r")
 
     def object(self, row: int) -> dict[str, Any]:
@@ -226,12 +227,12 @@ class RecordFile:
             raise IndexError(f"row {row} of {len(self)}")
         return row
 
-    def _data(self) -> mmap.mmap:
+    def _opened(self) -> ReadMap:
         if self._map is None:
             with _open(self._source) as handle:
                 if _stamp(handle.fileno()) != self._stamp:
                     raise UserError(f"{self._source.label} has changed since it was read: run again")
-                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = ReadMap(handle)
         return self._map
 
 

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.console.progress import progress_bar
+from trim_lightning.files.maps import ReadMap
 from trim_lightning.records.flat import spans
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 from trim_lightning.tokens.spans import PROMPT, RESPONSE, SCAFFOLD
 
+BLOCK = 65_536  # records whose tokens are looked through at once
 BATCH = 512  # records rendered and tokenised in one call
 EXAMPLES_KEPT = 20  # problems described in full; the rest are only counted
 
@@ -50,20 +52,18 @@ class TokenizedRecords:
         self.dropped: dict[str, int] = summary.get("dropped", {})
         self._offsets = np.fromfile(directory / "offsets.int64", dtype=np.int64)
         self.lengths = np.diff(self._offsets)
-        self._arrays: tuple[NDArray[np.int32], NDArray[np.uint8]] | None = None
+        self._maps: list[ReadMap] | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> TokenSequence:
-        token_ids, roles = self._open()
-        part = slice(self._offsets[row], self._offsets[row + 1])
-        return TokenSequence(token_ids[part], roles[part])
+        return self._between(row, row + 1)
 
     def together(self, rows: NDArray[np.int64]) -> TokenSequence:
         """The tokens of some records, record after record."""
-        token_ids, roles = self._open()
         places = spans(self._offsets[rows], self.lengths[rows])
+        token_ids, roles = self._open(len(places))
         return TokenSequence(token_ids[places], roles[places])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,29 +79,42 @@ class TokenizedRecords:
 
     def largest_id(self) -> int:
         """The largest token id, -1 if there is no token."""
-        token_ids, _ = self._open()
-        return int(token_ids.max()) if len(token_ids) else -1
+        largest = -1
+        for start in range(0, len(self), BLOCK):
+            token_ids, _ = self._between(start, min(len(self), start + BLOCK))
+            largest = max(largest, int(token_ids.max(initial=-1)))
+        return largest
 
     def content_lengths(self, scope: str = "all") -> NDArray[np.int64]:
         """``[records]`` int64 number of content tokens of each record within ``scope``."""
-        _, roles = self._open()
         counts = np.zeros(len(self), dtype=np.int64)
-        for start in range(0, len(self), 65536):
-            end = min(len(self), start + 65536)
-            low, high = self._offsets[start], self._offsets[end]
-            running = np.concatenate([[0], np.cumsum(scope_mask(roles[low:high], scope), dtype=np.int64)])
-            counts[start:end] = np.diff(running[self._offsets[start : end + 1] - low])
+        for start in range(0, len(self), BLOCK):
+            end = min(len(self), start + BLOCK)
+            _, roles = self._between(start, end)
+            running = np.concatenate([[0], np.cumsum(scope_mask(roles, scope), dtype=np.int64)])
+            counts[start:end] = np.diff(running[self._offsets[start : end + 1] - self._offsets[start]])
         return counts
 
-    def _open(self) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        if self._arrays is None:
-            if self.total_tokens == 0:
-                self._arrays = NOTHING
-            else:
-                self._arrays = (
-                    np.memmap(self.directory / "token_ids.int32", dtype=np.int32, mode="r"),
-                    np.memmap(self.directory / "roles.uint8", dtype=np.uint8, mode="r"),
-                )
+    def _between(self, start: int, end: int) -> TokenSequence:
+        """The tokens of records that follow one another."""
+        part = slice(self._offsets[start], self._offsets[end])
+        token_ids, roles = self._open(int(part.stop - part.start))
+        return TokenSequence(token_ids[part], roles[part])
+
+    def _open(self, tokens: int) -> TokenSequence:
+        """All tokens, of which so many are to be read."""
+        if not self._offsets[-1]:
+            return NOTHING
+        if self._maps is None:
+            with (
+                (self.directory / "token_ids.int32").open("rb") as ids,
+                (self.directory / "roles.uint8").open("rb") as roles,
+            ):
+                self._maps = [ReadMap(ids), ReadMap(roles)]
+            token_ids, kinds = (part.data for part in self._maps)
+            self._arrays = TokenSequence(np.frombuffer(token_ids, np.int32), np.frombuffer(kinds, np.uint8))
+        for part in self._maps:
+            part.note(4 * tokens)
         return self._arrays
 
 
