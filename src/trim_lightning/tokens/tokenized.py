@@ -127,11 +127,9 @@ class SomeRecords(TokenizedRecords):
     """
 
     def __init__(self, records: TokenizedRecords, rows: NDArray[np.int64]) -> None:
-        super().__init__(records.directory)
-        self.rows = rows
-        lengths = np.zeros_like(self.lengths)
-        lengths[rows] = self.lengths[rows]
-        self.lengths = lengths
+        self.__dict__.update(vars(records))  # offsets and maps are the same
+        self.rows, self.lengths = rows, np.zeros_like(records.lengths)
+        self.lengths[rows] = records.lengths[rows]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SomeRecords, (TokenizedRecords(self.directory), self.rows)  # a worker process maps the files anew
