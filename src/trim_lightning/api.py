@@ -46,6 +46,7 @@ from trim_lightning.report.page import token_text
 from trim_lightning.report.token_texts import TokenTexts
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.selection.scores import Scores
+from trim_lightning.settings.key import check
 from trim_lightning.settings.schema import FallbackSettings, ModelSettings, PoolerSettings, SaliencySettings
 from trim_lightning.stages.fingerprints import SalientTarget, banks_of, weigh
 from trim_lightning.stages.task import MatchedTokens
@@ -290,6 +291,7 @@ def load(
     *,
     adapter: str | Path | None = None,
     dtype: str = "auto",
+    quantize: str | None = None,
     device: str | None = None,
     store_dir: str | Path | None = None,
     **options: Any,
@@ -300,6 +302,7 @@ def load(
         path: A model directory, a Hub id, or ``bundled:smollm2_135m``.
         adapter: A PEFT adapter folder (for example a warm-up's) to put onto it.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
+        quantize: ``4bit`` or ``8bit`` keeps the weights of linear layers so (extra ``quantize``).
         device: A torch device; by default the first GPU, else the CPU.
         store_dir: Where the converted bundled model and file checksums are kept; by default ``TRIM_STORE_DIR``, else
             ``.trim_store``.
@@ -308,7 +311,9 @@ def load(
     Raises:
         UserError: if the model or the adapter cannot be found or loaded.
     """
-    source = find_model(ModelSettings(path=path), Store(store_dir or os.environ.get("TRIM_STORE_DIR", ".trim_store")))
+    settings = ModelSettings(path=path, quantize=quantize)
+    check(settings)
+    source = find_model(settings, Store(store_dir or os.environ.get("TRIM_STORE_DIR", ".trim_store")))
     model = load_model(source, resolve_dtype(dtype))
     if adapter is not None:
         model = apply_adapter(model, Path(adapter), gradients=False)

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+import trim_lightning
 from trim_lightning.errors import UserError
 from trim_lightning.models.adapter import apply_adapter
 from trim_lightning.models.load import ModelRecipe, load_model
 from trim_lightning.models.lora import add_lora, save_adapter
 from trim_lightning.models.loss import summed_loss
 from trim_lightning.models.low_rank import LowRankBeside
+from trim_lightning.models.precision import is_quantized
 from trim_lightning.models.source import ModelSource, find_model
 from trim_lightning.settings.schema import ModelSettings, TuningSettings
 from trim_lightning.store import Store
@@ -150,3 +152,10 @@ def test_an_adapters_folder_is_refused(bits: str, load: Load, tmp_path: Path) ->
 def test_another_process_loads_the_same(bits: str, tiny_source: Callable[[str], ModelSource], load: Load) -> None:
     recipe = ModelRecipe(replace(tiny_source("llama"), quantize=bits), torch.float32)
     assert torch.equal(logits(recipe.load()), logits(load(bits)))
+
+
+def test_python_loads_the_same(bits: str, tiny_folder: Callable[[str], Path], store_dir: Path) -> None:
+    scorer = trim_lightning.load(str(tiny_folder("llama")), quantize=bits, dtype="float32", store_dir=store_dir)
+    assert is_quantized(scorer.model)
+    with pytest.raises(UserError, match=r"^quantize=2bit: must be one of 4bit, 8bit"):
+        trim_lightning.load(str(tiny_folder("llama")), quantize="2bit", store_dir=store_dir)
