@@ -30,6 +30,8 @@ def cascade() -> dict[str, Any]:
     number, layers = (
         int(os.environ.get(f"TRIM_BENCH_{name}", least)) for name, least in (("RECORDS", 4000), ("LAYERS", 4))
     )
+    if not os.environ.get("TRIM_DATA_DIR"):
+        raise RuntimeError("TRIM_DATA_DIR must name the folder with pool.jsonl.gz and the tasks' targets")
     folder = Path(tempfile.mkdtemp(dir=WORK))
     try:
         lines = random.Random(0).sample(materials.pool_lines(), number)
