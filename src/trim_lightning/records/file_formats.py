@@ -65,7 +65,11 @@ def _spreads(path: Path) -> bool:
     with path.open("rb") as file:
         line = b""
         while not line.strip(b"\xef\xbb\xbf \t\r\n"):
-            line = file.readline(_MOST_VALUE)
+            line = file.readline(MOST_LINE_BYTES + 1)
+        if len(line) > MOST_LINE_BYTES:
+            if path.stat().st_size > _MOST_VALUE:
+                return False  # too large for one object
+            line += file.readline(_MOST_VALUE)
         rest = file.read(1 << 16)
     alone, below = not rest.strip(), rest.split(b"\n")[:3]
     text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip()
