@@ -60,7 +60,7 @@ test-trainers: $(INSTALLED) ## load exported coresets with TRL and LLaMA-Factory
 
 # each installs some 7 GB where the package index has torch for GPUs; other Pythons: OLDEST=... NEWEST=...
 OLDEST ?= python3.11
-NEWEST ?= python3.12
+NEWEST ?= python3.13
 VERSIONS := build/versions
 test-versions: test-oldest test-locked test-newest ## run the tests with other versions, in three new environments
 
