@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from running import run_select
 from tiny_models import build_tiny_model
@@ -27,9 +28,18 @@ def start(tmp_path: Path, *overrides: str, target: object = GOOD) -> Path:
 
 def test_tokens_beyond_the_embedding(tmp_path: Path) -> None:
     build_tiny_model("llama", tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    model.resize_token_embeddings(40)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"its tokenizer gives the token \d+, and the model has .* 0 to 39"):
+        start(tmp_path)
+
+
+def test_weights_of_other_shapes_than_the_config_says(tmp_path: Path) -> None:
+    build_tiny_model("llama", tmp_path / "model")
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 40}))
-    with pytest.raises(UserError, match=r"its tokenizer gives the token \d+, and the model has .* 0 to 39"):
+    with pytest.raises(UserError, match=r"not the shapes that its config\.json says: look at vocab_size"):
         start(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trim_lightning.store.versions import LIBRARIES
 
 Install = Callable[..., None]
 RECORDED = {"python", "torch", "transformers", "tokenizers", "peft", "lightning", "numpy", "trim-lightning"}
+RECORDED |= {"bitsandbytes"} if find_spec("bitsandbytes") else set()
 SOURCE = Path(trim_lightning.__file__).parent
 
 

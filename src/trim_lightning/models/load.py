@@ -143,7 +143,10 @@ def load_model(source: ModelSource, dtype: torch.dtype, *, whole: bool = False) 
         try:
             loaded = from_files(source, dtype, whole=whole)
         except Exception as error:
-            raise UserError(f"model.path={source.name}: cannot be loaded ({first_line(error)})") from None
+            why = first_line(error)
+            if "ignore_mismatched_sizes" in why:  # transformers tells the shapes in a report of its own
+                why = "its weights have not the shapes that its config.json says: look at vocab_size first"
+            raise UserError(f"model.path={source.name}: cannot be loaded ({why})") from None
     model, report = loaded
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])

@@ -49,7 +49,7 @@ class SourceSettings:
     system_field: str | None = key(None, "field of the system text; null takes `system` or `system_prompt`")
     history_field: str | None = key(None, "field of earlier turns; null takes `history`")
     tools_field: str | None = key(None, "field of the tools that may be called; null takes `tools`")
-    thought_field: str | None = key(None, "field of the thought before the last response; null takes `reasoning`, ...")
+    thought_field: str | None = key(None, "field of the thought before the last response; null takes the usual names")
     id_field: str | None = key(None, "field of the id; null takes `id`, else the 0-based line number")
     bad_records: str = key(
         "error", "a record that cannot be read is an error, or left out, counted and listed", choices=("error", "skip")
