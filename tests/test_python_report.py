@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 
 import trim_lightning
@@ -160,3 +161,15 @@ def test_a_pick_comes_in_what_held_the_records(
         scores.pick(iter(pool))
     with pytest.raises(UserError, match="39 records, scored were 40"):
         scores.pick(pool[:39])
+
+
+def test_rows_of_an_arrow_table_are_picked(folder: Path, scores: trim_lightning.Scores) -> None:
+    records = [{"prompt": str(record), "response": "b"} for record in lines(folder / "pool.jsonl")]
+    table = pyarrow.Table.from_pylist(records)
+    assert scores.pick(table, count=3).to_pylist() == [records[row] for row in scores.top(count=3)]
+
+
+def test_records_marked_as_bad_keep_their_rows(folder: Path, scorer: trim_lightning.TrimScorer) -> None:
+    pool = [{"prompt": f"Say {number}.", "response": str(number), "label": number % 3 > 0} for number in range(12)]
+    report = scorer.report(pool, lines(folder / "targets.jsonl"), count=12)
+    assert "Say 11." in report.html

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from trim_lightning.engine import shards
 from trim_lightning.engine.shards import finished_shards, ragged, shard_path, write_shard
+from trim_lightning.errors import UserError
 
 
 def table(rows: int = 4, seed: int = 0) -> pa.Table:
@@ -101,3 +102,17 @@ def test_the_checksum_covers_names_lengths_and_values() -> None:
     changed.append(whole.set_column(2, "scope", moved))
     checksums = {shards.content_checksum(part) for part in [whole, *changed]}
     assert len(checksums) == 1 + len(changed)
+
+
+def test_damaged_values_of_an_entry_are_one_clear_line(tmp_path: Path) -> None:
+    folder = tmp_path / "gradients" / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    shards.write_tensors(shards.values_path(folder, 0), {"rows": np.arange(3), "values": np.ones((3, 50))})
+    shards.write_facts(folder, {"shards": 1})
+    ((rows, values),) = shards.read_values(folder)
+    assert (rows.tolist(), values.shape) == ([0, 1, 2], (3, 50))
+    content = bytearray(shards.values_path(folder, 0).read_bytes())
+    content[-5] ^= 1
+    shards.values_path(folder, 0).write_bytes(content)
+    with pytest.raises(UserError, match=r"store entry gradients/0123456789ab: .* another checksum.*verify --whole"):
+        list(shards.read_values(folder))

@@ -197,6 +197,15 @@ def test_a_method_without_a_model_may_be_the_guide(runs: Runs, method: str) -> N
     assert result.manifest["stages"]["cascade"]["tokens"] == 0
 
 
+def test_the_warm_up_is_booked_once(runs: Runs) -> None:
+    warm = ("warmup=lora", "warmup.fraction=0.1", "report.enabled=false")
+    whole, shallow = runs("warm", *warm), runs("warm_cascade", *SHALLOW, *warm)
+    stages = shallow.manifest["stages"]
+    assert stages["warmup"]["tokens"] == whole.manifest["stages"]["warmup"]["tokens"] > 0
+    passes = whole.manifest["stages"]["score"]["tokens"] + whole.manifest["stages"]["fingerprint"]["tokens"]
+    assert stages["cascade"]["tokens"] == passes
+
+
 def test_a_small_model_may_be_the_guide(runs: Runs) -> None:
     """The first three quarters of the layers, saved as a model of its own, guide as the view of them does."""
     folder = runs.root / "proxy"

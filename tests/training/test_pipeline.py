@@ -173,6 +173,16 @@ def test_a_limit_draws_held_out_records_by_seed(
     assert ids(0) == drawn[0]
 
 
+def test_a_split_of_a_folder_is_held_out(
+    trained: Callable[..., Training], training_files: TrainingFiles, tmp_path: Path
+) -> None:
+    for split, records in (("train", "coreset"), ("test", "plain")):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / f"{split}.jsonl").write_bytes((training_files.root / f"{records}.jsonl").read_bytes())
+    run = trained(f"evaluation.path={tmp_path / 'folder'}", "evaluation.split=test")
+    assert len(lines_of(run.directory / "predictions.jsonl")) == len(lines_of(training_files.root / "plain.jsonl"))
+
+
 # what is repeated and what is shared
 
 

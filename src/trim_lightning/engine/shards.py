@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from trim_lightning.errors import UserError, first_line
 from trim_lightning.files.atomic import write_atomically
 
 if TYPE_CHECKING:  # results are read without torch
@@ -147,6 +148,22 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     return tensors
 
 
+def read_stored(path: Path) -> dict[str, NDArray[Any]]:
+    """`read_tensors` of a store entry's file: of a large entry the store has looked at samples alone.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    try:
+        return read_tensors(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        entry = path.parent
+        raise UserError(
+            f"store entry {entry.parent.name}/{entry.name[:12]}: {path.name} cannot be read ({first_line(error)}); "
+            "trim-store verify --whole --delete removes the entry, and the next run computes it again"
+        ) from None
+
+
 def is_intact(path: Path) -> bool:
     """True for a file that `read_tensors` can read."""
     try:
@@ -189,10 +206,14 @@ def write_facts(directory: Path, facts: dict[str, Any]) -> None:
 
 
 def read_values(directory: Path) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-    """Yield ``rows [n]`` and ``values [n, width]`` of every shard; only one shard is in memory at a time."""
+    """Yield ``rows [n]`` and ``values [n, width]`` of every shard; only one shard is in memory at a time.
+
+    Raises:
+        UserError: if a shard is damaged.
+    """
     for index in range(json.loads((directory / FACTS).read_text())["shards"]):
-        with safe_open(values_path(directory, index), framework="numpy") as file:
-            yield file.get_tensor("rows"), file.get_tensor("values")
+        tensors = read_stored(values_path(directory, index))
+        yield tensors["rows"], tensors["values"]
 
 
 def gather_values(directory: Path, size: int) -> NDArray[np.float64]:

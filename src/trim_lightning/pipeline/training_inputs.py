@@ -111,7 +111,7 @@ def look_at_trainee(settings: TrainSettings, trainee: Trainee) -> None:
     else:
         check_source(settings.pool, "pool")
     if settings.evaluation.path is not None:
-        check_source(file_source(settings.evaluation.path), "evaluation")
+        check_source(replace(file_source(settings.evaluation.path), split=settings.evaluation.split), "evaluation")
     with named_as_trainee(settings):
         look_at(trainee, settings.train if settings.train.mode == "lora" else None)
 

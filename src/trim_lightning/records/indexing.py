@@ -34,7 +34,7 @@ from trim_lightning.records.record_file import (
 )
 
 MOST_KINDS, LONGEST_KIND = 1000, 200  # values of a field, characters of one: with more it tells records apart
-_MARKS = ("label", "kto_tag")  # of KTO, as TRL and LLaMA-Factory write it
+MARKS = ("label", "kto_tag")  # of KTO, as TRL and LLaMA-Factory write it
 _BOM = b"\xef\xbb\xbf"
 _MAGIC = (
     (b"PAR1", "is a Parquet file: read it with {what}=parquet"),
@@ -236,7 +236,7 @@ class _Indexer:
         """
         if self.source.what == "coreset":  # which was chosen from records that had been looked at
             return None
-        marks = (mark for mark in _MARKS if is_bad(record.get(mark), "completion" in record))
+        marks = (mark for mark in MARKS if is_bad(record.get(mark), "completion" in record))
         return next((mark for mark in marks if mark not in self.filter.where and mark not in self.filter.exclude), None)
 
     def _check_id(self, record: Mapping[str, Any], id_field: str, number: int) -> None:

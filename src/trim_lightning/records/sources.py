@@ -39,7 +39,7 @@ _RECORDS, _PARTS = "records.jsonl", "parts.json"
 # Raise it whenever the same Parquet or Hub rows give other lines.
 _CONVERSION = 1
 # The same of other files.
-_FILES = 1
+_FILES = 2
 
 
 def open_records(

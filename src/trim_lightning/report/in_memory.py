@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.files.atomic import write_text
+from trim_lightning.records.indexing import MARKS
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
 from trim_lightning.records.targets import TargetSet
@@ -134,8 +135,12 @@ def report_of(shown: Shown, examples: int) -> Report:
 def _spooled(folder: Path, what: str, records: Sequence[Mapping[str, Any]]) -> RecordFile:
     path = folder / f"{what}.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    source = PoolSettings(source="jsonl", path=str(path))
-    return open_records(source, what=what, seed=0, spool=Store(folder / "store").spool)
+    # a record that a preference set marks as bad was scored like any other, and keeps its row
+    marked = {name: list[Any]() for name in MARKS if any(name in record for record in records)}
+    source = PoolSettings(source="jsonl", path=str(path), exclude=marked)
+    file = open_records(source, what=what, seed=0, spool=Store(folder / "store").spool)
+    assert len(file) == len(records)
+    return file
 
 
 def _manifest(shown: Shown, pool: RecordFile, targets: RecordFile) -> dict[str, Any]:

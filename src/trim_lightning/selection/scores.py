@@ -50,7 +50,8 @@ class Scores:
     def pick(self, records: Any, fraction: float | None = None, *, count: int | None = None) -> Any:
         """The best of the records that were scored, best first, in what holds them.
 
-        A data set of the library datasets gives a data set, a pandas table a table, anything with places a list.
+        A data set of the library datasets gives a data set, a table of pandas, Arrow or polars a table, anything with
+        places a list.
 
         Args:
             records: What was given to `TrimScorer.score`.
@@ -67,6 +68,10 @@ class Scores:
         rows = self.top(fraction, count=count)
         if hasattr(records, "iloc"):
             return records.iloc[rows]
+        if hasattr(records, "iter_rows"):  # polars, whose `select` takes columns
+            return records[rows]
+        if hasattr(records, "to_pylist"):  # Arrow, likewise
+            return records.take(rows)
         return records.select(rows) if hasattr(records, "select") else [records[row] for row in rows]
 
     def _repr_html_(self) -> str:

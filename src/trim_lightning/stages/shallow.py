@@ -6,13 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trim_lightning.stages.scorer import Scorer
-from trim_lightning.store import Cost
+from trim_lightning.store import Cost, StageKey
 from trim_lightning.store.ledger import Ledger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trim_lightning.models.load import ModelRecipe
+    from trim_lightning.settings.schema import WarmupSettings
+    from trim_lightning.tokens.tokenized import TokenizedRecords
 
 
 class ShallowScorer(Scorer):
@@ -35,6 +37,9 @@ class ShallowScorer(Scorer):
             max_length=deep.max_length,
         )
         self._deep = deep
+
+    def warm_up(self, settings: WarmupSettings, pool: TokenizedRecords, pool_key: StageKey) -> None:
+        """Nothing: the scorer is warmed up before, and its weights are these."""
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from trim_lightning.engine.shards import read_tensors
+from trim_lightning.engine.shards import read_stored
 from trim_lightning.engine.token_shards import MATCHES, cosines_of, similarity_path
-from trim_lightning.errors import UserError, first_line
 from trim_lightning.records.flat import sums_of
 from trim_lightning.settings.schema import FallbackSettings, PoolerSettings
 from trim_lightning.stages.scoring import BANKS
@@ -91,7 +89,7 @@ class StoredPass:
     def _table(self) -> NDArray[np.int32] | None:
         """``[banks, vocabulary]`` the class that a token of each class is matched with; None if that varies."""
         path = self.directory / MATCHES
-        return self._read(path)["match"] if path.exists() else None
+        return read_stored(path)["match"] if path.exists() else None
 
     def shard(self, index: int) -> ScoredShard:
         """Read one shard.
@@ -99,7 +97,7 @@ class StoredPass:
         Raises:
             UserError: if it is damaged.
         """
-        tensors = self._read(similarity_path(self.directory, index))
+        tensors = read_stored(similarity_path(self.directory, index))
         rows = tensors["rows"]
         token_ids, roles = self.tokens.together(rows)
         scope = scope_mask(roles, self.scope)
@@ -138,16 +136,6 @@ class StoredPass:
         similarity[scope] = penalise(scoped.similarity[part], scoped.direct[part], fallback.mode, fallback.penalty)
         match[scope] = scoped.match[part]
         return MatchedTokens(np.array(sequence.token_ids), scope, similarity, match, group)
-
-    def _read(self, path: Path) -> dict[str, NDArray[Any]]:
-        try:
-            return read_tensors(path)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(
-                f"store entry {self.directory.parent.name}/{self.directory.name[:12]}: {path.name} cannot be read "
-                f"({first_line(error)}); trim-store verify --whole --delete removes the entry, and the next run "
-                "computes it again"
-            ) from None
 
 
 def pool_tokens(
