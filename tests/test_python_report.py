@@ -173,3 +173,10 @@ def test_records_marked_as_bad_keep_their_rows(folder: Path, scorer: trim_lightn
     pool = [{"prompt": f"Say {number}.", "response": str(number), "label": number % 3 > 0} for number in range(12)]
     report = scorer.report(pool, lines(folder / "targets.jsonl"), count=12)
     assert "Say 11." in report.html
+
+
+def test_what_is_no_bank_and_no_target_is_said(scorer: trim_lightning.TrimScorer) -> None:
+    with pytest.raises(UserError, match="score: the bank is a NoneType"):
+        scorer.score([], None)
+    with pytest.raises(UserError, match="targets: there are no records"):
+        scorer.fingerprint([])

@@ -116,6 +116,8 @@ class TrimScorer:
                 f"the model's saliency cannot be read: {reading.why}; set the weights of row and column to 0"
             )
         sequences = list(itertools.chain.from_iterable(self._encode(targets)))
+        if not sequences:
+            raise UserError("targets: there are no records")
         forward = TargetPass(self.model)
         results: list[dict[str, Any]] = []
         for batch in self._batches(sequences):
@@ -139,6 +141,8 @@ class TrimScorer:
         fallback: FallbackSettings | None = None,
     ) -> Scores:
         """Score an iterable of records; only a thousand of them are held at a time."""
+        if not isinstance(bank, FingerprintBank):
+            raise UserError(f"score: the bank is a {type(bank).__name__}; give what TrimScorer.fingerprint returned")
         pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
         forward = ScoringPass(self.model, [(bank, fallback.nearest)])
         forward.on_predict_start()

@@ -326,6 +326,10 @@ def test_a_pool_too_small_for_a_sample_is_scored_as_ever(
     assert result.manifest["stages"]["score"]["key"] == plain.manifest["stages"]["score"]["key"]
     assert "cascade" not in result.manifest["stages"]
     assert result.scores.cheap_score is None
+    with pytest.raises(UserError, match=r"scoring\.cascade\.layers=99: .*has only 8 layers"):
+        runs("few", "scoring=cascade", "scoring.cascade.layers=99")
+    with pytest.raises(UserError, match=r"scoring\.cascade\.model=.*no such directory"):
+        runs("few", "scoring=cascade", f"scoring.cascade.model={runs.root / 'none' / 'at' / 'all'}")
 
 
 @pytest.mark.parametrize(

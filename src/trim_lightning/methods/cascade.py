@@ -88,14 +88,35 @@ def cheap_task(task: SelectionTask) -> SelectionTask:
         return replace(
             task, settings=settings, scorer=scorer, pool_tokens=pool_tokens, pool_key=entry.key, ledger=ledger
         )
+    return replace(task, settings=settings, scorer=ShallowScorer(task.scorer, depth_of(task), ledger), ledger=ledger)
+
+
+def check(task: SelectionTask) -> None:
+    """Refuse what a larger pool would be refused for.
+
+    Raises:
+        UserError: as `cheap_task`.
+    """
+    if task.settings.scoring.cascade.model is not None:
+        small_scorer(task, task.settings.scoring.cascade.model)
+    elif task.settings.scoring.cascade.by is None:
+        depth_of(task)
+
+
+def depth_of(task: SelectionTask) -> int:
+    """Layers that give the cheap score.
+
+    Raises:
+        UserError: if the model has no more.
+    """
     total = task.scorer.source.num_layers
-    layers = cascade.layers or max(1, round(DEPTH * total))
+    layers = task.settings.scoring.cascade.layers or max(1, round(DEPTH * total))
     if layers >= total:
         raise UserError(
             f"scoring.cascade.layers={layers}: {task.scorer.source.name} has only {total} layers; ask for fewer, or "
             "use scoring=plain"
         )
-    return replace(task, settings=settings, scorer=ShallowScorer(task.scorer, layers, ledger), ledger=ledger)
+    return layers
 
 
 def small_scorer(task: SelectionTask, path: str) -> Scorer:

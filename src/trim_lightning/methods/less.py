@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.engine.shards import gather_values, read_values
+from trim_lightning.errors import UserError
 from trim_lightning.methods.base import Selector
 from trim_lightning.methods.shared import group_scores, score_table, unit, usable_groups
 from trim_lightning.selection.ranking import ScoreTable
@@ -41,7 +42,14 @@ class LessSelector(Selector):
         return self.last_layers is None
 
     def score(self, task: SelectionTask) -> ScoreTable:
-        """Warm-up, then gradients of targets and pool at every checkpoint, then cosines shard by shard."""
+        """Warm-up, then gradients of targets and pool at every checkpoint, then cosines shard by shard.
+
+        Raises:
+            UserError: if gradients of more blocks are asked for than the model has.
+        """
+        most, name = task.scorer.source.num_layers, task.scorer.source.name
+        if self.last_layers is not None and self.last_layers > most:
+            raise UserError(f"method.last_layers={self.last_layers}: {name} has only {most} layers; ask for fewer")
         checkpoints = train_checkpoints(task, "less", self.num_checkpoints, gradients=True)
         targets, targets_entry = target_tokens(task)
         responses = targets.content_lengths("response")

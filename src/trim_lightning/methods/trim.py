@@ -74,6 +74,7 @@ class TrimSelector(Selector):
             return None
         field = cascade.field_of(task)
         if field.is_small:
+            cascade.check(task)
             task.ledger.warn(
                 f"scoring=cascade: {len(field.rows):,} records are too few, for {len(field.sample):,} would be scored "
                 "both ways to measure what a cascade loses; every record is scored in full"

@@ -58,7 +58,8 @@ def selection_summary(
         ],
         [
             "mean length",
-            f"{counts['mean_tokens_selected']} tokens in the coreset, {counts['mean_tokens_pool']} in the pool",
+            f"{0 if counts['mean_tokens_selected'] is None else counts['mean_tokens_selected']} tokens in the coreset, "
+            f"{counts['mean_tokens_pool']} in the pool",
         ],
     ]
     attention = manifest["stages"].get("fingerprint", {}).get("attention")
