@@ -192,11 +192,16 @@ try-build: build ## ... and install the source archive into a clean environment,
 	build/clean/bin/python -m pip install -c constraints.txt dist/*.tar.gz
 	cd build/clean && bin/trim-select --help && bin/trim-select --cfg job && bin/trim-export --help
 
+# the tag as it was given: neither make nor the shell looks into it; notes.py refuses one that is not v and the version
+unexport TAG
+QUOTE := '
+QUOTED_TAG = '$(subst $(QUOTE),'\'',$(value TAG))'
+
 notes: ## write the notes of the release TAG=v1.2.3 from CHANGELOG.md into build/notes.md
-	$(PYTHON) .ci/notes.py $(TAG)
+	$(PYTHON) .ci/notes.py $(QUOTED_TAG)
 
 release: notes ## publish the release of TAG=v1.2.3 with the files of dist/ (the workflow does it)
-	gh release create $(TAG) dist/* --verify-tag --title $(TAG) --notes-file build/notes.md
+	gh release create $(QUOTED_TAG) dist/* --verify-tag --title $(QUOTED_TAG) --notes-file build/notes.md
 
 clean: ## remove caches and builds; .venv, runs and stored results stay
 	rm -rf build dist .import_linter_cache .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -89,6 +93,24 @@ def test_the_notes_of_a_release_are_its_section(release: ModuleType) -> None:
 def test_a_release_that_does_not_fit_is_refused(release: ModuleType, tag: str, version: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         release.notes(tag, version, CHANGES)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("target", ["notes", "release"])
+@pytest.mark.parametrize(
+    "tag", ["", "v9.9.9", "v1;touch PWNED", "v1$(shell touch PWNED)", "v1'`touch PWNED`", 'v1"$$(touch PWNED)"']
+)
+def test_a_tag_is_refused_and_never_run(target: str, tag: str, tmp_path: Path) -> None:
+    pwned = tmp_path / "pwned"
+    given = tag.replace("PWNED", str(pwned))
+    done = subprocess.run(
+        ["make", "-C", str(ROOT), target, f"TAG={given}", f"PYTHON={sys.executable}"],
+        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "PATH": f"{tmp_path}:{os.defpath}"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"error: the tag {given} is not v{PROJECT['version']}" in done.stderr
+    assert "gh release" not in done.stdout
+    assert not pwned.exists()
 
 
 def test_the_citation_names_this_version() -> None:

@@ -10,14 +10,18 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 
 import trim_lightning.pipeline.select
 from cli.conftest import CONSOLE_SCRIPT, Inputs, Outcome, Run, final_files, run_process
 from trim_lightning.cli.exits import fail
-from trim_lightning.cli.hydra_app import Job, select_task
+from trim_lightning.cli.hydra_app import Job, mean_score, select_task
 from trim_lightning.errors import UserError
+from trim_lightning.pipeline.select import Selection
 
 GOOD = b'{"prompt": "a question", "response": "an answer"}\n'
 ROOT = Path(__file__).resolve().parents[2]
@@ -359,6 +363,16 @@ def test_a_library_that_ends_the_process(run: Run, inputs: Inputs, monkeypatch: 
 def test_message_is_brought_onto_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert fail("first\nsecond  third") == 2
     assert capsys.readouterr().err == "error: first second third\n"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "mean"), [([0, 1, 2], 2.0), ([1], None), ([], None)], ids=["some", "unscored", "nothing"]
+)
+@pytest.mark.filterwarnings("error")
+def test_records_without_a_score_are_no_part_of_the_mean(chosen: list[int], mean: float | None) -> None:
+    scores = SimpleNamespace(score=np.array([1.0, np.nan, 3.0], dtype=np.float32))
+    found = SimpleNamespace(scores=scores, chosen=np.array(chosen, dtype=np.int64))
+    assert mean_score(cast("Selection", found)) == mean
 
 
 def test_a_job_can_be_sent_to_another_process() -> None:

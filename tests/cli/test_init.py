@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from cli.conftest import Inputs, Outcome, Run
+from trim_lightning.cli.init import as_yaml
 
 CONFIG = Path("experiment", "own.yaml")
 
@@ -85,10 +86,26 @@ def test_mistakes_are_told_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["it's {odd}, #1: ${x}.jsonl", "- null.jsonl", "true"])
+@pytest.mark.parametrize("name", ["it's {odd}, #1: ${x}.jsonl", "- null.jsonl", "true", "two\nseed: 7\u2028x.jsonl"])
 def test_a_path_of_any_characters_comes_back(name: str, run: Run, inputs: Inputs, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes((inputs.root / "pool.jsonl").read_bytes())
     outcome = run("init", name) if not name.startswith("-") else run("init", "--", name)
     assert outcome.code == 0, outcome.err
     shown = run("--cfg", "job", "--resolve", "--config-dir", ".", "experiment=own", "paths.output_dir=out")
     assert yaml.safe_load(shown.out)["pool"]["path"] == name, shown.err
+
+
+@pytest.mark.parametrize("path", ["a\x85 b", "a \u2028b", "a\n\nb: 1 #", b"\xff\n".decode(errors="surrogateescape")])
+def test_a_path_with_any_line_break_is_one_line(path: str) -> None:
+    assert as_yaml(path).encode().isascii()
+    assert yaml.safe_load(f"pool:\n  path: {as_yaml(path)} # told\n") == {"pool": {"path": path}}
+
+
+def test_the_name_of_a_field_stays_in_its_comment(run: Run, tmp_path: Path) -> None:
+    field = "chat\nseed: 7\n\u2028hydra: x \u202e"
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "pool.jsonl").write_text(json.dumps({field: turns}) + "\n")
+    assert run("init", "pool.jsonl").code == 0
+    (line,) = [line for line in (tmp_path / CONFIG).read_text().splitlines() if "seed: 7" in line]
+    assert line.endswith("# 1 records, layout chat seed: 7 hydra: x ⟨U+202E⟩")
+    assert yaml.safe_load((tmp_path / CONFIG).read_text())["seed"] == 0

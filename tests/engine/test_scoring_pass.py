@@ -183,6 +183,29 @@ def test_rows_are_found_in_the_shards_of_their_window(
             assert np.isnan(tokens.similarity[~tokens.scope]).all()
 
 
+def test_a_block_of_rows_reads_only_the_shards_that_hold_it(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(tmp_path)
+    whole, passed = StoredPass(tmp_path, work.records), StoredPass(tmp_path, work.records)
+    holders = {int(row): index for index in range(len(whole)) for row in whole.shard(index).rows}
+    read: list[int] = []
+    real = StoredPass.shard
+
+    def shard(self: StoredPass, index: int) -> Any:
+        read.append(index)
+        return real(self, index)
+
+    monkeypatch.setattr(StoredPass, "shard", shard)
+    for start in range(0, len(LENGTHS), 2):
+        wanted = {holders[row] for row in (start, start + 1) if row in holders}
+        read.clear()
+        found = {int(row) for held in passed.holding(range(start, start + 2)) for row in held.rows}
+        assert {row for row in (start, start + 1) if LENGTHS[row]} <= found
+        assert set(read) == (set(range(len(whole))) if start == 0 else wanted)
+        assert len(read) == len(set(read))
+
+
 def test_a_broken_pass_goes_on_where_it_was_to_the_same_bytes(
     work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from tiny_models import build_tiny_model
 from trim_lightning.cli.export import main
 from trim_lightning.records.indexing import index
 from trim_lightning.records.record_file import LineSource, ReadOptions
-from trim_lightning.runs.card import licence_fields, licence_text, plain, stated_licences
+from trim_lightning.runs.card import hub_pool, licence_fields, licence_text, plain, stated_licences
 
 LICENSED = [
     {"id": "a", "prompt": "one | two", "response": "1", "license": "Apache 2.0", "license_link": "https://example.org"},
@@ -59,7 +59,10 @@ class Hub:
         return types.SimpleNamespace(private=self.private, card_data=None)
 
     def upload_folder(self, **given: Any) -> None:
-        files = sorted(path.name for path in Path(given["folder_path"]).iterdir())
+        from huggingface_hub.utils import filter_repo_objects
+
+        there = sorted(str(path.relative_to(given["folder_path"])) for path in Path(given["folder_path"]).rglob("*"))
+        files = list(filter_repo_objects(there, allow_patterns=given.get("allow_patterns")))
         self.calls.append((given["repo_id"], {"repo_type": given["repo_type"], "files": files}))
 
 
@@ -123,6 +126,37 @@ def test_it_is_private_unless_asked(public: bool, licensed: Path, tmp_path: Path
     )
     assert sent["files"] == ["README.md", "export.json", "messages.jsonl", "scores.jsonl"]
     assert f"({'public' if public else 'private'})" in capsys.readouterr().out
+
+
+def test_nothing_else_in_the_folder_is_published(licensed: Path, tmp_path: Path, hub: Any) -> None:
+    asked = hub()
+    for name in ("secrets.txt", "notes/README.txt", "old/README.md.bak"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("mine")
+    arguments = [str(licensed), "--push-to-hub", "me/mine", "--format", "alpaca", "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert asked.calls[-1][1]["files"] == [
+        "README.md", "alpaca.jsonl", "dataset_info.json", "export.json", "scores.jsonl"
+    ]  # fmt: skip
+
+
+def test_what_stays_private_is_not_called_public(licensed: Path, tmp_path: Path, hub: Any, capsys: Any) -> None:
+    hub(private=True)
+    assert main([str(licensed), "--push-to-hub", "me/mine", "--public", "--output", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "(private)" in out
+    assert "(public)" not in out
+    assert "warning: --public: the data set was there already and stays private" in out
+
+
+@pytest.mark.parametrize(
+    ("noted", "found"),
+    [("owner/na.me", "owner/na.me"), (None, None), ("squad", None), ("a/b/c", None), ("../data", None), (3, None)],
+)
+def test_only_what_a_run_noted_as_of_the_hub_is(noted: Any, found: str | None) -> None:
+    pool = {"name": "squad", **({} if noted is None else {"hub": noted})}
+    config = {"pool": {"source": "hub", "path": "data/squad", "revision": "v1"}}
+    assert hub_pool({"config": config, "inputs": {"pool": pool}}) == found
 
 
 def test_a_data_set_that_is_public_already_is_left_alone(licensed: Path, tmp_path: Path, hub: Any, capsys: Any) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trim_lightning.errors import UserError
+from trim_lightning.pipeline.outputs import describe
 from trim_lightning.records.record import Turn
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import open_records
@@ -288,6 +289,7 @@ def test_a_data_set_through_the_datasets_library(
         file = open_pool(spool, "hub", folder)
     assert objects(file) == ROWS
     assert (file.name, spool.builds) == ("name", 1)
+    assert "hub" not in describe(file)  # a folder, whose name may be that of another's data set
     assert len(open_pool(spool, "hub", folder, split="test")) == 2
     message = refusal(spool, "hub", folder, split="validation")
     assert "pool.split" in message
@@ -306,6 +308,7 @@ def test_dates_from_the_hub_become_text(spool: CountingSpool, monkeypatch: pytes
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     file = open_pool(spool, "hub", "owner/name", subset="main", split="test", revision="v1")
     assert asked == [(("owner/name", "main"), {"split": "test", "revision": "v1"})]
+    assert describe(file)["hub"] == "owner/name"
     assert objects(file) == [{**row, "day": "2024-01-02"} for row in ROWS]
 
 

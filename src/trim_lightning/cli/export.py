@@ -62,11 +62,16 @@ def main(arguments: Sequence[str]) -> None:
             f"warning: {responses_missing} of the records end without an assistant turn: there is nothing to train on"
         )
     if name is not None:
-        kind = "public" if options.public else "private"
         if options.dry_run:
+            kind = "public" if options.public else "private"
             print(f"dry run: nothing was pushed; this folder would be the {kind} data set {name}")
         else:
-            print(f"pushed: {push(directory, name, options.public)} ({kind})")
+            address, private = push(directory, names, name, options.public)
+            print(f"pushed: {address} ({'private' if private else 'public'})")
+            if options.public and private:
+                print(
+                    "warning: --public: the data set was there already and stays private; the Hub's settings change it"
+                )
 
 
 def write_card(run: Path, format_name: str, directory: Path, name: str, *, asks_hub: bool) -> str:

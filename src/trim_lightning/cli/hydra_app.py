@@ -60,7 +60,16 @@ def select_task(config: DictConfig) -> float | None:
 
     selection = select(settings, command_line("trim-select"))
     show_selection(selection)
-    return float(selection.scores.score[selection.chosen].mean()) if len(selection.chosen) else None
+    return mean_score(selection)
+
+
+def mean_score(selection: Selection) -> float | None:
+    """Mean score of the coreset; records that a cascade has not scored in full have none, and do not count."""
+    import numpy as np
+
+    scores = selection.scores.score[selection.chosen]
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else None
 
 
 def train_task(config: DictConfig) -> float | None:

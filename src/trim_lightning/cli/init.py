@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from trim_lightning.cli.exits import Parser, command
+from trim_lightning.console.visible import visible
 from trim_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +66,10 @@ def opened(path: str, what: str, folder: Path) -> RecordFile:
 
 def told(records: RecordFile | None) -> str:
     """What was found, as the end of a comment."""
-    return "" if records is None else f" # {len(records):,} records, layout {records.layout.name}"
+    if records is None:
+        return ""
+    name = visible(" ".join(records.layout.name.split()))  # it may hold names of fields: a line break ends a comment
+    return f" # {len(records):,} records, layout {name}"
 
 
 def config_text(pool: str | None, targets: str | None, pool_told: str, targets_told: str, kind: str) -> str:
@@ -121,7 +125,9 @@ seed: 0
 
 def as_yaml(path: str) -> str:
     """A path as a YAML value, in which Hydra looks nothing up."""
-    return yaml.safe_dump(path.replace("${", "\\${"), allow_unicode=True, width=10_000).removesuffix("...\n").strip()
+    style = None if path.isprintable() else '"'  # a line break is escaped there
+    dumped = yaml.safe_dump(path.replace("${", "\\${"), allow_unicode=True, width=10_000, default_style=style)
+    return dumped.removesuffix("...\n").strip()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -196,6 +196,7 @@ def describe(records: RecordFile) -> dict[str, Any]:
         "rows": len(records),
         "source_rows": records.source_rows,
         **({"files": list(records.files)} if records.files else {}),
+        **({"hub": records.hub} if records.hub else {}),
         **({"bad_records": len(records.bad)} if records.bad else {}),
     }
 

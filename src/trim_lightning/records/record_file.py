@@ -50,6 +50,7 @@ class LineSource:
         unit: What one record is called in messages: a line, or a record of another format.
         reader: The format and the version of its conversion, part of the identity.
         remarks: What the user should know of how the files were read.
+        hub: Id of the data set of the Hub, where it came from there.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class LineSource:
     files: tuple[str, ...] = ()
     starts: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
+    hub: str | None = None
 
     def place(self, number: int) -> str:
         """Where the record in a 0-based line is, for messages: the input, and the line or record in its file."""
@@ -108,6 +110,7 @@ class RecordFile:
         bad: Records that cannot be read and are left out: their place, and why.
         remarks: What the user should know of how the input was read.
         files: Names of the files that the input is made of, where it is more than one.
+        hub: Id of the data set of the Hub, where it came from there.
         ids: The ids of all records: the id field, else ``id``, else the 0-based line number in the input.
         kinds: How often each value occurs in the fields that say of what kind a record is, as far as they were counted.
     """
@@ -147,6 +150,7 @@ class RecordFile:
         self.what, self.name, self.sha256 = source.what, source.name, sha256
         self.source_rows, self.layout = source_rows, layout
         self.bad, self.remarks, self.files = bad, (*source.remarks, *remarks), source.files
+        self.hub = source.hub
         self._source, self._options, self._stamp = source, options, stamp
         self._offsets, self._lines, self.ids, self.kinds = offsets, lines, ids, kinds
         self._map: ReadMap | None = None

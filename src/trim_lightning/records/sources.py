@@ -220,6 +220,7 @@ def _parquet(found: FoundFiles, label: str, what: str, spool: Spool) -> LineSour
 def _hub(source: SourceSettings, what: str, spool: Spool) -> LineSource:
     given = _path(source, what, "OWNER/NAME")
     label = f"{what}.path={given}"
+    hub = None if Path(os.path.expanduser(given)).exists() else given
     dataset = _load_dataset(source, given, what)
     key = {
         "path": given,
@@ -235,6 +236,7 @@ def _hub(source: SourceSettings, what: str, spool: Spool) -> LineSource:
         what=what,
         unit="record",
         reader=f"hub-{_CONVERSION}",
+        hub=hub,
     )
 
 

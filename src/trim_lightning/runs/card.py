@@ -102,9 +102,9 @@ def selected_how(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def hub_pool(manifest: Mapping[str, Any]) -> str | None:
-    """Id of the Hub data set that the pool was, if it was one."""
-    pool = manifest["config"]["pool"]
-    return str(pool["path"]) if pool["source"] == "hub" else None
+    """Id of the Hub data set that the pool was, if the run noted one: ``pool=hub`` reads folders as well."""
+    name = manifest["inputs"].get("pool", {}).get("hub")
+    return name if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) else None
 
 
 def stated_licences(records: RecordFile) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ def card_of(data_set: str) -> dict[str, Any]:
     return {} if found is None else {name: found.get(name) for name in FIELDS}
 
 
-def push(folder: Path, name: str, public: bool) -> str:
-    """Make the data set, private unless ``public``, and upload a folder's files as one commit.
+def push(folder: Path, names: Sequence[str], name: str, public: bool) -> tuple[str, bool]:
+    """Make the data set, private unless ``public``, and upload these files of a folder, and no others, as one commit.
 
     Returns:
-        Its address.
+        Its address, and whether it is private, as the Hub says: one that is there already stays what it was.
 
     Raises:
         UserError: if the Hub cannot be reached or refuses, or the data set is there and public though it must not be.
@@ -53,15 +54,22 @@ def push(folder: Path, name: str, public: bool) -> str:
     api = HfApi()
     try:
         made = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
-        if not public and not api.dataset_info(made.repo_id).private:
+        private = bool(api.dataset_info(made.repo_id).private)
+        if not public and not private:
             raise UserError(f"--push-to-hub={name}: is there already and public; name another, or say --public")
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, repo_type="dataset", commit_message=MESSAGE)
+        api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            allow_patterns=list(names),
+            repo_type="dataset",
+            commit_message=MESSAGE,
+        )
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         raise UserError(
             f"--push-to-hub={name}: {reason(error)}; nothing was lost: {folder} holds what is to be pushed, and the "
             "same command tries again"
         ) from None
-    return str(made)
+    return str(made), private
 
 
 def reason(error: Exception) -> str:

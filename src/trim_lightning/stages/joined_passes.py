@@ -31,13 +31,12 @@ class JoinedPasses:
         self.tokens, self.groups, self.scope, self.window = tokens, first.groups, first.scope, first.window
 
     def shards(self, rows: range | None = None) -> Iterator[ScoredShard]:
-        """Read every shard, or those that hold these rows and others of their windows."""
+        """Read every shard, or those that hold some of these rows."""
         for stored in self._passes:
             if rows is None:
-                wanted = range(len(stored))
-            else:
-                wanted = stored.indexes(rows) if stored.tokens.lengths[rows.start : rows.stop].any() else range(0)
-            yield from map(stored.shard, wanted)
+                yield from map(stored.shard, range(len(stored)))
+            elif stored.tokens.lengths[rows.start : rows.stop].any():
+                yield from stored.holding(rows)
 
     def matched(self, groups: Mapping[int, str], fallback: FallbackSettings) -> dict[int, MatchedTokens]:
         """Token similarities of some records, each (by its row) as a target group saw it; none of unscored ones."""

@@ -91,7 +91,7 @@ def blocks(passed: JoinedPasses) -> Iterator[range]:
 
 
 def token_lines(task: SelectionTask, passed: JoinedPasses, rows: range) -> dict[str, pa.Array]:
-    """Some lines of ``token_scores.parquet``; all shards of their window are read."""
+    """Some lines of ``token_scores.parquet``; all shards that hold them are read."""
     every = np.arange(rows.start, rows.stop)
     token_ids, roles = passed.tokens.together(every)
     scope, lengths = scope_mask(roles, passed.scope), passed.tokens.lengths[every]
@@ -100,14 +100,14 @@ def token_lines(task: SelectionTask, passed: JoinedPasses, rows: range) -> dict[
     similarity = {group: np.full(len(scope), np.nan) for group in passed.groups}
     direct = {group: np.zeros(len(scope), dtype=bool) for group in passed.groups}
     inside = np.flatnonzero(scope)
-    for shard in passed.shards(rows):
-        mine = np.flatnonzero((shard.rows >= rows.start) & (shard.rows < rows.stop))
-        taken = spans((np.cumsum(shard.lengths) - shard.lengths)[mine], shard.lengths[mine])
-        places = inside[spans(starts[shard.rows[mine] - rows.start], shard.lengths[mine])]
+    for whole in passed.shards(rows):
+        mine = np.flatnonzero((whole.rows >= rows.start) & (whole.rows < rows.stop))
+        shard = whole.part(mine, spans((np.cumsum(whole.lengths) - whole.lengths)[mine], whole.lengths[mine]))
+        places = inside[spans(starts[shard.rows - rows.start], shard.lengths)]
         for place, group in enumerate(passed.groups):
             tokens, fallback = shard.bank(place), task.settings.fallback
             values = penalise(tokens.similarity, tokens.direct, fallback.mode, fallback.penalty)
-            similarity[group][places], direct[group][places] = values[taken], tokens.direct[taken]
+            similarity[group][places], direct[group][places] = values, tokens.direct
     columns = {
         "row": pa.array(every),
         "id": task.pool.ids.column(rows.start, rows.stop),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,17 @@ class ScoredShard:
         match = self.match[place][self.token_ids] if self.has_table else self.match[place]
         return ScopedTokens(cosines_of(self.similarity[place]), match, match == self.token_ids, self.lengths)
 
+    def part(self, places: NDArray[np.int64], tokens: NDArray[np.int64]) -> ScoredShard:
+        """The records at some places, whose tokens are at these."""
+        return replace(
+            self,
+            rows=self.rows[places],
+            token_ids=self.token_ids[tokens],
+            lengths=self.lengths[places],
+            similarity=self.similarity[:, tokens],
+            match=self.match if self.has_table else self.match[:, tokens],
+        )
+
 
 class StoredPass:
     """A scoring pass in the store, read a shard at a time, with the tokens that it was over.
@@ -81,6 +92,7 @@ class StoredPass:
         self.scope: str = facts["scope"]
         self.window: int = facts["window"]
         self._ends = np.cumsum(facts["shard_records"], dtype=np.int64)
+        self._held: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -113,6 +125,19 @@ class StoredPass:
         return range(
             int(np.searchsorted(self._ends, first, "right")), int(np.searchsorted(self._ends, last, "left")) + 1
         )
+
+    def holding(self, rows: range) -> Iterator[ScoredShard]:
+        """Read the shards that hold some of these rows.
+
+        Which rows a shard holds is known once it was read, and kept as long as rows of its window are asked for.
+        """
+        wanted = self.indexes(rows)
+        self._held = {index: held for index, held in self._held.items() if index in wanted}
+        for index in wanted:
+            shard = None if index in self._held else self.shard(index)
+            held = self._held[index] if shard is None else self._held.setdefault(index, shard.rows)
+            if ((held >= rows.start) & (held < rows.stop)).any():
+                yield self.shard(index) if shard is None else shard
 
     def matched(self, groups: Mapping[int, str], fallback: FallbackSettings) -> dict[int, MatchedTokens]:
         """Token similarities of some records, each (by its row) as a target group saw it."""
