@@ -235,6 +235,7 @@ def test_groups_of_targets(runs: Runs, aggregate: str) -> None:
     assert len(top(plain) & top(result)) >= 21
 
 
+@pytest.mark.slow
 def test_the_same_bytes_after_kills_in_every_pass(runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     more = (*SHALLOW, "scoring.cascade.recall=0.9", "report.enabled=false")
     monkeypatch.setattr(batches, "SHARD_TOKENS", 1500)
@@ -263,6 +264,7 @@ def test_the_same_bytes_after_kills_in_every_pass(runs: Runs, monkeypatch: pytes
     assert written[1] == len(shards), "none was computed twice"
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_share_the_cheap_pass_and_the_sample(runs: Runs, tmp_path: Path) -> None:
     def jobs(store: Path) -> list[Any]:
         return [

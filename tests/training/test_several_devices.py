@@ -97,7 +97,7 @@ def assert_same_evaluation(one: Path, two: Path) -> None:
 @pytest.mark.parametrize(
     ("launcher", "trainer"),
     [
-        pytest.param(TORCHRUN, DDP, id="torchrun"),
+        pytest.param(TORCHRUN, DDP, id="torchrun", marks=pytest.mark.slow),
         pytest.param([sys.executable], DDP, id="spawned", marks=pytest.mark.slow),
         pytest.param(TORCHRUN, FSDP, id="fsdp", marks=pytest.mark.slow),
     ],
