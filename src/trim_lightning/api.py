@@ -212,7 +212,7 @@ class TrimScorer:
         shown = Shown(
             records, wanted, salient, bank, ScoreTable(**vars(scores)), np.array(chosen, dtype=np.int64),
             {"count": count} if count is not None else {"fraction": fraction},
-            lambda rows: {row: self._match(records[row], bank, fallback) for row in rows},
+            lambda rows: self._matched({row: records[row] for row in rows}, bank, fallback),
             self.tokenizer, self.described,
             {"saliency": saliency, "pooler": pooler, "fallback": fallback, "scope": self.scope,
              "max_length": self.max_length},
@@ -221,19 +221,24 @@ class TrimScorer:
         )  # fmt: skip
         return report_of(shown, examples)
 
-    def _match(self, record: Mapping[str, Any], bank: FingerprintBank, fallback: FallbackSettings) -> MatchedTokens:
-        """One record's tokens as they were scored."""
+    def _matched(
+        self, records: Mapping[int, Mapping[str, Any]], bank: FingerprintBank, fallback: FallbackSettings
+    ) -> dict[int, MatchedTokens]:
+        """The tokens of some records, by their rows, as they were scored."""
         forward = ScoringPass(self.model, [(bank, fallback.nearest)])
         forward.on_predict_start()
-        with warnings.catch_warnings(action="ignore"):  # what is to be said of the records was said of all
-            ((sequence,),) = self._encode([record])
-        (batch,) = self._batches([sequence])
-        result = {name: value.cpu() for name, value in forward.predict_step(batch, 0).items()}
-        match = forward.match_of(result, 0).numpy().astype(np.int32)
-        similarity = penalise(
-            result["similarity"][0].double().numpy(), match == sequence.token_ids, fallback.mode, fallback.penalty
-        )
-        return MatchedTokens(sequence.token_ids, scope_mask(sequence.roles, self.scope), similarity, match)
+        found = {}
+        for row, record in records.items():
+            with warnings.catch_warnings(action="ignore"):  # what is to be said of the records was said of all
+                ((sequence,),) = self._encode([record])
+            (batch,) = self._batches([sequence])
+            result = {name: value.cpu() for name, value in forward.predict_step(batch, 0).items()}
+            match = forward.match_of(result, 0).numpy().astype(np.int32)
+            similarity = penalise(
+                result["similarity"][0].double().numpy(), match == sequence.token_ids, fallback.mode, fallback.penalty
+            )
+            found[row] = MatchedTokens(sequence.token_ids, scope_mask(sequence.roles, self.scope), similarity, match)
+        return found
 
     def embed(self, records: Iterable[Mapping[str, Any]]) -> NDArray[np.float32]:
         """A vector per record, ``[records, hidden]``: RDS+'s mean of the last hidden states, weighted by position.

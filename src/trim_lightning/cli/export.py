@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> None:
         check_name(name)
     names, responses_missing = export(options.run, format_name, directory)
     if name is not None:
-        names.append(write_card(options.run, format_name, directory, name, asks_hub=not options.dry_run))
+        files = (names[0], side_file(format_name))
+        names.append(write_card(options.run, files, directory, name, asks_hub=not options.dry_run))
     print(f"written: {', '.join(names)} in {place_text(directory)}")
     if responses_missing:
         print(
@@ -74,8 +75,8 @@ def main(arguments: Sequence[str]) -> None:
                 )
 
 
-def write_card(run: Path, format_name: str, directory: Path, name: str, *, asks_hub: bool) -> str:
-    """Write the card of the data set beside its files, and return its name.
+def write_card(run: Path, files: tuple[str, str], directory: Path, name: str, *, asks_hub: bool) -> str:
+    """Write the card of the data set beside its ``files``, the records and their scores, and return its name.
 
     What the pool's own card says of its licence is asked of the Hub with ``asks_hub`` alone.
     """
@@ -89,15 +90,10 @@ def write_card(run: Path, format_name: str, directory: Path, name: str, *, asks_
     source = hub_pool(manifest)
     pool_card = card_of(source) if asks_hub and source else {}
     write_text(
-        card_text(name, manifest, chosen.records, (data_file(format_name), side_file(format_name)), pool_card),
+        card_text(name, manifest, chosen.records, files, pool_card),
         directory / CARD,
     )
     return CARD
-
-
-def data_file(format_name: str) -> str:
-    """Name of the file with the records."""
-    return {"jsonl": "coreset.jsonl", "parquet": "messages.parquet"}.get(format_name, f"{format_name}.jsonl")
 
 
 def side_file(format_name: str) -> str:

@@ -53,6 +53,19 @@ class Field:
         return len(self.sample) >= MOST_KEPT * len(self.rows)
 
 
+@dataclass(frozen=True)
+class Cheaply:
+    """The first stage of a cascade.
+
+    Attributes:
+        field: The records that it is about.
+        task: That of the cheap score.
+    """
+
+    field: Field
+    task: SelectionTask
+
+
 def field_of(task: SelectionTask) -> Field:
     """Find the records and draw the sample, by seed and pool alone: every job of a sweep draws the same."""
     selection, tokens = task.settings.selection, task.pool_tokens

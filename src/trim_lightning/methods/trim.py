@@ -44,10 +44,10 @@ class TrimSelector(Selector):
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score the pool against the target set's fingerprints, or with a cascade those records that need it."""
         self._work = work = self.prepare(task)
-        cheap_task = self.cheap_task(task)
-        if cheap_task is None:
+        cheaply = self.cheaply(task)
+        if cheaply is None:
             return self._pool(task, [self._scoring_pass(task, work)])
-        field, cheap = cascade.field_of(task), self._cheap_scores(cheap_task)
+        field, cheap = cheaply.field, self._cheap_scores(cheaply.task)
         entries = [self._scoring_pass(task, work.of(field.sample))]
         sampled = self._pool(task, entries)
         rows = task.store.processes.agree("cascade", lambda: cascade.kept_rows(task, field, cheap, sampled))
@@ -57,19 +57,19 @@ class TrimSelector(Selector):
 
     def request(self, task: SelectionTask) -> None:
         """Everything but pooling, which is no work to plan; of a cascade's last pass what can be said beforehand."""
-        cheap_task = self.cheap_task(task)
-        works = self.shared_works(task, cheap_task)
+        cheaply = self.cheaply(task)
+        works = self.shared_works(task, cheaply)
         known = [task.store.find(work.key) is not None for _, work in works]
         for part, work in works:
             self._scoring_pass(part, work)
-        if cheap_task is not None and all(known):
+        if cheaply is not None and all(known):
             self.score(task)  # up to the last pass
-        elif cheap_task is not None:
-            rows, assumed = cascade.planned_rows(task, cascade.field_of(task))
+        elif cheaply is not None:
+            rows, assumed = cascade.planned_rows(task, cheaply.field)
             self._scoring_pass(task, cascade.unknown(task, self.prepare(task).of(rows)), assumed=assumed)
 
-    def cheap_task(self, task: SelectionTask) -> SelectionTask | None:
-        """The task of a cascade's cheap score; None where every record is to get the full score."""
+    def cheaply(self, task: SelectionTask) -> cascade.Cheaply | None:
+        """A cascade's first stage; None where every record is to get the full score."""
         if task.settings.scoring.name != "cascade":
             return None
         field = cascade.field_of(task)
@@ -81,19 +81,19 @@ class TrimSelector(Selector):
             )
             cascade.note(task, field, len(field.rows), 1.0, 1.0)
             return None
-        return cascade.cheap_task(task)
+        return cascade.Cheaply(field, cascade.cheap_task(task))
 
     def shared_works(
-        self, task: SelectionTask, cheap_task: SelectionTask | None
+        self, task: SelectionTask, cheaply: cascade.Cheaply | None
     ) -> list[tuple[SelectionTask, ScoringWork]]:
         """The passes over the pool that other selections may share, each with its task."""
         work = self.prepare(task)
-        if cheap_task is None:
+        if cheaply is None:
             return [(task, work)]
-        sample = (task, work.of(cascade.field_of(task).sample))
-        if cheap_task.settings.method["name"] != "trim":
+        sample = (task, work.of(cheaply.field.sample))
+        if cheaply.task.settings.method["name"] != "trim":
             return [sample]
-        return [(cheap_task, TrimSelector().prepare(cheap_task)), sample]
+        return [(cheaply.task, TrimSelector().prepare(cheaply.task)), sample]
 
     def _cheap_scores(self, cheap_task: SelectionTask) -> ScoreTable:
         """The scores that decide who gets the full one; a small model's memory is given back."""

@@ -123,13 +123,12 @@ def token_probabilities(model: PreTrainedModel, input_ids: Tensor, states: Tenso
         logits = (head(piece) for piece in (before.split(CHUNK) if pieces else [before]))
     else:
         logits = [model(input_ids=input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)]
-    chances: list[Tensor] = []
-    for part in logits:
-        for piece in part.split(CHUNK):
-            answer = following[sum(map(len, chances)) :][: len(piece), None]
-            chances.append(piece.float().log_softmax(-1).to(answer.device).gather(1, answer).squeeze(1).exp())
-    if chances:
-        found[:, 1:] = torch.cat(chances).view(len(input_ids), -1)
+    cut = (piece for part in logits for piece in part.split(CHUNK))
+    chances = [
+        piece.float().log_softmax(-1).to(answer.device).gather(1, answer[:, None]).squeeze(1).exp()
+        for piece, answer in zip(cut, following.split(CHUNK), strict=True)
+    ]
+    found[:, 1:] = torch.cat(chances).view_as(found[:, 1:])
     return found
 
 

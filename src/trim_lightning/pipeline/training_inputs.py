@@ -22,7 +22,7 @@ from trim_lightning.records.shared import first_ids, questions, text_of
 from trim_lightning.records.sources import check_source, open_records
 from trim_lightning.runs.names import CORESET
 from trim_lightning.selection.responses import missing_responses
-from trim_lightning.settings.schema import SourceSettings, TrainSettings
+from trim_lightning.settings.schema import EvaluationSettings, SourceSettings, TrainSettings
 from trim_lightning.stages.look import look_at
 from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import StageKey, Store
@@ -31,6 +31,12 @@ from trim_lightning.tokens.tokenized import TokenizedRecords
 
 SHOWN = 60  # characters of a record that a warning shows
 GENERATED_SEED = 2000  # held-out generated records come from another stream than pool (0) and targets (1000)
+
+
+def held_out_source(evaluation: EvaluationSettings, path: str) -> SourceSettings:
+    """Where held-out records are read, and by which keys."""
+    shared = (*FIELD_KEYS, "bad_records", "split")
+    return replace(file_source(path), **{name: getattr(evaluation, name) for name in shared})
 
 
 def open_held_out(settings: TrainSettings, store: Store) -> RecordFile | None:
@@ -50,8 +56,7 @@ def open_held_out(settings: TrainSettings, store: Store) -> RecordFile | None:
             generator_seed=GENERATED_SEED + evaluation.seed,
         )
     elif evaluation.path is not None:
-        shared = (*FIELD_KEYS, "bad_records", "split")
-        source = replace(file_source(evaluation.path), **{name: getattr(evaluation, name) for name in shared})
+        source = held_out_source(evaluation, evaluation.path)
     else:
         return None
     read = partial(open_records, source, what="evaluation", seed=evaluation.seed, spool=store.spool)
@@ -111,7 +116,7 @@ def look_at_trainee(settings: TrainSettings, trainee: Trainee) -> None:
     else:
         check_source(settings.pool, "pool")
     if settings.evaluation.path is not None:
-        check_source(replace(file_source(settings.evaluation.path), split=settings.evaluation.split), "evaluation")
+        check_source(held_out_source(settings.evaluation, settings.evaluation.path), "evaluation")
     with named_as_trainee(settings):
         look_at(trainee, settings.train if settings.train.mode == "lora" else None)
 

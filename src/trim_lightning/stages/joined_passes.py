@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trim_lightning.engine.shards import read_tensors
+from trim_lightning.engine.shards import read_stored
 from trim_lightning.engine.token_shards import ROWS
 from trim_lightning.settings.schema import FallbackSettings
 from trim_lightning.stages.task import MatchedTokens
@@ -50,4 +50,4 @@ class JoinedPasses:
 def part_of(directory: Path, tokens: TokenizedRecords) -> TokenizedRecords:
     """The records that a pass was over."""
     path = directory / ROWS
-    return SomeRecords(tokens, read_tensors(path)["rows"].astype(np.int64)) if path.exists() else tokens
+    return SomeRecords(tokens, read_stored(path)["rows"].astype(np.int64)) if path.exists() else tokens

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trim_lightning.errors import UserError
-from trim_lightning.models.precision import has_cuda, resolved_name
+from trim_lightning.models.precision import has_cuda, resolve_dtype, resolved_name
 from trim_lightning.models.source import ModelSource
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.settings.schema import TuningSettings
@@ -72,9 +72,7 @@ class ModelHandle:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The model's number format."""
-        import torch
-
-        return torch.bfloat16 if self.resolved_dtype == "bfloat16" else torch.float32
+        return resolve_dtype(self.resolved_dtype)
 
     @cached_property
     def resolved_dtype(self) -> str:

@@ -91,10 +91,10 @@ def prepare(settings: SelectSettings, watch: Callable[[Scorer], None]) -> list[P
         if store.processes.size > 1:
             return []  # processes of a launcher share passes in their own way
         task = open_task(settings, selector, store, announce=False, look=True, watch=watch)
-        cheap_task = selector.cheap_task(task)
-        if cheap_task is not None:
-            watch(cheap_task.scorer)
-        return [PreparedJob(part, work) for part, work in selector.shared_works(task, cheap_task)]
+        cheaply = selector.cheaply(task)
+        if cheaply is not None:
+            watch(cheaply.task.scorer)
+        return [PreparedJob(part, work) for part, work in selector.shared_works(task, cheaply)]
     except UserError:
         return []
     except Exception as error:

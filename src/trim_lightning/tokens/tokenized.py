@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trim_lightning.console.progress import progress_bar
 from trim_lightning.files.maps import ReadMap
-from trim_lightning.records.flat import spans
+from trim_lightning.records.flat import spans, sums_of
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 from trim_lightning.tokens.spans import PROMPT, RESPONSE, SCAFFOLD
@@ -91,8 +91,7 @@ class TokenizedRecords:
         for start in range(0, len(self), BLOCK):
             end = min(len(self), start + BLOCK)
             _, roles = self._between(start, end)
-            running = np.concatenate([[0], np.cumsum(scope_mask(roles, scope), dtype=np.int64)])
-            counts[start:end] = np.diff(running[self._offsets[start : end + 1] - self._offsets[start]])
+            counts[start:end] = sums_of(scope_mask(roles, scope), np.diff(self._offsets[start : end + 1]))
         return counts
 
     def _between(self, start: int, end: int) -> TokenSequence:
