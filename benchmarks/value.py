@@ -2,7 +2,7 @@
 
     make value ARGS="groups train collect"      hours: about 130 trainings; goes on where it was killed
     make value ARGS="train --part 0/2"          one of two processes that share the trainings
-    make value ARGS="score candidates table"    each method's scores, and docs/results/value.md
+    make value ARGS="score candidates drops table"    each method's scores, and docs/results/value.md
 
 `groups` and `collect` write the small files ``benchmarks/value/groups.json`` and ``gains.json``, which are kept with
 the project: judging a method needs no training.
@@ -20,7 +20,7 @@ import materials
 from trim_lightning.engine.response_loss import response_counts
 from value_gains import Gains, collect, measure, tokenized
 from value_groups import make_groups, pool_records, read_groups, write_groups, write_inputs
-from value_methods import kept, score_candidates, score_methods
+from value_methods import kept, score_candidates, score_drops, score_methods
 from value_page import write_page
 
 WORK = materials.ROOT / "build" / "value"
@@ -45,7 +45,7 @@ def groups() -> None:
 
 def main() -> int:
     """Do the named steps, one after the other."""
-    steps = ("groups", "train", "collect", "score", "candidates", "table")
+    steps = ("groups", "train", "collect", "score", "candidates", "drops", "table")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="+", choices=steps)
     parser.add_argument("--part", default="0/1", metavar="I/N", help="the part of the trainings that this process does")
@@ -62,7 +62,9 @@ def main() -> int:
         elif step == "score":
             score_methods(WORK, read_groups(GROUPS))
         elif step == "candidates":
-            score_candidates(WORK)
+            score_candidates(WORK, read_groups(GROUPS))
+        elif step == "drops":
+            score_drops(WORK, read_groups(GROUPS))
         else:
             write_page(PAGE, Gains.read(GAINS), read_groups(GROUPS), kept(WORK))
     return 0

@@ -7,7 +7,7 @@ They are hypotheses; what the instrument finds of them stands in docs/results/va
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
+from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.trim.fingerprints import TargetTokens, build_bank, unit
 from trim_lightning.trim.matching import Matcher
 from trim_lightning.trim.pooling import penalise, pool
@@ -33,10 +34,12 @@ class Pass:
     Attributes:
         tokens: See `ResponseTokens`.
         embeddings: ``[vocabulary, hidden]`` input embeddings, for the nearest class of one without a fingerprint.
+        alignments: What `alignment` computed, by targets.
     """
 
     tokens: ResponseTokens
     embeddings: Tensor
+    alignments: dict[int, Floats] = field(default_factory=dict, repr=False)
 
     @cached_property
     def own(self) -> Tensor:
@@ -60,6 +63,18 @@ class Pass:
         hidden = self.embeddings.shape[1]
         first = torch.randn(hidden, SKETCH, generator=generator) / SKETCH**0.5
         return first, torch.randn(hidden, SKETCH, generator=generator) / SKETCH**0.5
+
+    def alignment(self, targets: ResponseTokens) -> Floats:
+        """`head_alignment` with these targets, ``[records]``, in the precision that models have here; computed once."""
+        if id(targets) not in self.alignments:
+            dtype = resolve_dtype("auto")
+            states, wanted = (torch.from_numpy(np.asarray(part)).to(dtype)
+                              for part in (self.tokens.predicting, targets.predicting))  # fmt: skip
+            self.alignments[id(targets)] = head_alignment(
+                states, torch.from_numpy(np.asarray(self.tokens.token_ids)), np.asarray(self.tokens.offsets), wanted,
+                torch.from_numpy(np.asarray(targets.token_ids)), self.embeddings.to(dtype),
+            )  # fmt: skip
+        return self.alignments[id(targets)]
 
     def states(self, which: str) -> Tensor:
         """``own`` or ``next`` (the state that predicts the token)."""
@@ -201,14 +216,14 @@ def head_alignment(
         answers: ``[target tokens]``.
         weight: ``[vocabulary, hidden]`` output embedding.
     """
-    errors = -torch.softmax(wanted @ weight.T, dim=-1)
+    errors = -torch.softmax((wanted @ weight.T).float(), dim=-1)
     errors[torch.arange(len(answers)), answers] += 1
-    columns = wanted.T @ errors
+    columns = (wanted.float().T @ errors).to(weight.dtype)
     values = []
     for piece, tokens in zip(states.split(512), following.split(512), strict=True):
-        aligned = piece @ columns
-        chances = torch.softmax(piece @ weight.T, dim=-1)
-        values.append(aligned.gather(1, tokens[:, None]).squeeze(1) - (chances * aligned).sum(1))
+        aligned = (piece @ columns).float()
+        chances = torch.softmax((piece @ weight.T).float(), dim=-1)
+        values.append(aligned.gather(1, tokens[:, None]).squeeze(1) - chances.mul_(aligned).sum(1))
     reached = np.concatenate([[0.0], np.cumsum(torch.cat(values).double().numpy())])
     sums: Floats = reached[offsets[1:]] - reached[offsets[:-1]]
     return sums
@@ -227,11 +242,7 @@ class ForValue:
     def __call__(self, candidates: Pass, targets: ResponseTokens) -> Floats:
         """Scores ``[records]`` of the pool."""
         tokens = candidates.tokens
-        sums = head_alignment(
-            candidates.predicting, torch.from_numpy(np.asarray(tokens.token_ids)), np.asarray(tokens.offsets),
-            torch.from_numpy(np.asarray(targets.predicting, dtype=np.float32)),
-            torch.from_numpy(np.asarray(targets.token_ids)), candidates.embeddings,
-        )  # fmt: skip
+        sums = candidates.alignment(targets)
         return np.where(tokens.lengths > 0, sums / np.maximum(tokens.lengths, 1) if self.divided else sums, np.nan)
 
 
@@ -294,9 +305,9 @@ def named() -> Iterator[tuple[str, Callable[[Pass, ResponseTokens], Floats]]]:
     yield "next-token classes, mean, centred by class", replace(following, centre="class")
     for aggregate in ("mean", "max", "turns"):
         yield f"head gradients, {aggregate}", HeadGradients(aggregate)
-    yield "for-value", ForValue()
-    yield "for-value, mean", ForValue(divided=True)
     yield "trim mean + head gradients", Sum(replace(mean, saliency="uniform"), HeadGradients())
     yield "next-token classes + head gradients", Sum(replace(following, saliency="uniform"), HeadGradients())
     yield "loss", record_loss
     yield "response length", record_length
+    yield "for-value", ForValue()
+    yield "for-value, mean", ForValue(divided=True)

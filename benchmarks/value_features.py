@@ -5,6 +5,7 @@ With it a formula is arithmetic of seconds, so that dozens can be tried on the s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ class ResponseTokens:
         return cls(**{name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in ("offsets", *ARRAYS)})
 
 
+SECONDS = "seconds"
 ARRAYS = ("token_ids", "predicting", "own", "gradient", "probability", "attention")
 
 
@@ -96,12 +98,20 @@ def response_tokens(records: TokenizedRecords, directory: Path, *, attention: bo
     """
     if not (directory / "attention.npy").exists():
         model = load_model(materials.smollm2(), resolve_dtype("auto"))
+        started = time.perf_counter()
         found = dict(walk(model, records, attention))
+        seconds = time.perf_counter() - started
         parts = [found[row] for row in range(len(records))]
         lengths = [len(part["token_ids"]) for part in parts]
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS}
         ResponseTokens(offsets=np.concatenate([[0], np.cumsum(lengths)]), **arrays).save(directory)
+        (directory / SECONDS).write_text(f"{seconds:.1f}\n")
     return ResponseTokens.load(directory)
+
+
+def pass_seconds(directory: Path) -> float:
+    """What the pass took."""
+    return float((directory / SECONDS).read_text())
 
 
 @torch.inference_mode()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,42 +61,62 @@ def special(gains: Floats) -> Floats:
 
 def spearman(first: Floats, second: Floats) -> Floats:
     """``[tasks]`` rank correlation of two ``[groups, tasks]`` tables, column by column; 0 for a constant column."""
-    ranks = [rankdata(table, axis=0) for table in (first, second)]
+    correlations: Floats = rank_correlations(first[:, None], second)[0]
+    return correlations
+
+
+def rank_correlations(tables: Floats, gains: Floats) -> Floats:
+    """``[methods, tasks]`` Spearman's correlation of ``[groups, methods, tasks]`` scores with ``[groups, tasks]``."""
+    ranks = [rankdata(table, axis=0) for table in (tables, gains[:, None])]
     centred = [table - table.mean(0) for table in ranks]
     scale = np.sqrt((centred[0] ** 2).sum(0) * (centred[1] ** 2).sum(0))
     product = (centred[0] * centred[1]).sum(0)
     return np.where(scale > 0, product / np.where(scale > 0, scale, 1), 0.0)
 
 
-def correlation(scores: Floats, gains: Floats, seed: int = 0, samples: int = SAMPLES) -> Figure:
-    """Spearman's correlation of ``[groups, tasks]`` scores with gains, the mean over tasks.
+def correlations(
+    tables: Mapping[str, Floats], gains: Floats, reference: str = "", seed: int = 0, samples: int = SAMPLES
+) -> dict[str, tuple[Figure, Figure]]:
+    """Spearman's correlation of each method's ``[groups, tasks]`` scores with gains, the mean over tasks.
 
-    The interval resamples groups and tasks, both with replacement (percentiles): it holds for other groups and other
-    tasks of these kinds.
+    The intervals resample groups and tasks, both with replacement (percentiles), the same ones for all methods: they
+    hold for other groups and other tasks of these kinds.
+
+    Args:
+        tables: Scores by method.
+        gains: ``[groups, tasks]``.
+        reference: Method that each is compared with; none compares with zero.
+        seed: Of the draws.
+        samples: How many.
+
+    Returns:
+        By method its figure, and the difference from the reference's.
     """
-    return resampled(lambda place: spearman(scores[place], gains[place]), gains.shape, seed, samples)
+    stack = np.stack(list(tables.values()), axis=1)
+    base = list(tables).index(reference) if reference else None
 
+    def less_reference(values: Floats) -> Floats:
+        return values if base is None else values - values[base]
 
-def difference(first: Floats, second: Floats, gains: Floats, seed: int = 0) -> Figure:
-    """How much better one method's scores are correlated with gains than another's, resampled together."""
-    return resampled(
-        lambda place: spearman(first[place], gains[place]) - spearman(second[place], gains[place]), gains.shape, seed
-    )
-
-
-def resampled(
-    measure: Callable[[Any], Floats], shape: tuple[int, ...], seed: int = 0, samples: int = SAMPLES
-) -> Figure:
-    """``measure`` of the whole ``[groups, tasks]`` tables, with the interval of its mean over resampled ones."""
+    whole = rank_correlations(stack, gains)
     generator = np.random.default_rng(seed)
-    size, number = shape
+    size, number = gains.shape
     means = []
     for _ in range(samples):
-        rows = generator.integers(size, size=size)
-        means.append(measure(np.ix_(rows, generator.integers(number, size=number))).mean())
-    low, high = np.percentile(means, [2.5, 97.5])
-    tasks = measure(...)
-    return Figure(float(tasks.mean()), float(low), float(high), tasks)
+        rows, tasks = generator.integers(size, size=size), generator.integers(number, size=number)
+        means.append(rank_correlations(stack[rows], gains[rows])[:, tasks].mean(1))
+    drawn = np.stack(means, axis=1)  # [methods, samples]
+    found = []
+    for values, samples_of in ((whole, drawn), (less_reference(whole), less_reference(drawn))):
+        low, high = np.percentile(samples_of, [2.5, 97.5], axis=1)
+        found.append([Figure(float(own.mean()), float(a), float(b), own)
+                      for own, a, b in zip(values, low, high, strict=True)])  # fmt: skip
+    return dict(zip(tables, zip(*found, strict=True), strict=True))
+
+
+def correlation(scores: Floats, gains: Floats, seed: int = 0, samples: int = SAMPLES) -> Figure:
+    """`correlations` of one method."""
+    return correlations({"": scores}, gains, seed=seed, samples=samples)[""][0]
 
 
 def best_decile(scores: Floats, gains: Floats) -> Floats:

@@ -82,6 +82,7 @@ def measure(folder: Path, groups: Sequence[Group], part: int, parts: int) -> Non
                 load_model(materials.smollm2(), dtype), pool, group.rows, settings, site, seed=seed
             )
             found = losses(trained.get_base_model(), held_out)
+        del trained
         write_text(json.dumps({"losses": found, "steps": facts["steps"], "trained": facts["trained_tokens"]}), file)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +19,119 @@ import materials
 from trim_lightning.models.load import load_model
 from trim_lightning.models.precision import resolve_dtype
 from value_candidates import Pass, named
-from value_features import response_tokens
+from value_drops import loss_drops
+from value_features import pass_seconds, response_tokens
 from value_gains import tokenized
 from value_groups import RECORDS, TARGETS, TASKS, Group
 
+DROPS = ("loss drop, nats", "loss drop, share")  # what `loss_drops` gives, in its order
+ONE_PASS = "one pass: "  # begins the names of candidate formulas
+GROUPED, SAMPLE = "grouped", "sample"  # files of pool records: those of any group, and some of each group
 SAMPLED = 20  # records of a group that a costly method scores; the mean of so many stands for the group's
 
+# one sweep whose jobs share their forward pass: METHODS find what it left in the store
+TOGETHER = "method=trim warmup=none saliency=trim,uniform,error scope=all,response"
 # name -> overrides; what scores the sampled records alone is in COSTLY
 METHODS: Mapping[str, str] = {
     "trim": "method=trim warmup=none",
-    "trim, warmed up": "method=trim warmup=lora",
     "trim, uniform saliency": "method=trim warmup=none saliency=uniform",
+    "trim, error saliency": "method=trim warmup=none saliency=error",
     "trim, responses, mean": "method=trim warmup=none scope=response pooler=mean",
+    "trim, responses, mean, uniform": "method=trim warmup=none scope=response pooler=mean saliency=uniform",
+    "trim, responses, mean, error": "method=trim warmup=none scope=response pooler=mean saliency=error",
     "rds": "method=rds warmup=none",
     "rds, mean": "method=rds warmup=none method.aggregate=mean",
     "bm25": "method=bm25 warmup=none",
     "dsir": "method=dsir warmup=none",
+    "longest": "method=longest warmup=none",
+    "trim, warmed up": "method=trim warmup=lora",
     "perplexity": "method=perplexity warmup=none",
     "ifd": "method=ifd warmup=lora",
-    "longest": "method=longest warmup=none",
 }
 COSTLY: Mapping[str, str] = {
     "less": "method=less warmup=lora method.num_checkpoints=2",
+    "less, last 2 blocks": "method=less warmup=lora method.num_checkpoints=2 method.last_layers=2",
 }
+
+
+def score_drops(folder: Path, groups: Sequence[Group]) -> None:
+    """Run the candidate that has a pass for each task, on the sampled records."""
+    if all(scores_file(folder, name).exists() for name in DROPS):
+        return
+    rows = write_part(folder, SAMPLE, sampled(groups))
+    records = tokenized(folder / f"{SAMPLE}.jsonl")
+    for name, (_, drop, seconds) in zip(DROPS, loss_drops(records, tokenized(folder / "targets.jsonl")), strict=True):
+        scores = np.full((len(TASKS), RECORDS), np.nan)
+        scores[:, rows] = drop
+        keep(scores_file(folder, name), scores, Cost(seconds, 1.0 + len(TASKS), int(records.lengths.sum())), "")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What scores of some records took.
+
+    Attributes:
+        seconds: Of the stages that run a model, or search.
+        passes: Tokens that went through the model, by tokens of the records; a gradient counts like a forward pass.
+        tokens: Of the records.
+    """
+
+    seconds: float
+    passes: float
+    tokens: int
 
 
 def score_methods(folder: Path, groups: Sequence[Group], names: Sequence[str] = ()) -> None:
     """Run the package's methods that have no scores yet; each scores all tasks in one run, as target groups."""
-    sample = write_sample(folder, groups)
-    for name, overrides in {**METHODS, **COSTLY}.items():
-        file = scores_file(folder, name)
-        if file.exists() or (names and name not in names):
-            continue
-        rows = sample if name in COSTLY else np.arange(RECORDS)
-        pool = folder / ("sample.jsonl" if name in COSTLY else "pool.jsonl")
+    rows = {GROUPED: write_part(folder, GROUPED, grouped(groups)), SAMPLE: write_part(folder, SAMPLE, sampled(groups))}
+    missing = [
+        name for name in {**METHODS, **COSTLY}
+        if not scores_file(folder, name).exists() and (not names or name in names)
+    ]  # fmt: skip
+    if "trim" in missing:
+        select(folder, TOGETHER, GROUPED, "-m", f"hydra.sweep.dir={folder / 'selections' / 'together'}")
+    for name in missing:
+        part = SAMPLE if name in COSTLY else GROUPED
+        overrides, file = {**METHODS, **COSTLY}[name], scores_file(folder, name)
         output = folder / "selections" / file.stem
-        command = [
-            str(Path(sys.executable).with_name("trim-select")), *overrides.split(), "pool=jsonl", f"pool.path={pool}",
-            "target=jsonl", f"target.path={folder / 'targets.jsonl'}", "target.group_field=task",
-            f"target.num_examples={TARGETS}", "logger=none", f"paths.store_dir={folder / 'store'}",
-            f"hydra.run.dir={output}",
-        ]  # fmt: skip
-        started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        keep(file, read_scores(output, rows), time.perf_counter() - started, command_of(overrides))
+        select(folder, overrides, part, f"hydra.run.dir={output}")
+        keep(file, read_scores(output, rows[part]), cost_of(output), f"trim-select {overrides}")
 
 
-def write_sample(folder: Path, groups: Sequence[Group]) -> NDArray[np.int64]:
-    """Write the records that costly methods score; returns their places in the pool, ascending."""
+def select(folder: Path, overrides: str, part: str, *more: str) -> None:
+    """One ``trim-select`` over a part of the pool, with all tasks' targets."""
+    command = [
+        str(Path(sys.executable).with_name("trim-select")), *more, *overrides.split(), "pool=jsonl",
+        f"pool.path={folder / part}.jsonl", "target=jsonl", f"target.path={folder / 'targets.jsonl'}",
+        "target.group_field=task", f"target.num_examples={TARGETS}", "logger=none",
+        f"paths.store_dir={folder / 'store'}",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def grouped(groups: Sequence[Group]) -> NDArray[np.int64]:
+    """Places in the pool of the records of any group, ascending: no other record's score is ever looked at."""
+    rows: NDArray[np.int64] = np.unique(np.concatenate([group.rows for group in groups]))
+    return rows
+
+
+def sampled(groups: Sequence[Group]) -> NDArray[np.int64]:
+    """Places in the pool of the records that costly methods score, ascending."""
     generator = np.random.default_rng(20)
-    chosen = [generator.choice(group.rows, min(SAMPLED, len(group.rows)), replace=False) for group in groups]
-    rows: NDArray[np.int64] = np.unique(np.concatenate(chosen))
+    return np.unique(
+        np.concatenate([
+            generator.choice(group.rows, min(SAMPLED, len(group.rows)), replace=False) for group in groups
+        ])
+    )  # fmt: skip
+
+
+def write_part(folder: Path, part: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Write those records of the pool as a file of their own; returns the rows."""
     lines = (folder / "pool.jsonl").read_text(encoding="utf-8").split("\n")
-    (folder / "sample.jsonl").write_text("".join(f"{lines[row]}\n" for row in rows), encoding="utf-8")
+    text = "".join(f"{lines[row]}\n" for row in rows)
+    path = folder / f"{part}.jsonl"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
     return rows
 
 
@@ -85,25 +146,35 @@ def read_scores(output: Path, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     return scores
 
 
-def score_candidates(folder: Path) -> None:
+def score_candidates(folder: Path, groups: Sequence[Group]) -> None:
     """Run the pass if it is missing, then every candidate formula that has no scores yet."""
-    pool = response_tokens(tokenized(folder / "pool.jsonl"), folder / "features" / "pool", attention=False)
+    rows = write_part(folder, GROUPED, grouped(groups))
+    pool = response_tokens(tokenized(folder / f"{GROUPED}.jsonl"), folder / "features" / GROUPED, attention=False)
     targets = response_tokens(tokenized(folder / "targets.jsonl"), folder / "features" / "targets", attention=True)
     model = load_model(materials.smollm2(), resolve_dtype("float32"))
     embedding: Any = model.get_input_embeddings()
     candidates = Pass(pool, embedding.weight.detach())
     own = [targets.take(np.arange(place, place + TARGETS)) for place in range(0, len(targets), TARGETS)]
+    seconds = pass_seconds(folder / "features" / GROUPED)
+    tokens = int(tokenized(folder / f"{GROUPED}.jsonl").lengths.sum())
     for name, formula in named():
-        file = scores_file(folder, f"one pass: {name}")
+        file = scores_file(folder, f"{ONE_PASS}{name}")
         if not file.exists():
             started = time.perf_counter()
-            scores = np.stack([formula(candidates, part) for part in own])
-            keep(file, scores, time.perf_counter() - started, "")
+            scores = np.full((len(TASKS), RECORDS), np.nan)
+            scores[:, rows] = [formula(candidates, part) for part in own]
+            spent = time.perf_counter() - started
+            keep(file, scores, Cost(seconds + spent, 1.0, tokens), "")
+            print(f"{name}: {spent:.1f} s", flush=True)
 
 
-def command_of(overrides: str) -> str:
-    """A method's run as a reader types it."""
-    return f"trim-select {overrides}"
+def cost_of(output: Path) -> Cost:
+    """What the stages of a selection took that run a model or search, whichever job ran them; reading is left out."""
+    stages: Mapping[str, Any] = json.loads((output / "manifest.json").read_text())["stages"]
+    tokens = stages["tokenize"]["tokens"]
+    spent = [stage for name, stage in stages.items() if name not in ("tokenize", "select")]
+    fed = sum(stage["tokens"] for stage in spent)
+    return Cost(sum(stage["seconds"] for stage in spent), fed / tokens, tokens)
 
 
 def scores_file(folder: Path, name: str) -> Path:
@@ -112,15 +183,37 @@ def scores_file(folder: Path, name: str) -> Path:
     return folder / "scores" / f"{safe}.npz"
 
 
-def keep(file: Path, scores: NDArray[np.float64], seconds: float, command: str) -> None:
+def keep(file: Path, scores: NDArray[np.float64], cost: Cost, command: str) -> None:
     """Write scores, and what they cost."""
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_suffix(".part.npz")
-    np.savez(temporary, scores=scores, facts=np.array(json.dumps({"seconds": seconds, "command": command})))
+    np.savez(temporary, scores=scores, facts=np.array(json.dumps({**asdict(cost), "command": command})))
     temporary.replace(file)
 
 
-def kept(folder: Path) -> dict[str, NDArray[np.float64]]:
-    """``[tasks, records]`` scores by name, of all methods and candidates that there are."""
-    names = [*METHODS, *COSTLY, *(f"one pass: {name}" for name, _ in named())]
-    return {name: np.load(scores_file(folder, name))["scores"] for name in names if scores_file(folder, name).exists()}
+@dataclass(frozen=True)
+class Scored:
+    """A method's scores with their price.
+
+    Attributes:
+        scores: ``[tasks, records]``; NaN for records that were not scored.
+        cost: What they took.
+        command: How a reader gets them; empty for a candidate formula.
+    """
+
+    scores: NDArray[np.float64]
+    cost: Cost
+    command: str
+
+
+def kept(folder: Path) -> dict[str, Scored]:
+    """By name, all methods and candidates that have scores."""
+    names = [*METHODS, *COSTLY, *DROPS, *(f"{ONE_PASS}{name}" for name, _ in named())]
+    found = {}
+    for name in names:
+        if scores_file(folder, name).exists():
+            with np.load(scores_file(folder, name)) as content:
+                facts = json.loads(str(content["facts"]))
+                command = facts.pop("command")
+                found[name] = Scored(content["scores"], Cost(**facts), command)
+    return found

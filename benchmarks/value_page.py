@@ -9,28 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from value_figures import Figure, best_decile, ceiling, correlation, difference, group_scores, special
+from value_figures import Figure, best_decile, ceiling, correlations, group_scores, spearman, special
 from value_gains import Gains
 from value_groups import REPORTING, TASKS, TUNING, Group
+from value_methods import Cost, Scored
 
 REFERENCE = "trim"  # what every other line is compared with
 RANDOM_DRAWS = 20
 
 
-def write_page(path: Path, gains: Gains, groups: Sequence[Group], scores: Mapping[str, NDArray[np.float64]]) -> None:
+def write_page(path: Path, gains: Gains, groups: Sequence[Group], scored: Mapping[str, Scored]) -> None:
     """Write the tables, of what is measured alone; what they show is written by hand above them.
 
     Args:
         path: The page; what stands above its first ``<!-- tables -->`` is kept.
         gains: What was measured.
         groups: The groups, in the order of the gains.
-        scores: ``[tasks, records]`` by method.
+        scored: Scores and cost by method.
     """
     assert gains.names == tuple(group.name for group in groups), "gains are of other groups"
     whole = len(groups)
     groups, gains = [groups[place] for place in gains.measured], gains.take(gains.measured)
     tables = {"gain": gains.mean, "special": special(gains.mean)}
-    means = {name: group_scores(values, groups) for name, values in scores.items()}
+    means = {name: group_scores(found.scores, groups) for name, found in scored.items()}
     means = {name: table for name, table in means.items() if not np.isnan(table).any()}
     head = path.read_text().partition(MARK)[0] if path.exists() else "# What a record teaches\n\n"
     part_of = f"Of {len(groups)} groups of {whole}, {np.isfinite(gains.second).all(1).sum()} of them with two seeds."
@@ -38,6 +39,7 @@ def write_page(path: Path, gains: Gains, groups: Sequence[Group], scores: Mappin
     for what, title in (("gain", "The gain itself"), ("special", "What is special to a task")):
         parts += [f"## {title}", method_table(means, tables[what], ceiling(gains, what))]
     parts += ["## The best tenth of the groups", decile_table(means, gains.mean)]
+    parts += ["## What the scores cost", cost_table(scored)]
     path.write_text("\n\n".join(parts) + "\n")
 
 
@@ -59,13 +61,12 @@ def spread_table(gains: Gains) -> str:
 def method_table(means: Mapping[str, NDArray[np.float64]], gains: NDArray[np.float64], top: NDArray[np.float64]) -> str:
     """One line a method, best first: correlation over all tasks, those tuned on, those reported, each task."""
     tuning, reporting = ([TASKS.index(task) for task in tasks] for tasks in (TUNING, REPORTING))
-    found = {name: correlation(table, gains) for name, table in means.items()}
+    found = correlations(means, gains, REFERENCE)
     rows = []
-    for name, figure in sorted(found.items(), key=lambda item: -item[1].value):
-        against = "" if name == REFERENCE else str(difference(means[name], means[REFERENCE], gains))
-        rows.append([name, str(figure), against, part(figure, tuning), part(figure, reporting),
-                     *(f"{value:+.2f}" for value in figure.tasks)])  # fmt: skip
-    chance = [random_figure(gains, seed).value for seed in range(RANDOM_DRAWS)]
+    for name, (figure, more) in sorted(found.items(), key=lambda item: -item[1][0].value):
+        rows.append([name, str(figure), "" if name == REFERENCE else str(more), part(figure, tuning),
+                     part(figure, reporting), *(f"{value:+.2f}" for value in figure.tasks)])  # fmt: skip
+    chance = [random_figure(gains, seed) for seed in range(RANDOM_DRAWS)]
     rows.append([f"random scores ({RANDOM_DRAWS} draws)", f"{np.mean(chance):+.2f}"] + [""] * (3 + len(TASKS)))
     rows.append(["noise ceiling", f"{top.mean():.2f}", "", "", "", *(f"{value:.2f}" for value in top)])
     headers = ["method", "Spearman", f"against {REFERENCE}", "tuning tasks", "reporting tasks", *TASKS]
@@ -77,9 +78,9 @@ def part(figure: Figure, tasks: Sequence[int]) -> str:
     return f"{figure.tasks[list(tasks)].mean():+.2f}"
 
 
-def random_figure(gains: NDArray[np.float64], seed: int) -> Figure:
-    """The figure of scores that know nothing."""
-    return correlation(np.random.default_rng([seed, 5]).normal(size=gains.shape), gains)
+def random_figure(gains: NDArray[np.float64], seed: int) -> float:
+    """The mean correlation of scores that know nothing."""
+    return float(spearman(np.random.default_rng([seed, 5]).normal(size=gains.shape), gains).mean())
 
 
 def decile_table(means: Mapping[str, NDArray[np.float64]], gains: NDArray[np.float64]) -> str:
@@ -91,4 +92,19 @@ def decile_table(means: Mapping[str, NDArray[np.float64]], gains: NDArray[np.flo
         for name, values in sorted(found.items(), key=lambda item: -item[1].mean())
     ]
     headers = ["method", "mean", *TASKS]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def cost_table(scored: Mapping[str, Scored]) -> str:
+    """One line a method: what scoring took, a record for all tasks, as multiples of TRIM's."""
+
+    def each(cost: Cost) -> float:
+        return cost.seconds / cost.tokens
+
+    usual = each(scored[REFERENCE].cost)
+    rows = []
+    for name, found in scored.items():
+        command = f"`{found.command}`" if found.command else ""
+        rows.append([name, f"{found.cost.passes:.2f}", f"{each(found.cost) / usual:.2f}", command])
+    headers = ["method", "passes", f"time, {REFERENCE} = 1", "command"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import PreTrainedModel
+
+from trim_lightning.engine.response_loss import mean_response_loss, response_counts
+from trim_lightning.tokens.spans import PROMPT, RESPONSE
+from trim_lightning.tokens.tokenized import TokenizedRecords
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import value_candidates
+import value_drops
 import value_figures
 import value_groups
+import value_methods
+import value_page
 from value_features import ResponseTokens, errors
 from value_gains import Gains, collect, wanted
 from value_groups import Group
@@ -210,3 +220,45 @@ def test_every_candidate_scores_records_with_a_response_and_no_other_and_prefers
         assert np.isnan(scores).tolist() == [False, True] + [False] * 6, name
         if name not in skipped:
             assert {int(row) for row in np.argsort(-np.nan_to_num(scores, nan=-9))[:2]} == {0, 2}, name
+
+
+def test_losses_of_records_sum_up_to_the_mean_loss(
+    tiny_model: Callable[[str], PreTrainedModel], tokenized: Callable[..., TokenizedRecords]
+) -> None:
+    generator = np.random.default_rng(3)
+    made = [(generator.integers(5, 60, size).tolist(), [PROMPT] * prompt + [RESPONSE] * (size - prompt))
+            for size, prompt in ((12, 4), (30, 3), (7, 7), (18, 9))]  # fmt: skip
+    records, model = tokenized(made), tiny_model("llama")
+    found = value_drops.losses(model, records)
+    assert np.isnan(found).tolist() == [False, False, True, False]
+    counts = response_counts(records)
+    assert np.nansum(found * counts) / counts.sum() == pytest.approx(mean_response_loss(model, records, 50), rel=1e-5)
+
+
+def test_scores_come_back_with_what_they_cost(tmp_path: Path) -> None:
+    selection = tmp_path / "run"
+    selection.mkdir()
+    stages = {
+        "tokenize": {"seconds": 9.0, "tokens": 1000}, "fingerprint": {"seconds": 1.0, "tokens": 50},
+        "score": {"seconds": 4.0, "tokens": 1000}, "select": {"seconds": 7.0, "tokens": 0},
+    }  # fmt: skip
+    (selection / "manifest.json").write_text(json.dumps({"stages": stages}))
+    cost = value_methods.cost_of(selection)
+    assert cost == value_methods.Cost(5.0, 1.05, 1000)
+    scores = np.arange(6.0).reshape(2, 3)
+    value_methods.keep(value_methods.scores_file(tmp_path, "trim"), scores, cost, "trim-select method=trim")
+    (found,) = value_methods.kept(tmp_path).values()
+    assert (found.scores.tolist(), found.cost, found.command) == (scores.tolist(), cost, "trim-select method=trim")
+    double = replace(found, cost=replace(cost, seconds=10.0))
+    lines = value_page.cost_table({"trim": found, "less": double}).splitlines()
+    assert [line.split("|")[3].strip() for line in lines[2:]] == ["1.00", "2.00"]
+
+
+def test_methods_are_compared_on_the_same_draws() -> None:
+    gains, noise = table(0), table(1)
+    tables = {"poor": gains + 4 * noise, "good": gains + noise, "twin": 2 * (gains + noise)}
+    found = value_figures.correlations(tables, gains, "good", samples=300)
+    alone = value_figures.correlation(tables["poor"], gains, samples=300)
+    assert str(found["poor"][0]) == str(alone)
+    assert (found["poor"][1].high < 0, found["twin"][1].low, found["twin"][1].high) == (True, 0, 0)
+    assert found["poor"][1].value == pytest.approx(found["poor"][0].value - found["good"][0].value)
