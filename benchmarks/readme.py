@@ -12,12 +12,14 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from trim_lightning.report.page import METHOD_NAMES
-
 ROOT = Path(__file__).resolve().parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 BLOCK = re.compile(r"(<!-- made from (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NAMES = {**METHOD_NAMES, "random": "**random**", "trim": "**TRIM**", "longest": "longest", "full": "all"}
+NAMES = {
+    "trim": "**TRIM**", "trim, uniform saliency": "TRIM, every token weighs the same", "rds": "RDS+",
+    "dsir": "DSIR", "bm25": "BM25", "ifd": "IFD", "perplexity": "perplexity", "longest": "longest",
+    "random scores (20 draws)": "**random**", "noise ceiling": "the best possible, given the noise",
+}  # fmt: skip
 
 
 def filled(text: str) -> str:
@@ -34,33 +36,24 @@ def page(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
-def results(text: str) -> str:
-    """What each method's coreset taught, the most first, and what choosing it cost.
+def value(text: str) -> str:
+    """How well each method of the package tells what records teach, the best first, and what telling it takes.
 
-    A page whose head says that its runs are of before a change keeps that sentence, and no verdict is taken from it.
+    Formulas that only the instrument knows, and a method's variants beyond TRIM's saliency, are left to the page.
     """
-    table, cost = table_with(text, "drop of held-out loss"), page("results/cost.md")
-    seconds = {
-        line["run"].partition(" ")[0]: line["selection, s"] for line in reversed(table_with(cost, "selection, s"))
-    }
-    told = re.search(r"^> (.+)$", text, re.MULTILINE)
-    tests = [] if told else table_with(text, "against random")
-    verdicts = {line["run"]: line["against random"] for line in tests if line["metric"] == "held-out loss"}
-    table = [line for line in table if line["drop of held-out loss"]]
-    table.sort(key=lambda line: -float(line["drop of held-out loss"].partition(" ")[0]))
+    best = {line["method"]: line["mean, deviations"] for line in table_with(text, "mean, deviations")}
+    passes = {line["method"]: line["passes"] for line in table_with(text, "passes")}
     rows = [
         {
-            "coreset of": NAMES.get(line["run"], line["run"]),
-            "runs": line["seeds"],
-            "drop of the held-out loss": line["drop of held-out loss"],
-            **({} if told else {"against random": verdicts.get(line["run"], "")}),
-            "tokens through the model to choose it": line["tokens fed in selection"],
-            f"seconds to choose from {pool_of(cost)}": seconds.get(line["run"], ""),
+            "score": NAMES[line["method"]],
+            "order of what groups teach": line["Spearman"],
+            "gain of the best tenth": best.get(line["method"], ""),
+            "passes over the pool": passes.get(line["method"], ""),
         }
-        for line in table
+        for line in table_with(text, "Spearman")
+        if line["method"] in NAMES
     ]
-    note = ["*" + told[1].replace("](../", "](docs/") + "*"] if told else []
-    return "\n\n".join([*note, tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)])
+    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
 
 
 def models(text: str) -> str:
@@ -78,13 +71,7 @@ def table_with(text: str, column: str) -> list[dict[str, str]]:
     raise KeyError(column)
 
 
-def pool_of(text: str) -> str:
-    """The size of the pool that a page names."""
-    found = re.search(r"random sample of ([\d,]+)", text)
-    return "a pool" if found is None else f"{found[1]} records"
-
-
-BLOCKS = {"results/method_table.md": results, "compatibility.md": models}
+BLOCKS = {"results/value.md": value, "compatibility.md": models}
 
 
 def main() -> int:

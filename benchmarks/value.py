@@ -2,10 +2,10 @@
 
     make value ARGS="groups train collect"      hours: about 130 trainings; goes on where it was killed
     make value ARGS="train --part 0/2"          one of two processes that share the trainings
-    make value ARGS="score candidates drops table"    each method's scores, and docs/results/value.md
+    make value ARGS="score candidates drops bins table"    each method's scores, and docs/results/value.md
 
-`groups` and `collect` write the small files ``benchmarks/value/groups.json`` and ``gains.json``, which are kept with
-the project: judging a method needs no training.
+`groups`, `collect` and `bins` write the small files ``groups.json``, ``gains.json`` and ``bins.json`` in
+``benchmarks/value``, which are kept with the project: judging a method needs no training.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 import materials
 from trim_lightning.engine.response_loss import response_counts
+from value_bins import measure_bins
 from value_gains import Gains, collect, measure, tokenized
 from value_groups import make_groups, pool_records, read_groups, write_groups, write_inputs
 from value_methods import kept, score_candidates, score_drops, score_methods
@@ -25,7 +26,7 @@ from value_page import write_page
 
 WORK = materials.ROOT / "build" / "value"
 KEPT = Path(__file__).with_name("value")
-GROUPS, GAINS = KEPT / "groups.json", KEPT / "gains.json"
+GROUPS, GAINS, BINS = KEPT / "groups.json", KEPT / "gains.json", KEPT / "bins.json"
 PAGE = materials.ROOT / "docs" / "results" / "value.md"
 
 
@@ -45,7 +46,7 @@ def groups() -> None:
 
 def main() -> int:
     """Do the named steps, one after the other."""
-    steps = ("groups", "train", "collect", "score", "candidates", "drops", "table")
+    steps = ("groups", "train", "collect", "score", "candidates", "drops", "bins", "table")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="+", choices=steps)
     parser.add_argument("--part", default="0/1", metavar="I/N", help="the part of the trainings that this process does")
@@ -65,8 +66,10 @@ def main() -> int:
             score_candidates(WORK, read_groups(GROUPS))
         elif step == "drops":
             score_drops(WORK, read_groups(GROUPS))
+        elif step == "bins":
+            measure_bins(WORK, BINS, part, parts)
         else:
-            write_page(PAGE, Gains.read(GAINS), read_groups(GROUPS), kept(WORK))
+            write_page(PAGE, Gains.read(GAINS), read_groups(GROUPS), kept(WORK), BINS)
     return 0
 
 

@@ -62,6 +62,11 @@ def measure(folder: Path, groups: Sequence[Group], part: int, parts: int) -> Non
         part: Which part of the missing trainings this process takes, from 0.
         parts: How many there are.
     """
+    train_groups(folder, wanted(groups)[part::parts])
+
+
+def train_groups(folder: Path, trainings: Sequence[tuple[Group, int]]) -> None:
+    """Do those of some trainings, each a group with a seed, that are not there yet."""
     (folder / "runs").mkdir(exist_ok=True)
     pool = tokenized(folder / "pool.jsonl")
     held_out = {task: tokenized(folder / f"held_out.{task}.jsonl") for task in TASKS}
@@ -69,7 +74,7 @@ def measure(folder: Path, groups: Sequence[Group], part: int, parts: int) -> Non
     before = folder / "runs" / "before.json"
     if not before.exists():
         write_text(json.dumps(losses(load_model(materials.smollm2(), dtype), held_out)), before)
-    for group, seed in wanted(groups)[part::parts]:
+    for group, seed in trainings:
         file = folder / "runs" / f"{group.name}.{seed}.json"
         if file.exists():
             continue
@@ -82,7 +87,7 @@ def measure(folder: Path, groups: Sequence[Group], part: int, parts: int) -> Non
                 load_model(materials.smollm2(), dtype), pool, group.rows, settings, site, seed=seed
             )
             found = losses(trained.get_base_model(), held_out)
-        del trained
+        del trained  # before the next model is loaded
         write_text(json.dumps({"losses": found, "steps": facts["steps"], "trained": facts["trained_tokens"]}), file)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from value_gains import tokenized
 from value_groups import RECORDS, TARGETS, TASKS, Group
 
 DROPS = ("loss drop, nats", "loss drop, share")  # what `loss_drops` gives, in its order
+REFERENCE = "trim"  # what every other line is compared with
+SAMPLED_REFERENCE = "trim, sampled records"  # beside what only scores those
 ONE_PASS = "one pass: "  # begins the names of candidate formulas
-GROUPED, SAMPLE = "grouped", "sample"  # files of pool records: those of any group, and some of each group
-SAMPLED = 20  # records of a group that a costly method scores; the mean of so many stands for the group's
+# files of pool records: those of any group, some of each group, and fewer of each group that was trained on
+GROUPED, SAMPLE, SMALL_SAMPLE = "grouped", "sample", "small_sample"
+SAMPLED, FEW_SAMPLED = 20, 10  # records of a group that a costly method scores; their mean stands for the group's
 
 # one sweep whose jobs share their forward pass: METHODS find what it left in the store
 TOGETHER = "method=trim warmup=none saliency=trim,uniform,error scope=all,response"
@@ -49,8 +52,9 @@ METHODS: Mapping[str, str] = {
     "ifd": "method=ifd warmup=lora",
 }
 COSTLY: Mapping[str, str] = {
-    "less": "method=less warmup=lora method.num_checkpoints=2",
-    "less, last 2 blocks": "method=less warmup=lora method.num_checkpoints=2 method.last_layers=2",
+    # the warm-up has as many records as 5 % of 20 records of each group would be
+    "less": "method=less warmup=lora warmup.fraction=0.2 method.num_checkpoints=2",
+    "less, last 2 blocks": "method=less warmup=lora warmup.fraction=0.2 method.num_checkpoints=2 method.last_layers=2",
 }
 
 
@@ -58,7 +62,7 @@ def score_drops(folder: Path, groups: Sequence[Group]) -> None:
     """Run the candidate that has a pass for each task, on the sampled records."""
     if all(scores_file(folder, name).exists() for name in DROPS):
         return
-    rows = write_part(folder, SAMPLE, sampled(groups))
+    rows = write_part(folder, SAMPLE, sampled(groups, SAMPLED))
     records = tokenized(folder / f"{SAMPLE}.jsonl")
     for name, (_, drop, seconds) in zip(DROPS, loss_drops(records, tokenized(folder / "targets.jsonl")), strict=True):
         scores = np.full((len(TASKS), RECORDS), np.nan)
@@ -83,7 +87,11 @@ class Cost:
 
 def score_methods(folder: Path, groups: Sequence[Group], names: Sequence[str] = ()) -> None:
     """Run the package's methods that have no scores yet; each scores all tasks in one run, as target groups."""
-    rows = {GROUPED: write_part(folder, GROUPED, grouped(groups)), SAMPLE: write_part(folder, SAMPLE, sampled(groups))}
+    trained = [group for group in groups if (folder / "runs" / f"{group.name}.0.json").exists()]
+    rows = {
+        GROUPED: write_part(folder, GROUPED, grouped(groups)),
+        SMALL_SAMPLE: write_part(folder, SMALL_SAMPLE, sampled(trained, FEW_SAMPLED)),
+    }
     missing = [
         name for name in {**METHODS, **COSTLY}
         if not scores_file(folder, name).exists() and (not names or name in names)
@@ -91,7 +99,7 @@ def score_methods(folder: Path, groups: Sequence[Group], names: Sequence[str] = 
     if "trim" in missing:
         select(folder, TOGETHER, GROUPED, "-m", f"hydra.sweep.dir={folder / 'selections' / 'together'}")
     for name in missing:
-        part = SAMPLE if name in COSTLY else GROUPED
+        part = SMALL_SAMPLE if name in COSTLY else GROUPED
         overrides, file = {**METHODS, **COSTLY}[name], scores_file(folder, name)
         output = folder / "selections" / file.stem
         select(folder, overrides, part, f"hydra.run.dir={output}")
@@ -115,12 +123,12 @@ def grouped(groups: Sequence[Group]) -> NDArray[np.int64]:
     return rows
 
 
-def sampled(groups: Sequence[Group]) -> NDArray[np.int64]:
+def sampled(groups: Sequence[Group], number: int) -> NDArray[np.int64]:
     """Places in the pool of the records that costly methods score, ascending."""
     generator = np.random.default_rng(20)
     return np.unique(
         np.concatenate([
-            generator.choice(group.rows, min(SAMPLED, len(group.rows)), replace=False) for group in groups
+            generator.choice(group.rows, min(number, len(group.rows)), replace=False) for group in groups
         ])
     )  # fmt: skip
 
@@ -216,4 +224,7 @@ def kept(folder: Path) -> dict[str, Scored]:
                 facts = json.loads(str(content["facts"]))
                 command = facts.pop("command")
                 found[name] = Scored(content["scores"], Cost(**facts), command)
+    if REFERENCE in found and (costly := [name for name in (*COSTLY, *DROPS) if name in found]):
+        seen = np.isfinite(found[costly[0]].scores)
+        found[SAMPLED_REFERENCE] = replace(found[REFERENCE], scores=np.where(seen, found[REFERENCE].scores, np.nan))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from value_bins import bins_table
 from value_figures import Figure, best_decile, ceiling, correlations, group_scores, spearman, special
 from value_gains import Gains
 from value_groups import REPORTING, TASKS, TUNING, Group
-from value_methods import Cost, Scored
+from value_methods import REFERENCE, Cost, Scored
 
-REFERENCE = "trim"  # what every other line is compared with
 RANDOM_DRAWS = 20
 
 
-def write_page(path: Path, gains: Gains, groups: Sequence[Group], scored: Mapping[str, Scored]) -> None:
+def write_page(path: Path, gains: Gains, groups: Sequence[Group], scored: Mapping[str, Scored], bins: Path) -> None:
     """Write the tables, of what is measured alone; what they show is written by hand above them.
 
     Args:
@@ -26,6 +27,7 @@ def write_page(path: Path, gains: Gains, groups: Sequence[Group], scored: Mappin
         gains: What was measured.
         groups: The groups, in the order of the gains.
         scored: Scores and cost by method.
+        bins: Of the quantile test, if there is one.
     """
     assert gains.names == tuple(group.name for group in groups), "gains are of other groups"
     whole = len(groups)
@@ -39,6 +41,8 @@ def write_page(path: Path, gains: Gains, groups: Sequence[Group], scored: Mappin
     for what, title in (("gain", "The gain itself"), ("special", "What is special to a task")):
         parts += [f"## {title}", method_table(means, tables[what], ceiling(gains, what))]
     parts += ["## The best tenth of the groups", decile_table(means, gains.mean)]
+    if bins.exists():
+        parts += ["## Ten bins", bins_table(bins)]
     parts += ["## What the scores cost", cost_table(scored)]
     path.write_text("\n\n".join(parts) + "\n")
 
@@ -84,14 +88,18 @@ def random_figure(gains: NDArray[np.float64], seed: int) -> float:
 
 
 def decile_table(means: Mapping[str, NDArray[np.float64]], gains: NDArray[np.float64]) -> str:
-    """One line a method: what the groups with its highest scores gain above the mean of all groups."""
+    """One line a method: what the groups with its highest scores gain above the mean of all groups.
+
+    In nats per response token for each task; their mean in standard deviations of the task's gains over the groups.
+    """
     found = {name: best_decile(table, gains) for name, table in means.items()}
     found["groups with the highest gain"] = best_decile(gains, gains)
+    spread = gains.std(0)  # tasks differ tenfold in their gains
     rows = [
-        [name, f"{values.mean():+.4f}", *(f"{value:+.4f}" for value in values)]
-        for name, values in sorted(found.items(), key=lambda item: -item[1].mean())
+        [name, f"{(values / spread).mean():+.2f}", *(f"{value:+.4f}" for value in values)]
+        for name, values in sorted(found.items(), key=lambda item: -(item[1] / spread).mean())
     ]
-    headers = ["method", "mean", *TASKS]
+    headers = ["method", "mean, deviations", *TASKS]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
@@ -105,6 +113,8 @@ def cost_table(scored: Mapping[str, Scored]) -> str:
     rows = []
     for name, found in scored.items():
         command = f"`{found.command}`" if found.command else ""
-        rows.append([name, f"{found.cost.passes:.2f}", f"{each(found.cost) / usual:.2f}", command])
+        relative = each(found.cost) / usual
+        time = "" if math.isnan(relative) else f"{relative:.2f}"  # without, something else ran beside it
+        rows.append([name, f"{found.cost.passes:.2f}", time, command])
     headers = ["method", "passes", f"time, {REFERENCE} = 1", "command"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)

@@ -160,40 +160,39 @@ def test_the_readme_says_what_the_pages_say(readme: ModuleType) -> None:
     assert len(text.splitlines()) < 150
 
 
-PAGE = """# All methods
-{note}
-| run    | seeds   | drop of held-out loss   | tokens fed in selection   |
-|--------|---------|-------------------------|---------------------------|
-| random | 5       | 0.0173 ± 0.0039         | 0                         |
-| trim   | 5       | 0.0343                  | 93,257                    |
-| newest | 5       | 0.0200                  | 1                         |
-| failed | 0       |                         |                           |
+PAGE = """# What a record teaches
 
-| run   | metric        | against random   |
-|-------|---------------|------------------|
-| trim  | held-out loss | **better**       |
-| trim  | exact match   | **worse**        |
+## The gain itself
+
+| method                     | Spearman               | against trim           |
+|----------------------------|------------------------|------------------------|
+| one pass: some formula     | +0.60 (+0.20 to +0.80) | +0.10 (-0.20 to +0.40) |
+| trim                       | +0.50 (+0.20 to +0.70) |                        |
+| trim, some variant         | +0.45 (+0.20 to +0.70) | -0.05 (-0.20 to +0.10) |
+| bm25                       | +0.20 (-0.10 to +0.50) | -0.30 (-0.60 to -0.10) |
+| random scores (20 draws)   | -0.02                  |                        |
+
+## What is special to a task
+
+| method   | Spearman               | against trim   |
+|----------|------------------------|----------------|
+| trim     | +0.10 (-0.20 to +0.30) |                |
+
+| method   | mean, deviations   |
+|----------|--------------------|
+| trim     | +0.80              |
+
+| method   | passes   |
+|----------|----------|
+| trim     | 1.02     |
+| bm25     | 0.00     |
 """
-COST = """Of a random sample of 150 of the records.
-
-| run                      | selection, s   |
-|--------------------------|----------------|
-| trim warmup.enabled=false | 24.5          |
-| trim warmup.enabled=true  | 47.6          |
-"""
 
 
-@pytest.mark.parametrize("note", ["", "\n> Of runs before a review: see [results](../results.md).\n"])
-def test_results_of_before_a_change_are_told_without_a_verdict(
-    readme: ModuleType, monkeypatch: pytest.MonkeyPatch, note: str
-) -> None:
-    monkeypatch.setattr(readme, "page", {"results/cost.md": COST}.get)
-    table = readme.results(PAGE.format(note=note))
-    assert table.index("**TRIM**") < table.index("**random**"), "the most taught comes first"
-    assert "150 records" in table
-    assert "newest" in table
-    assert "failed" not in table
-    assert [cell.strip() for cell in table.splitlines()[-3].strip("|").split("|")] == [
-        "**TRIM**", "5", "0.0343", *([] if note else ["**better**"]), "93,257", "24.5",
-    ]  # fmt: skip
-    assert ("*Of runs before a review: see [results](docs/results.md).*" in table) == bool(note)
+def test_the_readme_shows_methods_that_can_be_chosen_and_not_the_instruments_formulas(readme: ModuleType) -> None:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme.value(PAGE).splitlines()[2:]]
+    assert rows == [
+        ["**TRIM**", "+0.50 (+0.20 to +0.70)", "+0.80", "1.02"],
+        ["BM25", "+0.20 (-0.10 to +0.50)", "", "0.00"],
+        ["**random**", "-0.02", "", ""],
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from trim_lightning.tokens.tokenized import TokenizedRecords
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import value_bins
 import value_candidates
 import value_drops
 import value_figures
@@ -262,3 +264,30 @@ def test_methods_are_compared_on_the_same_draws() -> None:
     assert str(found["poor"][0]) == str(alone)
     assert (found["poor"][1].high < 0, found["twin"][1].low, found["twin"][1].high) == (True, 0, 0)
     assert found["poor"][1].value == pytest.approx(found["poor"][0].value - found["good"][0].value)
+
+
+def test_bins_are_tenths_of_the_scores_with_the_response_tokens_of_a_group() -> None:
+    generator = np.random.default_rng(4)
+    scores = generator.normal(size=3_000)
+    scores[::7] = np.nan
+    counts, lengths = np.full(3_000, 100), np.full(3_000, 150)
+    lengths[np.nanargmax(scores)] = 5_000  # too long for any group
+    groups = value_bins.cut(scores, counts, lengths, "bin")
+    assert [group.name for group in groups] == [f"bin-{place}" for place in range(10)]
+    bounds = [(scores[list(group.rows)].min(), scores[list(group.rows)].max()) for group in groups]
+    assert all(lower[1] < higher[0] for lower, higher in itertools.pairwise(bounds))
+    assert {group.response_tokens for group in groups} == {value_groups.RESPONSE_TOKENS}
+
+
+def test_the_bins_that_there_are_are_told(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "before.json").write_text(json.dumps({"gsm8k": 2.0}))
+    groups = [Group(f"bin-trim-gsm8k-{place}", "bin", (place,), 1, 1) for place in (0, 2, 5, 7, 9)]
+    for place, group in enumerate(groups):
+        (tmp_path / "runs" / f"{group.name}.0.json").write_text(json.dumps({"losses": {"gsm8k": 2 - place / 10}}))
+    gains = value_bins.gains_of(tmp_path, [*groups, Group("bin-trim-gsm8k-8", "bin", (), 1, 1)], "gsm8k")
+    assert gains == [0.0, None, 0.1, None, None, 0.2, None, 0.3, None, 0.4]
+    path = tmp_path / "bins.json"
+    path.write_text(json.dumps({"trim": {"gsm8k": gains, "svamp": [0.1] + [None] * 9}}))
+    (line,) = value_bins.bins_table(path).splitlines()[2:]
+    assert [cell.strip() for cell in line.strip("|").split("|")][:4] == ["trim", "gsm8k", "+1.00", "+0.000"]

@@ -14,7 +14,7 @@ from trim_lightning.engine.batches import Records, Shard, ShardBatches
 from trim_lightning.engine.devices import Resources, is_spread
 from trim_lightning.engine.modules import in_step
 from trim_lightning.engine.shards import Elapsed, ShardForm
-from trim_lightning.engine.trainer import ProcessAborted, interruptible, make_trainer
+from trim_lightning.engine.trainer import ProcessAborted, interruptible, let_go, make_trainer
 from trim_lightning.engine.writer import TOKENS, ShardWriter, TokenProgress
 from trim_lightning.errors import UserError, first_line
 
@@ -59,6 +59,7 @@ def run_sharded_pass(
         runner = make_trainer(resources.trainer, [ShardWriter(form, elapsed), TokenProgress(title, total, unit)])
         with interruptible(runner):
             runner.predict(module, datamodule=data, return_predictions=False)
+        let_go(runner, module)
 
     if missing:
         death = None

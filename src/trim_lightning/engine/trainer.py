@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import logging
 import os
 import re
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
@@ -187,6 +189,20 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
         raise of_process(str(error)) or error from None
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+def let_go(trainer: Trainer, module: LightningModule) -> None:
+    """Take the model and the optimiser from a Trainer that has ended, so that they go with their last user.
+
+    Trainer and module hold each other, and Python looks for such circles only now and then: jobs of a sweep would pile
+    up models in memory. The module has no model after this.
+    """
+    trainer.strategy.optimizers = []
+    for name in [name for name, _ in module.named_modules(remove_duplicate=False) if name and "." not in name]:
+        delattr(module, name)
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed in the meantime goes back to the machine
 
 
 def ended_from_outside(work: str, code: int) -> str:

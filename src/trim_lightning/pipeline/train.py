@@ -147,6 +147,7 @@ def run_training(
         after = evaluate(trainee, tuned, held_out, settings.evaluation, title="after")
     task_metrics, details = run_tasks(settings, trainee, tuned) if settings.evaluation.tasks else ({}, {})
     store.dismiss_helpers()
+    trainee.release()  # nothing runs it any more
 
     lines = paired(before, after)
     metrics = {**tuning_metrics(tuned), **selection_costs(selection)}

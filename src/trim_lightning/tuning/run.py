@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from trim_lightning.engine.devices import device_of, number_of_devices, one_device
 from trim_lightning.engine.ending import deferred
-from trim_lightning.engine.trainer import interruptible, make_trainer
+from trim_lightning.engine.trainer import interruptible, let_go, make_trainer
 from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import write_text
 from trim_lightning.files.json_files import read_json_object
@@ -285,6 +285,7 @@ def fit(module: TuningModule, loader: StepLoader, settings: TuningSettings, arou
         log.info("%s: resuming from its last checkpoint", around.title)
     with deferred() as periodic.ending, interruptible(runner):
         runner.fit(module, loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
+    let_go(runner, module)
     return {
         **asdict(module.done),
         "records": len({row for micro in loader.plan for row in micro.rows}),
