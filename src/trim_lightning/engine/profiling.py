@@ -52,14 +52,15 @@ def profile_scoring(
     chosen = [batches[place * len(batches) // number] for place in range(number)]
     if not chosen:
         return 0
-    module = ScoringPass(model, [(bank, request.nearest) for bank in request.banks.values()])
+    # a pass takes the model out of its module at its end, so each has one of its own, made outside the trace
+    modules = [ScoringPass(model, [(bank, request.nearest) for bank in request.banks.values()]) for _ in range(2)]
 
     def run(part: Sequence[tuple[int, ...]]) -> None:
         tokens = int(sum(records.lengths[list(rows)].sum() for rows in part))
         with tempfile.TemporaryDirectory() as nowhere:
             form = TokenShards(Path(nowhere), len(request.banks), request.scope, request.nearest)
             plan = [Shard(0, tuple(part), tokens)]
-            run_sharded_pass(module, records, plan, form, Path(nowhere), resources=resources, title="profile")
+            run_sharded_pass(modules.pop(), records, plan, form, Path(nowhere), resources=resources, title="profile")
 
     run(chosen[:1])
     on_gpu = torch.cuda.is_available()

@@ -37,6 +37,7 @@ def run_sharded_pass(
 
     Each process of a spread pass takes every n-th missing shard; the data alone decide what a shard holds. Those of an
     earlier attempt are kept; the time spent is noted in the directory. The bar counts tokens, or records as ``unit``.
+    The module has no model any more at the end, so it serves one pass.
 
     Returns:
         Seconds over all attempts, from the first batch to the last shard's file.
