@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from trim_lightning.engine.response_loss import response_counts
 from trim_lightning.files.atomic import write_text
-from value_gains import tokenized, train_groups
+from value_gains import gain_of, tokenized, train_groups
 from value_groups import LONGEST, TASKS, Group, fill, made
 from value_methods import kept
 
@@ -69,13 +69,11 @@ def measure_bins(folder: Path, path: Path, part: int, parts: int) -> None:
 
 def gains_of(folder: Path, groups: Sequence[Group], task: str) -> list[float | None]:
     """What each tenth teaches the task; None for one without a training."""
-    before = json.loads((folder / "runs" / "before.json").read_text())[task]
     gains: list[float | None] = [None] * BINS
     for group in groups:
-        file = folder / "runs" / f"{group.name}.0.json"
-        if file.exists():
-            after = json.loads(file.read_text())["losses"][task]
-            gains[int(group.name.rsplit("-", 1)[1])] = round(before - after, 6)
+        found = gain_of(folder, group, 0)
+        if found is not None:
+            gains[int(group.name.rsplit("-", 1)[1])] = found[task]
     return gains
 
 

@@ -137,6 +137,16 @@ class Gains:
         return cls(tuple(content["names"]), tuple(content["tasks"]), *tables)
 
 
+def gain_of(folder: Path, group: Group, seed: int) -> dict[str, float] | None:
+    """What one training taught each task, rounded as it is kept; None for one that is not done."""
+    file = folder / "runs" / f"{group.name}.{seed}.json"
+    if not file.exists():
+        return None
+    before = json.loads((folder / "runs" / "before.json").read_text())
+    after = json.loads(file.read_text())["losses"]
+    return {task: round(loss - after[task], 6) for task, loss in before.items()}
+
+
 def collect(folder: Path, groups: Sequence[Group], path: Path) -> None:
     """Gather the trainings that there are into one small file; a group without one is NaN.
 
@@ -150,11 +160,8 @@ def collect(folder: Path, groups: Sequence[Group], path: Path) -> None:
         raise SystemExit(f"error: {FEWEST} trainings are the fewest that are worth a table; run `train` again")
 
     def row(group: Group, seed: int) -> list[float | None]:
-        file = folder / "runs" / f"{group.name}.{seed}.json"
-        if not file.exists():
-            return [None] * len(TASKS)
-        after = json.loads(file.read_text())["losses"]
-        return [round(before[task] - after[task], 6) for task in TASKS]
+        found = gain_of(folder, group, seed)
+        return [None if found is None else found[task] for task in TASKS]
 
     content = {
         "made by": "make value ARGS='train collect'",
