@@ -20,6 +20,7 @@ from figures_adapter import adapter
 from figures_cascade import cascade
 from figures_less import less_four, less_one, less_selection, less_selection_paper
 from figures_memory import growth, long_forward, saliency
+from figures_prefixes import prefixes
 from materials import WORK, in_turns, median, seconds
 from passes import BUDGET, CPU, eager, forward_all, one_by_one, plain, score
 from trim_lightning.engine.batches import padding_share, plan_shards
@@ -172,7 +173,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     function.__name__: function
     for function in (
         engine, padding, common, common_sdpa, common_long, common_float32, less_one, less_four, less_selection,
-        less_selection_paper, saliency, growth, processes, compiled, rounding, adapter, cascade, sweeps.sweep,
+        less_selection_paper, saliency, growth, processes, compiled, rounding, prefixes, adapter, cascade, sweeps.sweep,
         sweeps.estimate, load.million, load.stored, load.six_million, load.cells, load.large_page,
     )
 }  # fmt: skip

@@ -29,7 +29,8 @@ def score(model: Any, records: TokenizedRecords, bank: Any, **options: Any) -> d
     directory = Path(tempfile.mkdtemp(dir=WORK))
     try:
         request = ScoringRequest({"": bank}, "embedding", "all")
-        return run_scoring_pass(model, records, {directory: request}, resources=resources)
+        shared = options.get("share_prefixes", False)
+        return run_scoring_pass(model, records, {directory: request}, resources=resources, share_prefixes=shared)
     finally:
         shutil.rmtree(directory)
 

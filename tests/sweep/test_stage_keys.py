@@ -190,6 +190,7 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "scoring.save_token_scores": ("true", NOTHING),
     "scoring.tokens_per_batch": ("333", SCORES),
     "scoring.num_workers": ("1", NOTHING),
+    "scoring.share_prefixes": ("false", SCORES),
     "scoring.profile": ("true", NOTHING),
     "report.enabled": ("false", NOTHING),
     "report.examples": ("3", NOTHING),

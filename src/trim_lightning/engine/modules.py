@@ -20,6 +20,7 @@ from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.divided import mesh_of
 from trim_lightning.models.load import ModelRecipe
 from trim_lightning.models.loss import last_hidden_states, token_probabilities
+from trim_lightning.models.prefix import can_resume, states_after
 from trim_lightning.models.reading import read, reading_of, refuse_divided
 from trim_lightning.trim.fingerprints import FingerprintBank, unit
 from trim_lightning.trim.matching import Matcher
@@ -123,6 +124,7 @@ class ScoringPass(ForwardPass):
         model: See `ForwardPass`.
         banks: Each bank with its ``fallback.nearest``.
         tables: Files that get the table of matches of some banks, by their places.
+        share_prefixes: Compute what all records of a batch begin with once, where that pays and the model can do it.
     """
 
     def __init__(
@@ -130,8 +132,11 @@ class ScoringPass(ForwardPass):
         model: PreTrainedModel | ModelRecipe,
         banks: Sequence[tuple[FingerprintBank, str]],
         tables: Mapping[Path, Sequence[int]] | None = None,
+        share_prefixes: bool = False,
     ) -> None:
         super().__init__(model)
+        self.share_prefixes = share_prefixes
+        self._resumes: bool | None = None  # whether the model can; asked where it is wanted
         self.banks = list(banks)
         self.tables = dict(tables or {})
         self._matchers: list[Matcher] = []
@@ -152,7 +157,7 @@ class ScoringPass(ForwardPass):
         input_ids, lengths = batch["input_ids"], batch["lengths"]
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
         places = real.flatten().nonzero().squeeze(1)  # before the forward pass: a GPU would be waited for after it
-        hidden = last_hidden_states(self.model, input_ids)
+        hidden = self.states(input_ids, batch.get("prefix", 0))
         token_ids, states = input_ids.flatten()[places], unit(hidden.flatten(0, 1)[places])
         matched = [matcher.match(token_ids, states) for matcher in self._matchers]
         return {
@@ -167,6 +172,18 @@ class ScoringPass(ForwardPass):
                 if matcher.nearest == "hidden"
             },
         }
+
+    def states(self, input_ids: Tensor, prefix: int) -> Tensor:
+        """Last hidden states ``[batch, seq, hidden]`` of records that all begin with ``prefix`` equal tokens."""
+        if not prefix or not self.share_prefixes:
+            return last_hidden_states(self.model, input_ids)
+        if self._trainer is not None and in_step(self._trainer.strategy):  # others count on one call for each batch
+            return last_hidden_states(self.model, input_ids)
+        if self._resumes is None:
+            self._resumes = can_resume(self.model)
+        return (
+            states_after(self.model, input_ids, prefix) if self._resumes else last_hidden_states(self.model, input_ids)
+        )
 
     def match_of(self, result: Mapping[str, Tensor], place: int) -> Tensor:
         """``[tokens]`` ids of the classes that the bank at a place matched a result's tokens with, on their device."""

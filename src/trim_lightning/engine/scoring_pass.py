@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from trim_lightning.engine.batches import WINDOW, padding_share, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ScoringPass
+from trim_lightning.engine.prefixes import prefix_groups, spared_tokens
 from trim_lightning.engine.sharded_pass import run_sharded_pass
 from trim_lightning.engine.shards import Elapsed, write_tensors
 from trim_lightning.engine.token_shards import MATCHES, ROWS, SharedShards, TokenShards
@@ -43,17 +44,19 @@ def run_scoring_pass(
     requests: Mapping[Path, ScoringRequest],
     *,
     resources: Resources,
+    share_prefixes: bool = False,
 ) -> dict[str, Any]:
     """One forward over the pool; every token meets its fingerprint in every bank of every request.
 
     Requests stand by the directory where their shards go; those of an earlier attempt are kept. Each directory gets
-    the same bytes, whoever shares the pass.
+    the same bytes, whoever shares the pass. ``share_prefixes``: see `ScoringPass`.
 
     Returns:
-        ``seconds`` over all attempts, ``tokens`` of the whole pool, ``shards``, the ``padding`` share, and how many
-        requests it ``served``.
+        ``seconds`` over all attempts, ``tokens`` of the whole pool, ``shards``, the ``padding`` share, the ``spared``
+        share of the tokens, which were computed once for several records, and how many requests it ``served``.
     """
-    plan = plan_shards(records.lengths, resources.tokens_per_batch)
+    groups = prefix_groups(records, resources.tokens_per_batch) if share_prefixes else None
+    plan = plan_shards(records.lengths, resources.tokens_per_batch, groups=groups)
     banks: list[tuple[FingerprintBank, str]] = []
     readers, tables = [], {}
     for directory, request in requests.items():
@@ -63,7 +66,7 @@ def run_scoring_pass(
             tables[directory / MATCHES] = reader.banks
         banks += [(bank, request.nearest) for bank in request.banks.values()]
     seconds = run_sharded_pass(
-        ScoringPass(model, banks, tables),
+        ScoringPass(model, banks, tables, share_prefixes),
         records,
         plan,
         SharedShards(readers) if len(readers) > 1 else readers[0],
@@ -73,7 +76,12 @@ def run_scoring_pass(
     )
     for directory in list(requests)[1:]:
         Elapsed(directory).finish()  # of an attempt that nobody shared
-    facts = {"tokens": records.total_tokens, "shards": len(plan), "padding": padding_share(records.lengths, plan)}
+    facts = {
+        "tokens": records.total_tokens,
+        "shards": len(plan),
+        "padding": padding_share(records.lengths, plan),
+        "spared": spared_tokens(records, plan) / max(records.total_tokens, 1) if share_prefixes else 0.0,
+    }
     for directory, request in requests.items():
         noted = {
             **facts,

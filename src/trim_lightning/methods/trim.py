@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,6 +115,7 @@ class TrimSelector(Selector):
             "scope": settings.scope,
             "nearest": settings.fallback.nearest,
             "tokens_per_batch": resources.tokens_per_batch,
+            "share_prefixes": settings.scoring.share_prefixes,
         }
         inputs = {
             "pool": task.pool_key.hex,
@@ -198,7 +199,13 @@ class TrimSelector(Selector):
                 records,
                 {directory: work.request()},
                 resources=work.resources,
+                share_prefixes=work.shares_prefixes,
             )
+
+        def count() -> int:
+            from trim_lightning.engine.prefixes import computed_tokens
+
+            return computed_tokens(records, work.resources.tokens_per_batch)
 
         assert task.targets is not None
         groups = task.targets.groups
@@ -211,9 +218,10 @@ class TrimSelector(Selector):
             shared=digest_of([work.pass_identity, str(task.store.root)]),
             **more,
         )
+        cost = replace(cost, count=count) if work.shares_prefixes else cost
         result = task.store.get(work.key, build, resumable=True, together=True, cost=cost)
         task.ledger.book("score", result)
-        task.ledger.figures["padding"] = result.facts["padding"]
+        task.ledger.figures.update({name: result.facts[name] for name in ("padding", "spared")})
         return result
 
     def _pool(self, task: SelectionTask, passes: Sequence[Entry]) -> ScoreTable:

@@ -182,6 +182,7 @@ def write_selection_manifest(
             "bank_coverage": ledger.figures.get("bank_coverage"),
             "within_over_between": ledger.figures.get("within_over_between"),
             "padding_share": ledger.figures.get("padding"),
+            "spared_share": ledger.figures.get("spared"),
             **ledger.figures.get("cascade", {}),
         },
         ledger=ledger,

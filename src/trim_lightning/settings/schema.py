@@ -216,6 +216,7 @@ class ScoringSettings:
     num_workers: int | None = key(
         None, "processes that make batches ahead of the model; null takes 2 for a GPU, else 0", low=0
     )
+    share_prefixes: bool = key(True, "tokens that many records begin with are computed once a batch, where that pays")
 
 
 @dataclass

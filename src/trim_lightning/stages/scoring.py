@@ -67,4 +67,9 @@ class ScoringWork:
         inputs = self.key.inputs
         settings = self.key.settings
         rows = [inputs.get("rows"), settings.get("unknown")]
-        return [inputs["pool"], rows, inputs["scorer"], settings["tokens_per_batch"]]
+        return [inputs["pool"], rows, inputs["scorer"], settings["tokens_per_batch"], self.shares_prefixes]
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """``scoring.share_prefixes``."""
+        return bool(self.key.settings["share_prefixes"])

@@ -123,6 +123,7 @@ def share_pass(group: Sequence[PreparedJob]) -> bool:
             first.work.records(first.task.pool_tokens),
             {workspace: works[key].work.request() for key, workspace in workspaces.items()},
             resources=resources,
+            share_prefixes=first.work.shares_prefixes,
         )
 
     entries = first.task.store.get_many(missing, build)

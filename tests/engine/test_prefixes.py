@@ -1,0 +1,162 @@
+"""Records that begin alike: which come together, what that spares, and that the scores stay what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from trim_lightning.engine import modules
+from trim_lightning.engine.batches import ShardBatches, plan_shards, shared_prefix
+from trim_lightning.engine.devices import Resources
+from trim_lightning.engine.prefixes import computed_tokens, prefix_groups, spared_tokens
+from trim_lightning.engine.scoring_pass import ScoringRequest, run_scoring_pass
+from trim_lightning.models.prefix import states_after
+from trim_lightning.stages.token_scores import StoredPass
+from trim_lightning.tokens.tokenized import SomeRecords, TokenizedRecords
+from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
+
+Write = Callable[..., TokenizedRecords]
+BUDGET = 2048
+RESOURCES = Resources({"accelerator": "cpu", "devices": 1}, tokens_per_batch=BUDGET)
+
+
+def pool(*kinds: tuple[int, int, int], seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Records of kinds ``(number, prefix, own)``: so many with one prefix of so many tokens and so many of their own."""
+    generator = np.random.default_rng(seed)
+    records = []
+    for number, prefix, own in kinds:
+        head = generator.integers(3, 300, prefix)
+        for _ in range(number):
+            ids = np.concatenate([head, generator.integers(3, 300, generator.integers(1, own + 1))])
+            records.append((ids, generator.integers(0, 3, len(ids))))
+    return [records[place] for place in generator.permutation(len(records))]
+
+
+def bank() -> FingerprintBank:
+    classes = torch.arange(0, 300, 7)
+    states = torch.randn(len(classes), 32, generator=torch.Generator().manual_seed(0))
+    return build_bank([TargetTokens(classes, states, torch.ones(len(classes)))])
+
+
+def scores(model: PreTrainedModel, records: TokenizedRecords, folder: Path, share: bool) -> tuple[Any, dict[int, Any]]:
+    """Facts of a pass, and the similarities of each record's tokens."""
+    folder.mkdir()
+    request = {folder: ScoringRequest({"": bank()}, "embedding", "all")}
+    facts = run_scoring_pass(model, records, request, resources=RESOURCES, share_prefixes=share)
+    passed, found = StoredPass(folder, records), {}
+    for index in range(len(passed)):
+        shard = passed.shard(index)
+        parts = np.split(shard.bank(0).similarity, np.cumsum(shard.lengths)[:-1])
+        found.update(zip(shard.rows.tolist(), parts, strict=True))
+    return facts, found
+
+
+def test_records_that_begin_alike_share_batches(tokenized: Write) -> None:
+    records = tokenized(pool((30, 100, 20), (30, 300, 20), (40, 0, 60)))
+    groups = prefix_groups(records, BUDGET)
+    heads = [tuple(records[row].token_ids[:50]) for row in range(len(records))]
+    kinds = {group: {heads[row] for row in np.flatnonzero(groups == group)} for group in set(groups.tolist()) - {0}}
+    assert len(kinds) == 2
+    assert all(len(each) == 1 for each in kinds.values()), "a group has one prefix"
+    assert (groups == 0).sum() == 40
+    plan = plan_shards(records.lengths, BUDGET, groups=groups)
+    rows = [row for shard in plan for batch in shard.batches for row in batch]
+    assert sorted(rows) == list(range(100))
+    assert all(len(set(groups[list(batch)])) == 1 for shard in plan for batch in shard.batches)
+    share = spared_tokens(records, plan) / records.total_tokens
+    assert computed_tokens(records, BUDGET) == records.total_tokens - spared_tokens(records, plan)
+    assert share > 0.4
+    mixed = plan_shards(records.lengths, BUDGET)
+    assert spared_tokens(records, mixed) < spared_tokens(records, plan), "by length alone they are apart"
+
+
+@pytest.mark.parametrize("kinds", [(60, 0, 60), (60, 20, 60), (60, 40, 900), (3, 100, 5)])
+def test_what_does_not_pay_is_left_as_it_was(kinds: tuple[int, int, int], tokenized: Write) -> None:
+    records = tokenized(pool(kinds))
+    groups = prefix_groups(records, BUDGET)
+    assert not groups.any()
+    assert plan_shards(records.lengths, BUDGET, groups=groups) == plan_shards(records.lengths, BUDGET)
+
+
+def test_rows_that_a_pass_leaves_out_are_of_no_group(tokenized: Write) -> None:
+    records = tokenized(pool((40, 100, 20)))
+    some = SomeRecords(records, np.arange(0, 40, 2))
+    groups = prefix_groups(some, BUDGET)
+    assert groups[::2].all()
+    assert not groups[1::2].any()
+    assert not prefix_groups(SomeRecords(records, np.arange(0)), BUDGET).any()
+
+
+batches = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=6)
+
+
+@given(batches)
+def test_a_batch_knows_what_all_its_records_begin_with(records: list[list[int]]) -> None:
+    records = sorted(records, key=len, reverse=True)
+    lengths = np.array(list(map(len, records)))
+    ids = np.zeros((len(records), lengths.max()), np.int64)
+    for line, record in enumerate(records):
+        ids[line, : len(record)] = record
+    alike = 0
+    while alike < lengths.min() - 1 and len({record[alike] for record in records}) == 1:
+        alike += 1
+    pays = len(records) > 1 and 4 * alike * (len(records) - 1) >= lengths.sum()
+    assert shared_prefix(ids, lengths) == (alike if pays else 0)
+
+
+def test_scores_are_the_same_and_fewer_tokens_run(
+    tiny_model: Callable[[str], PreTrainedModel], tokenized: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = tokenized(pool((30, 100, 20), (30, 300, 20), (40, 0, 60)))
+    ran = {True: 0, False: 0}
+    found = {}
+    for share in ran:
+        model = tiny_model("llama")
+
+        def count(_: Any, inputs: Sequence[torch.Tensor], share: bool = share) -> None:
+            ran[share] += inputs[0].shape[0] * inputs[0].shape[1]
+
+        model.get_submodule("model.layers.0.mlp").register_forward_pre_hook(count)
+        facts, found[share] = scores(model, records, tmp_path / str(share), share)
+        assert (facts["spared"] > 0.4) == share
+    assert found[True].keys() == found[False].keys() == set(range(100))
+    for row in found[True]:
+        np.testing.assert_allclose(found[True][row], found[False][row], atol=2e-5)
+    assert ran[True] < 0.6 * ran[False]
+    monkeypatch.setattr(modules, "can_resume", lambda model: False)
+    _, kept = scores(tiny_model("llama"), records, tmp_path / "cannot", True)
+    for row in kept:
+        np.testing.assert_allclose(kept[row], found[False][row], atol=2e-5)
+
+
+def test_half_a_batch_keeps_its_prefix(
+    tiny_model: Callable[[str], PreTrainedModel], tokenized: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = tokenized(pool((5, 100, 10)))
+    (batch,) = (ShardBatches(records, plan_shards(records.lengths, BUDGET), "all")[0],)
+    module = modules.ScoringPass(tiny_model("llama"), [(bank(), "embedding")], share_prefixes=True)
+    module.on_predict_start()
+    with torch.inference_mode():
+        whole = module.predict_step(batch, 0)
+        sizes: list[int] = []
+
+        def short_of_memory(model: PreTrainedModel, ids: torch.Tensor, prefix: int) -> torch.Tensor:
+            if len(ids) > 2:
+                raise torch.OutOfMemoryError("too much")
+            sizes.append(len(ids))
+            return states_after(model, ids, prefix)
+
+        monkeypatch.setattr(modules, "states_after", short_of_memory)
+        halves = module.predict_step(batch, 0)
+    assert batch["prefix"] == 100
+    assert sizes == [2, 1, 2]
+    assert torch.equal(whole["rows"], halves["rows"])
+    torch.testing.assert_close(whole["similarity"], halves["similarity"], rtol=0, atol=2e-5)
