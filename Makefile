@@ -94,7 +94,7 @@ build/trl/.installed: constraints.txt
 	@touch $@
 
 # nothing else should run meanwhile; ARGS='records=100 rounds=5'
-trl: $(INSTALLED) build/trl/.installed ## measure LoRA training against TRL's SFTTrainer (about fifteen minutes)
+trl: $(INSTALLED) build/trl/.installed ## measure LoRA training against TRL's SFTTrainer (about half an hour)
 	$(BIN)/python benchmarks/against_trl.py $(ARGS)
 
 # needs no .venv: any Python with CUDA's torch, transformers, lightning and peft (GPU_PYTHON=...), as benchmarks/gpu.sh says

@@ -29,7 +29,7 @@ RESOURCES = Resources({"accelerator": "cpu", "devices": 1}, tokens_per_batch=BUD
 
 
 def pool(*kinds: tuple[int, int, int], seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Records of kinds ``(number, prefix, own)``: so many with one prefix of so many tokens and so many of their own."""
+    """Records of kinds ``(number, prefix, own)``: how many, tokens of their prefix, most tokens of their own."""
     generator = np.random.default_rng(seed)
     records = []
     for number, prefix, own in kinds:

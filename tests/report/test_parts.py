@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from trim_lightning.console.visible import visible
 from trim_lightning.report.distributions import histogram, length_histogram, quantiles_of
 from trim_lightning.report.mix import count_fields, counted_rows, order_values
 from trim_lightning.report.page import HOME, data_block, digest, page_assets
+from trim_lightning.report.selection_page import saliency_words
 from trim_lightning.report.token_texts import TokenTexts
 
 # Observable Plot 0.6.17 as `make vendor` bundles it; renew both together
@@ -180,3 +182,30 @@ def test_characters_without_a_shape_are_written_out(code: int) -> None:
 
     assert visible(f"a{chr(code)}b") == f"a⟨U+{code:04X}⟩b"
     assert chr(code) not in data_block({"text": chr(code)})
+
+
+@pytest.mark.parametrize(
+    ("weights", "attention", "told", "untold"),
+    [
+        ({"row_weight": 0.5, "column_weight": 0.5, "error_weight": 0}, None, "Row: ", "layer"),
+        (
+            {"row_weight": 0.5, "column_weight": 0},
+            {"layers": [1, 3], "of": 4},
+            "layers 1, 3, counted from 0, of 4.",
+            "error",
+        ),
+        ({"row_weight": 0.5, "column_weight": 0.5, "error_weight": 1.0}, None, "beside them, with weight 1:", "alone"),
+        (
+            {"row_weight": 0, "column_weight": 0, "error_weight": 2.5},
+            {"layers": [], "of": 4},
+            "counts alone",
+            "the same",
+        ),
+        ({"row_weight": 0, "column_weight": 0, "error_weight": 0}, {"layers": [], "of": 4}, "weighs the same", "Row: "),
+        ({}, None, "Row: ", "error"),
+    ],
+)
+def test_a_report_says_what_saliency_is_made_of(weights: Any, attention: Any, told: str, untold: str) -> None:
+    words = " ".join(saliency_words(weights, attention))
+    assert told in words
+    assert untold not in words

@@ -22,7 +22,7 @@ from trim_lightning.cli.explain import main as explain_main
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "mkdocs.yml"
 GENERATED = {"contributing.md", "changelog.md"}  # from the files at the root
-SHOWN = ("index", "examples", "results/method_table", "python")
+SHOWN = ("index", "examples", "results/value", "python")
 
 
 class Loader(yaml.SafeLoader):

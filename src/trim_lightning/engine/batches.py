@@ -103,7 +103,7 @@ def padding_share(lengths: NDArray[np.int64], shards: Sequence[Shard]) -> float:
     return 1 - real / padded if padded else 0.0
 
 
-def shared_prefix(input_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+def shared_prefix(input_ids: NDArray[np.integer[Any]], lengths: NDArray[np.int64]) -> int:
     """Tokens with which all records of a batch begin, where computing them once pays; else 0.
 
     Args:

@@ -175,15 +175,14 @@ class ScoringPass(ForwardPass):
 
     def states(self, input_ids: Tensor, prefix: int) -> Tensor:
         """Last hidden states ``[batch, seq, hidden]`` of records that all begin with ``prefix`` equal tokens."""
-        if not prefix or not self.share_prefixes:
-            return last_hidden_states(self.model, input_ids)
-        if self._trainer is not None and in_step(self._trainer.strategy):  # others count on one call for each batch
-            return last_hidden_states(self.model, input_ids)
-        if self._resumes is None:
+        shared = prefix > 0 and self.share_prefixes
+        if self._trainer is not None and in_step(self._trainer.strategy):
+            shared = False  # the other processes count on one call for each batch
+        if shared and self._resumes is None:
             self._resumes = can_resume(self.model)
-        return (
-            states_after(self.model, input_ids, prefix) if self._resumes else last_hidden_states(self.model, input_ids)
-        )
+        if shared and self._resumes:
+            return states_after(self.model, input_ids, prefix)
+        return last_hidden_states(self.model, input_ids)
 
     def match_of(self, result: Mapping[str, Tensor], place: int) -> Tensor:
         """``[tokens]`` ids of the classes that the bank at a place matched a result's tokens with, on their device."""

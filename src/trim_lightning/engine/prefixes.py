@@ -36,9 +36,8 @@ def prefix_groups(records: TokenizedRecords, tokens_per_batch: int, *, window: i
     for start in range(0, len(records), window):
         rows = start + np.flatnonzero(records.lengths[start : start + window])
         heads = first_tokens(records, rows)
-        order = sorted(
-            range(len(rows)), key=[head.tobytes() for head in heads].__getitem__
-        )  # those alike come together
+        texts = [head.tobytes() for head in heads]
+        order = sorted(range(len(rows)), key=texts.__getitem__)  # those that begin alike stand beside each other
         rows, heads = rows[order], heads[order]
         for head in HEADS:
             if len(rows) < 2:

@@ -30,7 +30,9 @@ def selection_page(facts: SelectionFacts) -> str:
         "method_name": METHOD_NAMES.get(method, method),
         "scored_by_model": bool(tokens),
         "warmed_up": "warmup" in stages,
-        "attention": stages.get("fingerprint", {}).get("attention"),
+        "saliency_words": saliency_words(
+            manifest["config"].get("saliency", {}), stages.get("fingerprint", {}).get("attention")
+        ),
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "some_cached": any(stage["cached"] for stage in stages.values()),
         "model_tokens": tokens,
@@ -64,6 +66,36 @@ def length_words(spreads: Sequence[Quantiles]) -> str:
         if spread.mean is not None
     ]
     return f"Mean content tokens of a record: {', '.join(parts)}." if parts else "No record was picked."
+
+
+def saliency_words(weights: Mapping[str, Any], attention: Mapping[str, Any] | None) -> list[str]:
+    """What the tint of the targets is made of.
+
+    Args:
+        weights: ``saliency`` of the config; may be empty.
+        attention: Which layers' attention was read, of a model in which not all have some.
+    """
+    reads = bool(weights.get("row_weight", 1) or weights.get("column_weight", 1))
+    words = []
+    if reads:
+        words.append(
+            "Row: how focused the token's own attention is. Column: how much attention it gets. Combined: what counts."
+        )
+        if attention is not None and attention["layers"]:
+            name = "layer" if len(attention["layers"]) == 1 else "layers"
+            told = ", ".join(map(str, attention["layers"]))
+            words.append(
+                f"Saliency is from the softmax attention of {name} {told}, counted from 0, of {attention['of']}."
+            )
+    if weights.get("error_weight"):
+        beside = "counts beside them" if reads else "counts alone: row and column, where they are shown, do not"
+        words.append(
+            f"The model's error {beside}, with weight {weights['error_weight']:g}: one minus the probability that it "
+            "gave the token after all before it."
+        )
+    elif not reads:
+        words.append("Every scoped token weighs the same: row and column, where they are shown, do not count.")
+    return words
 
 
 def saliency_top(targets: Sequence[TargetView]) -> float:
