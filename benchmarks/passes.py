@@ -24,7 +24,7 @@ BUDGET = 32_768 if torch.cuda.is_available() else 2048
 
 
 def score(model: Any, records: TokenizedRecords, bank: Any, **options: Any) -> dict[str, Any]:
-    """One whole scoring pass as the product runs it, into a directory that is thrown away."""
+    """One whole scoring pass, into a directory that is thrown away; prefixes are shared where asked for."""
     resources = Resources(options.get("trainer", CPU), options.get("tokens_per_batch", BUDGET))
     directory = Path(tempfile.mkdtemp(dir=WORK))
     try:

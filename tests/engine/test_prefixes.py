@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from trim_lightning.engine import modules
+from trim_lightning.engine import modules, scoring_pass, token_shards
 from trim_lightning.engine.batches import ShardBatches, plan_shards, shared_prefix
 from trim_lightning.engine.devices import Resources
+from trim_lightning.engine.memory import part_of
 from trim_lightning.engine.prefixes import computed_tokens, prefix_groups, spared_tokens
 from trim_lightning.engine.scoring_pass import ScoringRequest, run_scoring_pass
-from trim_lightning.models.prefix import states_after
+from trim_lightning.models.loss import last_hidden_states
 from trim_lightning.stages.token_scores import StoredPass
 from trim_lightning.tokens.tokenized import SomeRecords, TokenizedRecords
 from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank
@@ -48,7 +51,7 @@ def bank() -> FingerprintBank:
 
 def scores(model: PreTrainedModel, records: TokenizedRecords, folder: Path, share: bool) -> tuple[Any, dict[int, Any]]:
     """Facts of a pass, and the similarities of each record's tokens."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     request = {folder: ScoringRequest({"": bank()}, "embedding", "all")}
     facts = run_scoring_pass(model, records, request, resources=RESOURCES, share_prefixes=share)
     passed, found = StoredPass(folder, records), {}
@@ -132,31 +135,88 @@ def test_scores_are_the_same_and_fewer_tokens_run(
         np.testing.assert_allclose(found[True][row], found[False][row], atol=2e-5)
     assert ran[True] < 0.6 * ran[False]
     monkeypatch.setattr(modules, "can_resume", lambda model: False)
-    _, kept = scores(tiny_model("llama"), records, tmp_path / "cannot", True)
+    facts, kept = scores(tiny_model("llama"), records, tmp_path / "cannot", True)
+    assert facts["spared"] == 0
     for row in kept:
         np.testing.assert_allclose(kept[row], found[False][row], atol=2e-5)
 
 
-def test_half_a_batch_keeps_its_prefix(
-    tiny_model: Callable[[str], PreTrainedModel], tokenized: Write, monkeypatch: pytest.MonkeyPatch
+def test_where_keys_and_values_do_not_fit_records_are_computed_whole(
+    tiny_model: Callable[[str], PreTrainedModel],
+    tokenized: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     records = tokenized(pool((5, 100, 10)))
-    (batch,) = (ShardBatches(records, plan_shards(records.lengths, BUDGET), "all")[0],)
+    batch = ShardBatches(records, plan_shards(records.lengths, BUDGET), "all")[0]
+    module = modules.ScoringPass(tiny_model("llama"), [(bank(), "embedding")], share_prefixes=True)
+    module.on_predict_start()
+    calls: list[int] = []
+
+    def short_of_memory(model: PreTrainedModel, ids: torch.Tensor, prefix: int) -> torch.Tensor:
+        calls.append(prefix)
+        raise torch.OutOfMemoryError("too much")
+
+    with torch.inference_mode():
+        shared = module.predict_step(batch, 0)
+        assert module.shares
+        monkeypatch.setattr(modules, "states_after", short_of_memory)
+        whole = [module.predict_step(batch, 0) for _ in range(2)]
+    assert batch["prefix"] == 100
+    assert calls == [100], "once: the next batches would not fit either"
+    assert not module.shares
+    assert "did not fit into memory" in caplog.text
+    for found in whole:
+        torch.testing.assert_close(found["similarity"], shared["similarity"], rtol=0, atol=2e-5)
+
+
+def test_half_a_batch_keeps_its_prefix(tiny_model: Callable[[str], PreTrainedModel], tokenized: Write) -> None:
+    records = tokenized(pool((5, 100, 10)))
+    batch = ShardBatches(records, plan_shards(records.lengths, BUDGET), "all")[0]
     module = modules.ScoringPass(tiny_model("llama"), [(bank(), "embedding")], share_prefixes=True)
     module.on_predict_start()
     with torch.inference_mode():
         whole = module.predict_step(batch, 0)
-        sizes: list[int] = []
+        parts = [module.predict_step(part_of(batch, lines), 0) for lines in (slice(0, 3), slice(3, 4), slice(4, None))]
+    similarity = torch.cat([part["similarity"] for part in parts], dim=-1)
+    torch.testing.assert_close(whole["similarity"], similarity, rtol=0, atol=2e-5)
 
-        def short_of_memory(model: PreTrainedModel, ids: torch.Tensor, prefix: int) -> torch.Tensor:
-            if len(ids) > 2:
-                raise torch.OutOfMemoryError("too much")
-            sizes.append(len(ids))
-            return states_after(model, ids, prefix)
 
-        monkeypatch.setattr(modules, "states_after", short_of_memory)
-        halves = module.predict_step(batch, 0)
-    assert batch["prefix"] == 100
-    assert sizes == [2, 1, 2]
-    assert torch.equal(whole["rows"], halves["rows"])
-    torch.testing.assert_close(whole["similarity"], halves["similarity"], rtol=0, atol=2e-5)
+def test_a_pass_goes_on_after_a_kill_with_the_same_bytes(
+    tiny_model: Callable[[str], PreTrainedModel], tokenized: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring_pass, "plan_shards", partial(plan_shards, shard_tokens=2000, window=48))
+    monkeypatch.setattr(scoring_pass, "prefix_groups", partial(prefix_groups, window=48))
+    records = tokenized(pool((30, 100, 20), (30, 300, 20), (40, 0, 60)))
+    facts, _ = scores(tiny_model("llama"), records, tmp_path / "once", True)
+    assert facts["shards"] >= 5
+    assert facts["spared"] > 0.2
+    real, written = token_shards.write_tensors, []
+
+    def killed(path: Path, tensors: Any) -> None:
+        if len(written) == 3:
+            raise RuntimeError("killed")
+        written.append(path.name)
+        real(path, tensors)
+
+    monkeypatch.setattr(token_shards, "write_tensors", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        scores(tiny_model("llama"), records, tmp_path / "twice", True)
+    monkeypatch.setattr(token_shards, "write_tensors", real)
+    scores(tiny_model("llama"), records, tmp_path / "twice", True)
+    files = sorted((tmp_path / "once").glob("similarity-*.safetensors"))
+    assert len(files) == facts["shards"]
+    for file in files:
+        assert (tmp_path / "twice" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_divided_weights_count_on_one_call_a_batch(
+    tiny_model: Callable[[str], PreTrainedModel], tokenized: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = modules.ScoringPass(tiny_model("llama"), [(bank(), "embedding")], share_prefixes=True)
+    monkeypatch.setattr(modules, "in_step", lambda strategy: True)
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(strategy=None))
+    monkeypatch.setattr(modules, "states_after", None)
+    ids = torch.randint(3, 300, (1, 40)).expand(4, -1)
+    with torch.inference_mode():
+        torch.testing.assert_close(module.states(ids, 30), last_hidden_states(module.model, ids))

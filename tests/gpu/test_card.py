@@ -19,7 +19,9 @@ from trim_lightning.engine.record_pass import run_record_pass
 from trim_lightning.engine.scoring_pass import ScoringRequest, run_scoring_pass
 from trim_lightning.engine.shards import gather_values
 from trim_lightning.models.lora import add_lora
+from trim_lightning.models.loss import last_hidden_states
 from trim_lightning.models.precision import resolve_dtype
+from trim_lightning.models.prefix import can_resume, states_after
 from trim_lightning.settings.schema import TuningSettings
 from trim_lightning.tuning.memory import room_for_training
 from trim_lightning.tuning.run import ADAPTER, CHECKPOINT, TrainingSite, train_model
@@ -81,6 +83,17 @@ def test_batches_made_by_other_processes_give_the_same_bytes(card: Any, tmp_path
         written.append({path.name: path.read_bytes() for path in folder.glob("similarity-*.safetensors")})
     assert written[0]
     assert written[0] == written[1]
+
+
+def test_a_shared_prefix_gives_the_states_of_whole_records(card: Any) -> None:
+    """On a GPU the rest of a record meets the prefix's keys in another kernel than a whole record's."""
+    model = small(card)
+    ids = torch.randint(10, 200, (6, 300), generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids[:, :200] = ids[0, :200].clone()
+    assert can_resume(model)
+    with torch.inference_mode():
+        whole, resumed = last_hidden_states(model, ids), states_after(model, ids, 200)
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
 
 
 def test_room_for_training_counts_what_this_process_can_have_again(card: Any) -> None:

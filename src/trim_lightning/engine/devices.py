@@ -45,6 +45,11 @@ def is_spread(settings: Mapping[str, Any]) -> bool:
     return number_of_devices(settings) * int(settings.get("num_nodes") or 1) > 1
 
 
+def is_divided(settings: Mapping[str, Any]) -> bool:
+    """True if these Trainer arguments divide a model's weights among several devices (FSDP2)."""
+    return settings.get("strategy") == "fsdp" and is_spread(settings)
+
+
 def number_of_devices(settings: Mapping[str, Any]) -> int:
     """Devices of one node that these Trainer arguments name.
 

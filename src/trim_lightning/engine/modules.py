@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trim_lightning.engine.memory import in_halves
+from trim_lightning.engine.memory import in_halves, is_out_of_memory
 from trim_lightning.engine.shards import write_tensors
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.divided import mesh_of
@@ -24,6 +25,8 @@ from trim_lightning.models.prefix import can_resume, states_after
 from trim_lightning.models.reading import read, reading_of, refuse_divided
 from trim_lightning.trim.fingerprints import FingerprintBank, unit
 from trim_lightning.trim.matching import Matcher
+
+log = logging.getLogger(__name__)
 
 
 class ForwardPass(LightningModule):
@@ -181,8 +184,22 @@ class ScoringPass(ForwardPass):
         if shared and self._resumes is None:
             self._resumes = can_resume(self.model)
         if shared and self._resumes:
-            return states_after(self.model, input_ids, prefix)
+            try:
+                return states_after(self.model, input_ids, prefix)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # out of the handler, whose exception holds the keys and values
+            log.warning("keys and values of a batch did not fit into memory: prefixes are computed for each record")
+            self._resumes = False
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         return last_hidden_states(self.model, input_ids)
+
+    @property
+    def shares(self) -> bool:
+        """False if prefixes are not shared, or this process has found that its model cannot."""
+        return self.share_prefixes and self._resumes is not False
 
     def match_of(self, result: Mapping[str, Tensor], place: int) -> Tensor:
         """``[tokens]`` ids of the classes that the bank at a place matched a result's tokens with, on their device."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.engine.batches import SAVED, WINDOW, Shard, plan_shards, shared_prefix
 from trim_lightning.records.flat import spans
-from trim_lightning.tokens.tokenized import TokenizedRecords
+from trim_lightning.tokens.tokenized import SomeRecords, TokenizedRecords
 
 HEADS = (256, 128, 64, 32)  # tokens that records of a group have in common at least, tried in this order
 FILLED = 0.5  # of a batch that a group must fill: a smaller one would make small batches, which waste a GPU
@@ -44,7 +46,8 @@ def prefix_groups(records: TokenizedRecords, tokens_per_batch: int, *, window: i
                 break
             run = np.append(0, np.cumsum(common(heads[:-1], heads[1:]) < head))
             counts, tokens = np.bincount(run), np.bincount(run, records.lengths[rows])
-            wanted = ((counts - 1) * head >= SAVED * tokens) & (tokens >= FILLED * tokens_per_batch)
+            batches = np.ceil(tokens / tokens_per_batch)  # each computes the prefix once
+            wanted = ((counts - batches) * head >= SAVED * tokens) & (tokens >= FILLED * tokens_per_batch)
             taken = wanted[run]
             groups[rows[taken]] = number + np.cumsum(wanted)[run[taken]]
             number += int(wanted.sum())
@@ -57,9 +60,7 @@ def first_tokens(records: TokenizedRecords, rows: NDArray[np.int64]) -> NDArray[
     kept = np.minimum(records.lengths[rows] - 1, HEADS[0])
     heads = np.full((len(rows), HEADS[0]), NOBODY, np.int32)
     places = spans(np.zeros(len(rows), np.int64), kept)
-    heads[np.repeat(np.arange(len(rows)), kept), places] = np.concatenate(
-        [np.empty(0, np.int32), *(records[int(row)].token_ids[:number] for row, number in zip(rows, kept, strict=True))]
-    )
+    heads[np.repeat(np.arange(len(rows)), kept), places] = records.together(rows, kept).token_ids
     return heads
 
 
@@ -75,13 +76,25 @@ def spared_tokens(records: TokenizedRecords, plan: Sequence[Shard]) -> int:
     spared = 0
     for rows in (rows for shard in plan for rows in shard.batches if len(rows) > 1):
         lengths = records.lengths[list(rows)]
-        most = int(lengths.min())
+        most = int(lengths[-1])
+        alike = records[rows[0]].token_ids[:most] == records[rows[-1]].token_ids
+        if alike.cumprod().sum() * (len(rows) - 1) < SAVED * lengths.sum():
+            continue  # its two ends tell already, in most batches
         ids = np.stack([records[row].token_ids[:most] for row in rows])
         spared += shared_prefix(ids, lengths) * (len(rows) - 1)
     return spared
 
 
 def computed_tokens(records: TokenizedRecords, tokens_per_batch: int) -> int:
-    """Tokens that the model runs over in a scoring pass that shares prefixes."""
+    """Tokens that the model runs over in a scoring pass that shares prefixes; the jobs of a sweep count them once."""
+    rows = records.rows.tobytes() if isinstance(records, SomeRecords) else None
+    return _computed_tokens(records.directory, rows, tokens_per_batch)
+
+
+@lru_cache(maxsize=16)
+def _computed_tokens(directory: Path, rows: bytes | None, tokens_per_batch: int) -> int:
+    records = TokenizedRecords(directory)
+    if rows is not None:
+        records = SomeRecords(records, np.frombuffer(rows, np.int64))
     plan = plan_shards(records.lengths, tokens_per_batch, groups=prefix_groups(records, tokens_per_batch))
     return records.total_tokens - spared_tokens(records, plan)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from trim_lightning.engine.batches import Shard, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ScoringPass
+from trim_lightning.engine.prefixes import prefix_groups
 from trim_lightning.engine.scoring_pass import ScoringRequest
 from trim_lightning.engine.sharded_pass import run_sharded_pass
 from trim_lightning.engine.token_shards import TokenShards
@@ -35,25 +36,29 @@ def profile_scoring(
     directory: Path,
     *,
     resources: Resources,
+    share_prefixes: bool = False,
 ) -> int:
     """Run the scoring pass over some batches once more under the profiler; its results are thrown away.
 
     The batches are spread evenly over the plan, from the longest records to the shortest. One runs before the trace
-    begins, so that what happens only once is not in it. A pass of one device and this process is profiled, whatever
-    ``resources`` name. The directory gets ``trace.json.gz`` (Chrome's trace format), ``memory.csv`` and
-    ``operators.txt``.
+    begins, so that what happens only once is not in it. Prefixes are shared as in the pass itself. A pass of one device
+    and this process is profiled, whatever ``resources`` name. The directory gets ``trace.json.gz`` (Chrome's trace
+    format), ``memory.csv`` and ``operators.txt``.
 
     Returns:
         Number of batches in the trace.
     """
     resources = resources.alone()
-    batches = [rows for shard in plan_shards(records.lengths, resources.tokens_per_batch) for rows in shard.batches]
+    groups = prefix_groups(records, resources.tokens_per_batch) if share_prefixes else None
+    plan = plan_shards(records.lengths, resources.tokens_per_batch, groups=groups)
+    batches = [rows for shard in plan for rows in shard.batches]
     number = min(BATCHES, len(batches))
     chosen = [batches[place * len(batches) // number] for place in range(number)]
     if not chosen:
         return 0
     # a pass takes the model out of its module at its end, so each has one of its own, made outside the trace
-    modules = [ScoringPass(model, [(bank, request.nearest) for bank in request.banks.values()]) for _ in range(2)]
+    banks = [(bank, request.nearest) for bank in request.banks.values()]
+    modules = [ScoringPass(model, banks, share_prefixes=share_prefixes) for _ in range(2)]
 
     def run(part: Sequence[tuple[int, ...]]) -> None:
         tokens = int(sum(records.lengths[list(rows)].sum() for rows in part))

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.batches import WINDOW, padding_share, plan_shards
-from trim_lightning.engine.devices import Resources
+from trim_lightning.engine.devices import Resources, is_divided
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.prefixes import prefix_groups, spared_tokens
 from trim_lightning.engine.sharded_pass import run_sharded_pass
@@ -65,8 +65,9 @@ def run_scoring_pass(
         if reader.has_table:
             tables[directory / MATCHES] = reader.banks
         banks += [(bank, request.nearest) for bank in request.banks.values()]
+    module = ScoringPass(model, banks, tables, share_prefixes and not is_divided(resources.trainer))
     seconds = run_sharded_pass(
-        ScoringPass(model, banks, tables, share_prefixes),
+        module,
         records,
         plan,
         SharedShards(readers) if len(readers) > 1 else readers[0],
@@ -80,7 +81,7 @@ def run_scoring_pass(
         "tokens": records.total_tokens,
         "shards": len(plan),
         "padding": padding_share(records.lengths, plan),
-        "spared": spared_tokens(records, plan) / max(records.total_tokens, 1) if share_prefixes else 0.0,
+        "spared": spared_tokens(records, plan) / max(records.total_tokens, 1) if module.shares else 0.0,
     }
     for directory, request in requests.items():
         noted = {

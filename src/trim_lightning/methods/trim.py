@@ -218,7 +218,8 @@ class TrimSelector(Selector):
             shared=digest_of([work.pass_identity, str(task.store.root)]),
             **more,
         )
-        cost = replace(cost, count=count) if work.shares_prefixes else cost
+        if work.shares_prefixes and not cost.divided:
+            cost = replace(cost, count=count)
         result = task.store.get(work.key, build, resumable=True, together=True, cost=cost)
         task.ledger.book("score", result)
         task.ledger.figures.update({name: result.facts[name] for name in ("padding", "spared")})
@@ -264,7 +265,12 @@ class TrimSelector(Selector):
         from trim_lightning.engine.profiling import profile_scoring
 
         number = profile_scoring(
-            task.scorer.model(), task.pool_tokens, self._work.request(), directory, resources=self._work.resources
+            task.scorer.model(),
+            task.pool_tokens,
+            self._work.request(),
+            directory,
+            resources=self._work.resources,
+            share_prefixes=self._work.shares_prefixes,
         )
         log.info("profile: %d batches of the scoring pass, see %s", number, directory)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trim_lightning.engine.devices import is_spread
+from trim_lightning.engine.devices import is_divided
 from trim_lightning.errors import UserError
 from trim_lightning.settings.schema import SaliencySettings, SelectSettings
 from trim_lightning.stages.task import SelectionTask
@@ -19,7 +19,7 @@ def check_attention(look: Entry, settings: SelectSettings, name: str) -> None:
         UserError: if saliency asks for attention and there is none, or if divided weights do not allow to read it.
     """
     attention_read(look, settings.saliency, name)
-    if settings.trainer.get("strategy") == "fsdp" and is_spread(settings.trainer):
+    if is_divided(settings.trainer):
         from trim_lightning.models.reading import refuse_divided
 
         refuse_divided(look.facts["way"], look.facts["class"])

@@ -58,7 +58,7 @@ class ScoringWork:
         return ScoringRequest(load_banks(self.banks.path / BANKS), settings["nearest"], settings["scope"])
 
     def shares_pass_with(self, other: ScoringWork) -> bool:
-        """True if one forward pass serves both: same pool, same scorer, same batches."""
+        """True if one forward pass serves both: same pool, same scorer, same batches, prefixes shared or not."""
         return self.pass_identity == other.pass_identity
 
     @property

@@ -16,7 +16,7 @@ class Cost:
 
     Attributes:
         stage: Name in the manifest that it is booked under.
-        count: Gives the real tokens that will be fed to the model; called only for a plan.
+        count: Gives the real tokens that will be fed to the model, a shared prefix once; called only for a plan.
         work: Kind of work, a key of `trim_lightning.sweep.work.KINDS`; empty if its time cannot be said.
         load: Loads the model that runs it onto its device; called only to measure its speed.
         model: Equal where the same model is loaded in the same number format.

@@ -30,7 +30,7 @@ class PreparedJob:
     work: ScoringWork
 
     def shares_with(self, other: PreparedJob) -> bool:
-        """True if one pass serves both: same pool, scorer, batches, devices and store."""
+        """True if one pass serves both: same pool, scorer, batches, shared prefixes, devices and store."""
         same_devices = self.work.resources.trainer == other.work.resources.trainer
         return same_devices and self.work.shares_pass_with(other.work) and self.task.store.root == other.task.store.root
 

@@ -60,9 +60,9 @@ class TokenizedRecords:
     def __getitem__(self, row: int) -> TokenSequence:
         return self._between(row, row + 1)
 
-    def together(self, rows: NDArray[np.int64]) -> TokenSequence:
-        """The tokens of some records, record after record."""
-        places = spans(self._offsets[rows], self.lengths[rows])
+    def together(self, rows: NDArray[np.int64], lengths: NDArray[np.int64] | None = None) -> TokenSequence:
+        """The tokens of some records, or of each the first so many, record after record."""
+        places = spans(self._offsets[rows], self.lengths[rows] if lengths is None else lengths)
         token_ids, roles = self._open(len(places))
         return TokenSequence(token_ids[places], roles[places])
 
