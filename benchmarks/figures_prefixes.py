@@ -11,7 +11,7 @@ import numpy as np
 import materials
 from materials import WORK, in_turns, median
 from passes import BUDGET, score
-from trim_lightning.engine.prefixes import computed_tokens
+from trim_lightning.engine.prefixes import computed_share
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 KINDS = ((40, 120), (64, 128), (64, 64), (128, 64), (400, 100))  # tokens shared and own
@@ -32,7 +32,7 @@ def prefixes() -> dict[str, Any]:
             lambda records=records: score(model, records, bank),  # type: ignore[misc]
             lambda records=records: score(model, records, bank, share_prefixes=True),  # type: ignore[misc]
         )
-        spared = 1 - computed_tokens(records, BUDGET) / records.total_tokens
+        spared = 1 - computed_share(records, BUDGET)
         ratios = [one / two for one, two in zip(plain, shared, strict=True)]
         figures[name] = {"ratio": median(ratios), "rounds": ratios, "spared": spared, "least": 1 / (1 - spared)}
     return {"ratio": figures["128 of 192"]["ratio"], "wanted": "reported", "kinds": figures}

@@ -195,6 +195,24 @@ def test_disk_is_computed_from_what_the_stages_write(inputs: Inputs, tmp_path: P
 
 
 @pytest.mark.slow
+def test_seconds_count_a_shared_prefix_once(inputs: Inputs, tmp_path: Path) -> None:
+    records = [json.loads(line) for line in (inputs.root / "pool.jsonl").read_text().splitlines()]
+    shared = [{**record, "prompt": "How many coins remain, if each box holds twelve? " * 8} for record in records]
+    (tmp_path / "alike.jsonl").write_text("".join(json.dumps(record) + "\n" for record in shared))
+    seconds, tokens, disk = [], [], []
+    for share in ("true", "false"):
+        overrides = [f"pool.path={tmp_path / 'alike.jsonl'}", f"scoring.share_prefixes={share}", "warmup=none"]
+        plan = plan_of(inputs, tmp_path / "store", *overrides)
+        (cost,) = (cost for cost in plan.missing if cost.stage == "score")
+        seconds.append(cost.computed())
+        tokens.append(cost.tokens)
+        disk.append(estimate(plan).sizes[cost])
+    assert seconds[0] < 0.6
+    assert seconds[1] == 1
+    assert tokens[0] == tokens[1]
+    assert disk[0] == disk[1]
+
+
 def test_lora_that_finds_nothing_to_train_is_told_in_the_plan(run: Run, inputs: Inputs, tmp_path: Path) -> None:
     told = dry(run, inputs, tmp_path, "warmup.lora_targets=[nothing]", code=2)
     assert "cannot run: #0: warmup.lora_targets=nothing: the model has none of these modules" in told.out

@@ -85,16 +85,16 @@ def spared_tokens(records: TokenizedRecords, plan: Sequence[Shard]) -> int:
     return spared
 
 
-def computed_tokens(records: TokenizedRecords, tokens_per_batch: int) -> int:
-    """Tokens that the model runs over in a scoring pass that shares prefixes; the jobs of a sweep count them once."""
+def computed_share(records: TokenizedRecords, tokens_per_batch: int) -> float:
+    """Share of the tokens that the model runs over in a scoring pass that shares prefixes; jobs alike count once."""
     rows = records.rows.tobytes() if isinstance(records, SomeRecords) else None
-    return _computed_tokens(records.directory, rows, tokens_per_batch)
+    return _computed_share(records.directory, rows, tokens_per_batch)
 
 
 @lru_cache(maxsize=16)
-def _computed_tokens(directory: Path, rows: bytes | None, tokens_per_batch: int) -> int:
+def _computed_share(directory: Path, rows: bytes | None, tokens_per_batch: int) -> float:
     records = TokenizedRecords(directory)
     if rows is not None:
         records = SomeRecords(records, np.frombuffer(rows, np.int64))
     plan = plan_shards(records.lengths, tokens_per_batch, groups=prefix_groups(records, tokens_per_batch))
-    return records.total_tokens - spared_tokens(records, plan)
+    return 1 - spared_tokens(records, plan) / max(records.total_tokens, 1)

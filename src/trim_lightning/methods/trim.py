@@ -202,10 +202,10 @@ class TrimSelector(Selector):
                 share_prefixes=work.shares_prefixes,
             )
 
-        def count() -> int:
-            from trim_lightning.engine.prefixes import computed_tokens
+        def computed() -> float:
+            from trim_lightning.engine.prefixes import computed_share
 
-            return computed_tokens(records, work.resources.tokens_per_batch)
+            return computed_share(records, work.resources.tokens_per_batch)
 
         assert task.targets is not None
         groups = task.targets.groups
@@ -219,7 +219,7 @@ class TrimSelector(Selector):
             **more,
         )
         if work.shares_prefixes and not cost.divided:
-            cost = replace(cost, count=count)
+            cost = replace(cost, computed=computed)
         result = task.store.get(work.key, build, resumable=True, together=True, cost=cost)
         task.ledger.book("score", result)
         task.ledger.figures.update({name: result.facts[name] for name in ("padding", "spared")})

@@ -16,7 +16,7 @@ class Cost:
 
     Attributes:
         stage: Name in the manifest that it is booked under.
-        count: Gives the real tokens that will be fed to the model, a shared prefix once; called only for a plan.
+        count: Gives the real tokens that will be fed to the model; called only for a plan.
         work: Kind of work, a key of `trim_lightning.sweep.work.KINDS`; empty if its time cannot be said.
         load: Loads the model that runs it onto its device; called only to measure its speed.
         model: Equal where the same model is loaded in the same number format.
@@ -32,6 +32,7 @@ class Cost:
         per_machine: Those of one machine.
         divided: True if they divide the model's weights too (FSDP2).
         depth: Share of the model's layers that run.
+        computed: Gives the share of the tokens that they run over, where prefixes are shared; called only for a plan.
         assumed: What had to be assumed about ``tokens``; empty if they are exact.
         loads: True if the model is loaded for this work alone.
     """
@@ -52,6 +53,7 @@ class Cost:
     per_machine: int = 1
     divided: bool = False
     depth: float = 1.0
+    computed: Callable[[], float] = lambda: 1.0
     assumed: str = ""
     loads: bool = False
 

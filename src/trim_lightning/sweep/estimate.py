@@ -143,7 +143,7 @@ def measure(found: Estimate, costs: Sequence[Cost], model: Any) -> None:
             held = held_bytes(cost, model) - weight_bytes(model, model.device)
             found.beside[cost] = held + (0 if need is None else need.bytes)
             factor = factor_of(cost, need is not None and need.micro.recomputes)
-            seconds = cost.tokens * forward * factor * cost.depth / sharing(cost, model)
+            seconds = cost.tokens * cost.computed() * forward * factor * cost.depth / sharing(cost, model)
             if cost.answers and cost.tokens:
                 decoding = decoding or decoding_seconds(model, cost.records)
                 batches = math.ceil(cost.answers / BATCH)
