@@ -17,7 +17,7 @@ from trim_lightning.records.record_file import RecordFile
 from trim_lightning.tokens.rendering import ChatRenderer, RenderError
 from trim_lightning.tokens.spans import PROMPT, RESPONSE, SCAFFOLD
 
-BLOCK = 65_536  # records whose tokens are looked through at once
+BLOCK = 8192  # records whose tokens are looked through at once: sums over them take 16 bytes a token
 BATCH = 512  # records rendered and tokenised in one call
 EXAMPLES_KEPT = 20  # problems described in full; the rest are only counted
 
