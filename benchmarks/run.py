@@ -53,8 +53,9 @@ def main(names: list[str]) -> int:
         [name, (FIGURES[name].__doc__ or "").strip(), result["ratio"], result["wanted"]]
         for name, result in results.items()
     ]
-    print(tabulate(rows, headers=["figure", "what", "value", "wanted"], floatfmt=".3f", maxcolwidths=[None, 60]))
-    print(f"\nmachine: {json.dumps(materials.machine())}\nfile: {file.relative_to(materials.ROOT)}")
+    if rows:
+        print(tabulate(rows, headers=["figure", "what", "value", "wanted"], floatfmt=".3f", maxcolwidths=[None, 60]))
+        print(f"\nmachine: {json.dumps(materials.machine())}\nfile: {file.relative_to(materials.ROOT)}")
     for name in failed:
         print(f"error: figure {name} failed; its traceback is above", file=sys.stderr)
     return 1 if failed else 0

@@ -52,9 +52,9 @@ METHODS: Mapping[str, str] = {
     "ifd": "method=ifd warmup=lora",
 }
 COSTLY: Mapping[str, str] = {
-    # the warm-up has as many records as 5 % of 20 records of each group would be
-    "less": "method=less warmup=lora warmup.fraction=0.2 method.num_checkpoints=2",
-    "less, last 2 blocks": "method=less warmup=lora warmup.fraction=0.2 method.num_checkpoints=2 method.last_layers=2",
+    # the warm-up has 200 records where 64 groups are sampled: 5 % of the pool, as in the original
+    "less": "method=less warmup=lora warmup.fraction=0.3125",
+    "less, last 2 blocks": "method=less warmup=lora warmup.fraction=0.3125 method.last_layers=2",
 }
 
 

@@ -131,6 +131,7 @@ def test_the_page_of_one_record(hostile: Path, room: Room, tmp_path: Path, said)
         assert "<script>document" not in source
         (item,) = page.data["candidates"]["only"]
         assert record["response"] in "".join(item["view"]["t"])
+        assert "Row: how focused the token's own attention is." in " ".join(page.text)
 
 
 def test_colours_only_where_they_are_wanted(plain: Path, said, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

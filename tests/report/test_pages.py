@@ -16,6 +16,7 @@ from rooms import HOSTILE, KINDS, LONG_LINE, Page, Room, large_facts
 
 from trim_lightning.cli.compare import main as compare_main
 from trim_lightning.pipeline.select import select
+from trim_lightning.report import selection_facts
 from trim_lightning.report.selection_facts import candidate_places, random_rows
 from trim_lightning.report.selection_page import selection_page
 
@@ -201,7 +202,8 @@ def test_a_page_lists_the_best_of_a_coreset_that_is_too_large_for_it(
 ) -> None:
     whole = room.select("whole", "selection.count=12")
     texts = [sum(len(text) for _, text in item["turns"]) for item in read(whole).data["coreset"]]
-    monkeypatch.setattr("trim_lightning.report.selection_facts.LISTED_CHARACTERS", sum(texts[:5]))
+    room_for_five = sum(texts[:5]) + 5 * selection_facts.RECORD_CHARACTERS
+    monkeypatch.setattr(selection_facts, "LISTED_CHARACTERS", room_for_five)
     page = read(room.select("bounded", "selection.count=12"))
     assert [item["id"] for item in page.data["coreset"]] == [item["id"] for item in read(whole).data["coreset"][:5]]
     assert "The best 5 of 12 picked records are listed" in " ".join(page.text)

@@ -156,6 +156,18 @@ def test_held_out_records_whose_responses_are_all_cut_off_are_one_line(
         trained(f"evaluation.path={tmp_path / 'long.jsonl'}", "max_length=40")
 
 
+@pytest.mark.parametrize("asked", ["evaluation.path={}", "train.early_stop=1 train.early_stop_path={}"])
+def test_records_that_measure_nothing_are_refused_before_the_selection(
+    asked: str, training_files: TrainingFiles, tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "silent.jsonl", [{"prompt": "count", "response": ""}] * 2)
+    words = asked.format(tmp_path / "silent.jsonl").split()
+    with pytest.raises(UserError, match=r"no held-out record has a response|no response token to watch"):
+        run_train(*training_files.select, *words, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+    assert not list((tmp_path / "store").glob("score/*"))
+    assert not (tmp_path / "run" / "selection" / "scores.parquet").exists()
+
+
 @pytest.mark.parametrize(
     ("response", "told"),
     [

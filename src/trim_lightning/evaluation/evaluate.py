@@ -43,14 +43,7 @@ def evaluate(
     Raises:
         UserError: if a measure is asked for that no record allows.
     """
-    wanted = measures(held_out, settings)
-    tokens, tokens_entry = trainee.tokenize(held_out, "tokenize")
-    if not any(wanted.values()) and not (tokens.content_lengths("response") > 0).any():
-        missing = missing_responses(held_out, tokens, trainee.max_length)
-        raise UserError(
-            f"{held_out.place(0)}: no held-out record has a response to measure ({missing}); give others"
-            f"{missing.or_longer}"
-        )
+    wanted, tokens, tokens_entry = measurable(trainee, held_out, settings)
     choices = {name: value for name, value in asdict(settings).items() if name in ("max_new_tokens", "stop")}
     resources = trainee.resources()
     key = StageKey(
@@ -91,6 +84,28 @@ def evaluate(
     trainee.ledger.book(f"evaluate_{title}", entry)
     results: list[dict[str, Any]] = json.loads((entry.path / RESULTS).read_text(encoding="utf-8"))
     return results
+
+
+def measurable(
+    trainee: Trainee, held_out: RecordFile, settings: EvaluationSettings
+) -> tuple[dict[str, bool], TokenizedRecords, Entry]:
+    """Look at held-out records without a model: a training of hours should not end in a refusal.
+
+    Returns:
+        Which measures apply, and the tokens with their stored entry.
+
+    Raises:
+        UserError: if a measure is asked for that no record allows, or there is nothing to measure.
+    """
+    wanted = measures(held_out, settings)
+    tokens, entry = trainee.tokenize(held_out, "tokenize")
+    if not any(wanted.values()) and not (tokens.content_lengths("response") > 0).any():
+        missing = missing_responses(held_out, tokens, trainee.max_length)
+        raise UserError(
+            f"{held_out.place(0)}: no held-out record has a response to measure ({missing}); give others"
+            f"{missing.or_longer}"
+        )
+    return wanted, tokens, entry
 
 
 def answered(held_out: RecordFile) -> list[int]:

@@ -56,8 +56,8 @@ def write_scores(
 ) -> None:
     """Write ``scores.parquet``: one line per pool record, pool order."""
     size = len(scores)
-    ranks = np.zeros(size, dtype=np.int64)  # 0 where a row has none
-    ranks[order] = np.arange(1, len(order) + 1)
+    ranks = np.zeros(size, dtype=np.int32)  # 0 where a row has none
+    ranks[order] = np.arange(1, len(order) + 1, dtype=np.int32)
     selected = np.zeros(size, dtype=bool)
     selected[chosen] = True
     parts = {"score": scores.score, "mean": scores.mean, "max": scores.max, "coverage": scores.coverage}
@@ -89,7 +89,7 @@ def write_scores(
                 *(floats(values, part) for values in parts.values()),
                 pa.array(scores.num_tokens[part], pa.int32()),
                 pa.array(scores.num_scored[part], pa.int32()),
-                pa.array(ranks[part], pa.int64(), mask=ranks[part] == 0),
+                pa.array(ranks[part].astype(np.int64), mask=ranks[part] == 0),
                 pa.array(selected[part]),
                 *(floats(values, part) for values in scores.groups.values()),
                 *([] if scores.cheap_score is None else [floats(scores.cheap_score, part)]),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trim_lightning.evaluation.evaluate import evaluate, paired, summarise
+from trim_lightning.evaluation.evaluate import evaluate, measurable, paired, summarise
 from trim_lightning.files.atomic import write_text
 from trim_lightning.pipeline.checks import check_training
 from trim_lightning.pipeline.opening import for_helper, open_store, warn_of_reading
@@ -115,6 +115,9 @@ def run_training(
     held_out = open_held_out(settings, store)
     watched = open_watched(settings, store, held_out)
     measured = measured_records(settings, held_out)
+    if held_out is not None:
+        measurable(trainee, held_out, settings.evaluation)  # else it is refused after the selection's hours
+    stop = None if watched is None else tokenize_watched(trainee, watched)
 
     selection = None
     if settings.coreset.path is None:
@@ -139,7 +142,6 @@ def run_training(
     told = {} if selection is not None else measured  # the selection has told what it shares with them
     warn_of_inputs(settings, trainee, ordered, coreset_tokens, told, held_out, watched, ledger)
     before, after = [], []
-    stop = None if watched is None else tokenize_watched(trainee, watched)
     if held_out is not None:
         before = evaluate(trainee, None, held_out, settings.evaluation, title="before")
     tuned = trainee.fine_tune(settings.train, coreset_tokens, coreset_entry.key, stop, training_logger)

@@ -10,7 +10,14 @@ from trim_lightning.console.visible import visible
 from trim_lightning.report.explain import Explanation, TokenLine
 from trim_lightning.report.facts import MatchView
 from trim_lightning.report.page import METHOD_NAMES, render, token_text
-from trim_lightning.report.selection_page import candidate_data, occurrence_data, saliency_top, target_data
+from trim_lightning.report.selection_page import (
+    candidate_data,
+    occurrence_data,
+    saliency_top,
+    saliency_words,
+    target_data,
+)
+from trim_lightning.runs.manifest import Manifest
 
 # backgrounds of the 256-colour palette, weak to strong, each with the foreground that can be read on it
 DIRECT = ((23, 255), (29, 255), (36, 16), (43, 16), (50, 16))
@@ -83,13 +90,15 @@ def paint(text: str, shade: tuple[int, int], underline: bool = False) -> str:
     return f"\x1b[{'4;' if underline else ''}48;5;{background};38;5;{ink}m{text}\x1b[0m"
 
 
-def explanation_page(found: Explanation, method: str) -> str:
-    """The explanation of a selection by some method as a page."""
+def explanation_page(found: Explanation, manifest: Manifest) -> str:
+    """The explanation of a record, in the run with this manifest, as a page."""
+    method, fingerprint = manifest.config["method"]["name"], manifest.stages.get("fingerprint", {})
     values = {
         "found": found,
         "candidate": found.candidate,
         "method_name": METHOD_NAMES.get(method, method),
         "saliency_top": saliency_top(found.targets),
+        "saliency_words": saliency_words(manifest.config.get("saliency", {}), fingerprint.get("attention")),
     }
     data = {
         "top": saliency_top(found.targets),

@@ -23,7 +23,8 @@ from trim_lightning.stages.task import SelectionTask
 
 MOST_TOKENS = 700  # of a record that are shown token by token
 SHOWN_TARGETS, SHOWN_CLASSES = 12, 30
-LISTED_CHARACTERS = 16_000_000  # of the picked records' text; a browser opens such a page in seconds
+LISTED_CHARACTERS = 16_000_000  # of the picked records in the page; a browser opens it in seconds
+RECORD_CHARACTERS = 200  # of a picked record beside its text: numbers, names, punctuation
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
     coverage = None if scores.coverage is None or np.isnan(scores.coverage).all() else scores.coverage
     mixes, counted = mixes_of(outcome.task.pool, outcome.task.targets, chosen.tolist())
     fields = {mix.field for mix in mixes}
-    in_full = outcome.order[~np.isnan(scores.score[outcome.order])]  # others of a cascade have no tokens to show
-    places = candidate_places(in_full, picked, examples)
+    places = candidate_places(scored_in_full(outcome), picked, examples)
     tokens, views = token_facts(outcome, [row for rows in places.values() for row in rows])
     top, borderline, bottom = (
         [replace(item, view=views.get(item.row)) for item in candidates(outcome, rows, fields)]
@@ -92,12 +92,19 @@ def gather(outcome: Outcome, examples: int, command: str | None = None) -> Selec
     )
 
 
+def scored_in_full(outcome: Outcome) -> NDArray[np.int64]:
+    """Rows with a score, best first; others of a cascade have no tokens to show."""
+    score, order = outcome.scores.score, outcome.order
+    unscored = np.isnan(score)
+    return order[~unscored[order]] if unscored.any() else order
+
+
 def listed(picked: Iterable[Candidate]) -> list[Candidate]:
     """The picked records, best first, as far as a page can hold them."""
     found: list[Candidate] = []
     room = LISTED_CHARACTERS
     for item in picked:
-        room -= sum(len(text) for _, text in item.turns)
+        room -= RECORD_CHARACTERS + sum(len(text) for _, text in item.turns)
         if room < 0 and found:
             break
         found.append(item)
@@ -106,7 +113,8 @@ def listed(picked: Iterable[Candidate]) -> list[Candidate]:
 
 def random_rows(order: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
     """A random coreset of the same size, to compare with."""
-    return np.random.default_rng(seed).choice(np.sort(order), size=size, replace=False) if size else order[:0]
+    places = np.random.default_rng(seed).choice(len(order), size=size, replace=False) if size else order[:0]
+    return np.sort(order)[places]
 
 
 def quantiles(values: NDArray[Any], drawn: NDArray[np.int64], chosen: NDArray[np.int64]) -> list[Quantiles]:

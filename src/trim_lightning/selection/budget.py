@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +41,7 @@ def select_rows(
     order: NDArray[np.int64],
     ledger: Ledger,
     *,
-    costs: NDArray[np.int64] | None = None,
+    costs: NDArray[np.integer[Any]] | None = None,
     everything: bool = False,
 ) -> NDArray[np.int64]:
     """Selected rows, best first.
@@ -59,7 +61,7 @@ def select_rows(
             if getattr(selection, name) is not None:
                 ledger.warn(f"this method takes the whole pool: selection.{name}={getattr(selection, name)} is ignored")
         count = tokens = None
-    costs = scores.num_tokens.astype(np.int64) if costs is None else costs
+    costs = scores.num_tokens if costs is None else costs
     filters = make_filters(selection, pool, scores)
     if tokens is not None and selection.token_scope == "response":
         filters.insert(0, LengthBounds(costs, 1, None))  # else a record whose response is cut off would cost nothing
@@ -72,7 +74,7 @@ def select_rows(
     )
     if count is not None and len(chosen) < count:
         ledger.warn(f"only {len(chosen)} of the {count} records of the budget could be selected")
-    spent = int(costs[chosen].sum())
+    spent = int(costs[chosen].sum(dtype=np.int64))
     if tokens is not None and spent > tokens:
         ledger.warn(f"the best record alone has {spent} tokens, above selection.tokens={tokens}")
     return chosen

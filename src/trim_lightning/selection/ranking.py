@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,8 @@ class ScoreTable:
 
     def without(self, rows: NDArray[np.int64]) -> ScoreTable:
         """The same table without score and rank in some rows."""
+        if not len(rows):
+            return self  # a copy of a table of millions is hundreds of megabytes
         left_out = np.zeros(len(self), dtype=bool)
         left_out[rows] = True
 
@@ -72,8 +75,8 @@ class ScoreTable:
 
 def rank_by_score(score: NDArray[np.float32]) -> NDArray[np.int64]:
     """Rows with a score, best first; ties by pool order."""
-    scored = np.flatnonzero(~np.isnan(score))
-    return scored[np.argsort(-score[scored], kind="stable")]
+    # NaN sorts last
+    return np.argsort(-score, kind="stable")[: len(score) - int(np.count_nonzero(np.isnan(score)))]
 
 
 def rank_round_robin(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
@@ -87,9 +90,7 @@ def rank_round_robin(groups: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]
 
 def merge_in_turns(orders: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """One order of all rows in some, each of which in its turn gives the first of its rows that is still free."""
-    # a part at a time: Python's numbers take nine times the room
-    parts = (np.array_split(order, 1 + len(order) // PART) for order in orders)
-    queues = [chain.from_iterable(part.tolist() for part in order) for order in parts]
+    queues = [rows_of(order) for order in orders]
     taken: set[int] = set()
     result: list[int] = []
     while queues:
@@ -102,6 +103,11 @@ def merge_in_turns(orders: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
                 left.append(queue)
         queues = left
     return np.array(result, dtype=np.int64)
+
+
+def rows_of(order: NDArray[np.int64]) -> Iterator[int]:
+    """The rows as Python's numbers, a part at a time: all at once take five times the room of the array."""
+    return chain.from_iterable(part.tolist() for part in np.array_split(order, 1 + len(order) // PART))
 
 
 def rank_single_targets(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
@@ -127,7 +133,7 @@ def budget_count(pool_size: int, fraction: float) -> int:
 
 def choose(
     order: NDArray[np.int64],
-    num_tokens: NDArray[np.int64],
+    num_tokens: NDArray[np.integer[Any]],
     *,
     count: int | None = None,
     tokens: int | None = None,
@@ -149,7 +155,7 @@ def choose(
     """
     chosen: list[int] = []
     spent = 0
-    for row in order.tolist():
+    for row in rows_of(order):
         if count is not None and len(chosen) >= count:
             break
         if admit is not None and not admit(row):

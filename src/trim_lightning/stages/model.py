@@ -207,17 +207,19 @@ class ModelHandle:
         entry = self.store.get(self.tokens_key(records), build)
         tokens = TokenizedRecords(entry.path)
         self._check_ids(tokens)
+        told = []
         if tokens.truncated and self.max_length < self._wanted_length:
-            self.ledger.warn(
+            told.append(
                 f"max_length={self._wanted_length}: {self.source.name} takes at most {self.max_length} tokens, where "
                 f"{tokens.truncated} records of {records.name} are cut"
             )
         for part, number in tokens.dropped.items():
-            line = (
+            told.append(
                 f"{records.what} {records.name}: {PARTS[part]} of {number:,} records are not rendered by the chat "
                 f"template of {self.source.name} and count for nothing; model.chat_template names another"
             )
-            if line not in self.ledger.warnings:
+        for line in told:
+            if line not in self.ledger.warnings:  # the same records are tokenised before each of their passes
                 self.ledger.warn(line)
         return tokens, entry
 
