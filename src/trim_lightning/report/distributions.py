@@ -33,7 +33,9 @@ def length_histogram(populations: Mapping[str, NDArray[np.integer]]) -> Histogra
     high = max(int(np.quantile(known, TAIL)), low + 1)
     width = max(1, -(-(high - low) // BINS))
     edges = np.arange(low, high + width + 1, width, dtype=np.float64)
-    counts = {name: _counts(np.minimum(values, values.dtype.type(edges[-1])), edges) for name, values in populations.items()}
+    counts = {
+        name: _counts(np.minimum(values, values.dtype.type(edges[-1])), edges) for name, values in populations.items()
+    }
     return Histogram(edges.tolist(), counts, overflow=bool(longest > edges[-1]))
 
 
