@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def make_filters(selection: SelectionSettings, pool: RecordFile, scores: ScoreTa
 class LengthBounds(RowFilter):
     """Content tokens between two bounds, both included."""
 
-    def __init__(self, num_tokens: NDArray[np.int32] | NDArray[np.int64], low: int, high: int | None) -> None:
+    def __init__(self, num_tokens: NDArray[np.integer[Any]], low: int, high: int | None) -> None:
         self._num_tokens, self._low, self._high = num_tokens, low, high
 
     def admits(self, row: int) -> bool:
