@@ -50,7 +50,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="+", choices=steps)
     parser.add_argument("--part", default="0/1", metavar="I/N", help="the part of the trainings that this process does")
+    parser.add_argument("--methods", nargs="*", default=(), metavar="NAME", help="the methods that `score` runs")
+    parser.add_argument("--untimed", action="store_true", help="something else runs beside: keep no seconds of scores")
     options = parser.parse_args()
+    timed = not options.untimed
     part, parts = map(int, options.part.split("/"))
     for step in options.steps:
         if step == "groups":
@@ -61,11 +64,11 @@ def main() -> int:
         elif step == "collect":
             collect(WORK, read_groups(GROUPS), GAINS)
         elif step == "score":
-            score_methods(WORK, read_groups(GROUPS))
+            score_methods(WORK, read_groups(GROUPS), options.methods, timed)
         elif step == "candidates":
-            score_candidates(WORK, read_groups(GROUPS))
+            score_candidates(WORK, read_groups(GROUPS), timed)
         elif step == "drops":
-            score_drops(WORK, read_groups(GROUPS))
+            score_drops(WORK, read_groups(GROUPS), timed)
         elif step == "bins":
             measure_bins(WORK, BINS, part, parts)
         else:

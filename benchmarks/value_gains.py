@@ -49,8 +49,13 @@ def wanted(groups: Sequence[Group]) -> list[tuple[Group, int]]:
     Groups come in a drawn order and a second seed right after the first, so that what there is when half is done is a
     fair sample of the whole.
     """
-    order = np.random.default_rng(20).permutation(len(groups)).tolist()
-    return [(groups[place], seed) for place in order for seed in ((0, 1) if place % TWICE == 0 else (0,))]
+    twice = {group.name for group in groups[::TWICE]}
+    return [(group, seed) for group in in_drawn_order(groups) for seed in ((0, 1) if group.name in twice else (0,))]
+
+
+def in_drawn_order(groups: Sequence[Group]) -> list[Group]:
+    """The groups in the order in which they are trained on."""
+    return [groups[place] for place in np.random.default_rng(20).permutation(len(groups))]
 
 
 def measure(folder: Path, groups: Sequence[Group], part: int, parts: int) -> None:

@@ -245,7 +245,7 @@ def test_scores_come_back_with_what_they_cost(tmp_path: Path) -> None:
         "score": {"seconds": 4.0, "tokens": 1000}, "select": {"seconds": 7.0, "tokens": 0},
     }  # fmt: skip
     (selection / "manifest.json").write_text(json.dumps({"stages": stages}))
-    cost = value_methods.cost_of(selection)
+    cost = value_methods.cost_of(selection, timed=True)
     assert cost == value_methods.Cost(5.0, 1.05, 1000)
     scores = np.arange(6.0).reshape(2, 3)
     value_methods.keep(value_methods.scores_file(tmp_path, "trim"), scores, cost, "trim-select method=trim")
