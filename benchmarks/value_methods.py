@@ -49,12 +49,12 @@ METHODS: Mapping[str, str] = {
     "bm25": "method=bm25 warmup=none",
     "dsir": "method=dsir warmup=none",
     "longest": "method=longest warmup=none",
-    "trim, warmed up": "method=trim warmup=lora",
     "perplexity": "method=perplexity warmup=none",
-    "ifd": "method=ifd warmup=lora",
 }
 COSTLY: Mapping[str, str] = {
     # the warm-up has 200 records, 5 % of the whole pool as in the original
+    "trim, warmed up": "method=trim warmup=lora warmup.fraction=0.3125",
+    "ifd": "method=ifd warmup=lora warmup.fraction=0.3125",
     "less": "method=less warmup=lora warmup.fraction=0.3125",
     "less, last 2 blocks": "method=less warmup=lora warmup.fraction=0.3125 method.last_layers=2",
 }
