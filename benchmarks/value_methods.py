@@ -52,7 +52,7 @@ METHODS: Mapping[str, str] = {
     "perplexity": "method=perplexity warmup=none",
 }
 COSTLY: Mapping[str, str] = {
-    # the warm-up has 200 records, 5 % of the whole pool as in the original
+    # the warm-up has 190 records, about 5 % of the whole pool as in the original
     "trim, warmed up": "method=trim warmup=lora warmup.fraction=0.3125",
     "ifd": "method=ifd warmup=lora warmup.fraction=0.3125",
     "less": "method=less warmup=lora warmup.fraction=0.3125",

@@ -134,6 +134,28 @@ def test_the_page_of_one_record(hostile: Path, room: Room, tmp_path: Path, said)
         assert "Row: how focused the token's own attention is." in " ".join(page.text)
 
 
+@pytest.mark.parametrize(
+    "fingerprint", [None, 5, [], {"attention": 5}, {"attention": {}}, {"attention": {"layers": 3, "of": 1}}]
+)
+def test_the_page_of_a_run_whose_manifest_is_damaged(
+    hostile: Path,
+    tmp_path: Path,
+    said,  # type: ignore[no-untyped-def]
+    fingerprint: object,
+) -> None:
+    shutil.copytree(hostile, tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["stages"]["fingerprint"] = fingerprint
+    manifest["config"]["saliency"]["error_weight"] = "0.5"
+    path.write_text(json.dumps(manifest))
+    code, _, _ = said(tmp_path / "run", "--row", 0, "--html", tmp_path / "one.html")
+    assert code == 0
+    page = " ".join(Page((tmp_path / "one.html").read_text(encoding="utf-8")).text)
+    assert "with weight 0.5: one minus the probability" in page
+    assert "Saliency is from" not in page
+
+
 def test_colours_only_where_they_are_wanted(plain: Path, said, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     assert "\x1b[48;5;" in said(plain, "--row", 0, "--color", "always")[1]
     assert "\x1b[" not in said(plain, "--row", 0, "--color", "never")[1]

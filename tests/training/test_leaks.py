@@ -13,8 +13,8 @@ from composing import compose_train
 from running import run_select, run_train, unwrapped
 from training.conftest import TrainingFiles, write_lines
 from trim_lightning.pipeline.leaks import warn_of_shared
+from trim_lightning.pipeline.measuring import measured_records
 from trim_lightning.pipeline.train import Training
-from trim_lightning.pipeline.training_inputs import measured_records
 from trim_lightning.records.indexing import index
 from trim_lightning.records.record_file import LineSource, ReadOptions, RecordFile
 from trim_lightning.records.shared import questions

@@ -11,12 +11,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from composing import compose_train
 from running import run_train, selection, unwrapped
 from tiny_models import write_records
 from training.conftest import TrainingFiles, write_lines
 from trim_lightning.errors import UserError
 from trim_lightning.pipeline.train import Training
 from trim_lightning.selection.ranking import ScoreTable
+from trim_lightning.sweep.plan import plan_jobs
+from trim_lightning.sweep.sharing import share_passes
 
 LONG = "whisk butter with sugar, fold flour gently, bake until golden brown; " * 12
 
@@ -166,6 +169,26 @@ def test_records_that_measure_nothing_are_refused_before_the_selection(
         run_train(*training_files.select, *words, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
     assert not list((tmp_path / "store").glob("score/*"))
     assert not (tmp_path / "run" / "selection" / "scores.parquet").exists()
+    paths = [f"paths.output_dir={tmp_path / 'run'}", f"paths.store_dir={tmp_path / 'store'}"]
+    jobs = [
+        compose_train([*training_files.select, *words, *paths, f"pooler={pooler}", f"saliency.num_layers={layers}"])
+        for pooler, layers in (("mean", 1), ("max", 2))
+    ]
+    assert set(plan_jobs(dict(enumerate(jobs))).problems) == {0, 1}, "dry_run says so too"
+    assert share_passes(jobs) == 0, "nor does a sweep run a pass for them"
+    assert not list((tmp_path / "store").glob("score/*"))
+
+
+def test_lines_that_could_not_be_read_are_listed_where_the_rest_is_refused(
+    training_files: TrainingFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [json.dumps({"prompt": "count", "response": ""}), "{broken", "[1"]
+    (tmp_path / "silent.jsonl").write_text("\n".join(lines) + "\n")
+    asked = [f"evaluation.path={tmp_path / 'silent.jsonl'}", "evaluation.bad_records=skip"]
+    with pytest.raises(UserError, match="no held-out record has a response"):
+        run_train(*training_files.select, *asked, output_dir=tmp_path / "run", store_dir=training_files.store)
+    assert [line["place"] for line in lines_of(tmp_path / "run" / "bad_records.jsonl")] == ["line 2", "line 3"]
+    assert "2 lines cannot be read and are left out" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
         found = explain_row(opened, options.row if options.id is None else opened.row_of(options.id))
     print(terminal_text(found, wants_colour(options.color)))
     if options.html is not None:
-        write_text(explanation_page(found, opened.manifest), options.html)
+        write_text(explanation_page(found, opened), options.html)
         print(f"\nwritten: {options.html}")
 
 

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trim_lightning.evaluation.evaluate import evaluate, measurable, paired, summarise
+from trim_lightning.errors import UserError
+from trim_lightning.evaluation.evaluate import evaluate, paired, summarise
 from trim_lightning.files.atomic import write_text
 from trim_lightning.pipeline.checks import check_training
+from trim_lightning.pipeline.measuring import MeasuringRecords, measured_records, open_measuring
 from trim_lightning.pipeline.opening import for_helper, open_store, warn_of_reading
 from trim_lightning.pipeline.outputs import describe, writable_directory, write_bad_records
 from trim_lightning.pipeline.select import Selection, run_selection
@@ -19,11 +21,7 @@ from trim_lightning.pipeline.training_inputs import (
     in_one_order,
     look_at_trainee,
     make_trainee,
-    measured_records,
     open_coreset,
-    open_held_out,
-    open_watched,
-    tokenize_watched,
     warn_of_inputs,
 )
 from trim_lightning.pipeline.training_outputs import (
@@ -39,8 +37,9 @@ from trim_lightning.pipeline.training_outputs import (
 from trim_lightning.runs.names import BAD_RECORDS, CORESET, METRICS, PREDICTIONS, SELECTION
 from trim_lightning.settings.schema import TrainSettings
 from trim_lightning.stages.trainee import Trainee
-from trim_lightning.store import Entry, Store
+from trim_lightning.store import Entry, StageKey, Store
 from trim_lightning.store.ledger import Ledger
+from trim_lightning.tokens.tokenized import TokenizedRecords
 from trim_lightning.tracking.open import tracked
 from trim_lightning.tracking.tracker import Tracker
 
@@ -112,12 +111,12 @@ def run_training(
     ledger = Ledger()
     trainee = make_trainee(settings, store, ledger)
     look_at_trainee(settings, trainee)
-    held_out = open_held_out(settings, store)
-    watched = open_watched(settings, store, held_out)
+    measuring = open_measuring(settings, store)
+    held_out = measuring.held_out
     measured = measured_records(settings, held_out)
-    if held_out is not None:
-        measurable(trainee, held_out, settings.evaluation)  # else it is refused after the selection's hours
-    stop = None if watched is None else tokenize_watched(trainee, watched)
+    for what, records in measuring.named.items():
+        warn_of_reading(what, records, ledger)
+    stop = check_measuring(measuring, settings, trainee, directory)
 
     selection = None
     if settings.coreset.path is None:
@@ -131,16 +130,15 @@ def run_training(
     else:
         coreset = open_coreset(settings, Path(settings.coreset.path), store)
     clear_training(directory, settings.coreset.path)
-    given = {"coreset": None if selection is not None else coreset, "evaluation": held_out, "early_stop": watched}
-    read = {what: records for what, records in given.items() if records is not None}
-    for what, records in read.items():
+    given = {} if selection is not None else {"coreset": coreset}
+    for what, records in given.items():
         warn_of_reading(what, records, ledger)
-    write_bad_records(read, directory / BAD_RECORDS)
+    write_bad_records({**given, **measuring.named}, directory / BAD_RECORDS)
 
     ordered = in_one_order(coreset, store)
     coreset_tokens, coreset_entry = trainee.tokenize(ordered)
     told = {} if selection is not None else measured  # the selection has told what it shares with them
-    warn_of_inputs(settings, trainee, ordered, coreset_tokens, told, held_out, watched, ledger)
+    warn_of_inputs(settings, trainee, ordered, coreset_tokens, told, measuring, ledger)
     before, after = [], []
     if held_out is not None:
         before = evaluate(trainee, None, held_out, settings.evaluation, title="before")
@@ -163,7 +161,7 @@ def run_training(
         "coreset": {"name": coreset.name, "sha256": coreset.sha256, "rows": len(coreset)},
         "trainee": trainee.source.describe(),
         **({} if held_out is None else {"evaluation": describe(held_out)}),
-        **({} if watched is None or watched is held_out else {"early_stop": describe(watched)}),
+        **({"early_stop": describe(own)} if (own := measuring.named.get("early_stop")) else {}),
     }
     counts = {
         "coreset": len(coreset),
@@ -172,6 +170,18 @@ def run_training(
     }
     manifest = write_training_manifest(settings, inputs, counts, ledger, selection, tuned, details, directory)
     return Training(directory, metrics, manifest, selection, training_summary(metrics, manifest, directory))
+
+
+def check_measuring(
+    measuring: MeasuringRecords, settings: TrainSettings, trainee: Trainee, directory: Path
+) -> tuple[TokenizedRecords, StageKey] | None:
+    """`MeasuringRecords.check`; where it refuses, the lines that could not be read are listed all the same."""
+    try:
+        return measuring.check(settings, trainee)
+    except UserError:
+        if any(records.bad for records in measuring.named.values()):
+            write_bad_records(measuring.named, directory / BAD_RECORDS)
+        raise
 
 
 def run_tasks(settings: TrainSettings, trainee: Trainee, tuned: Entry) -> tuple[dict[str, float], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from tabulate import tabulate
 
@@ -17,7 +18,7 @@ from trim_lightning.report.selection_page import (
     saliency_words,
     target_data,
 )
-from trim_lightning.runs.manifest import Manifest
+from trim_lightning.runs.reopened import OpenedRun
 
 # backgrounds of the 256-colour palette, weak to strong, each with the foreground that can be read on it
 DIRECT = ((23, 255), (29, 255), (36, 16), (43, 16), (50, 16))
@@ -90,15 +91,15 @@ def paint(text: str, shade: tuple[int, int], underline: bool = False) -> str:
     return f"\x1b[{'4;' if underline else ''}48;5;{background};38;5;{ink}m{text}\x1b[0m"
 
 
-def explanation_page(found: Explanation, manifest: Manifest) -> str:
-    """The explanation of a record, in the run with this manifest, as a page."""
-    method, fingerprint = manifest.config["method"]["name"], manifest.stages.get("fingerprint", {})
+def explanation_page(found: Explanation, run: OpenedRun) -> str:
+    """The explanation of a record of a run as a page."""
+    method = run.settings.method["name"]
     values = {
         "found": found,
         "candidate": found.candidate,
         "method_name": METHOD_NAMES.get(method, method),
         "saliency_top": saliency_top(found.targets),
-        "saliency_words": saliency_words(manifest.config.get("saliency", {}), fingerprint.get("attention")),
+        "saliency_words": saliency_words(asdict(run.settings.saliency), run.attention),
     }
     data = {
         "top": saliency_top(found.targets),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +96,15 @@ class OpenedRun:
         """The directory of a stage's result, None if the store does not hold it (any more)."""
         stage = self.manifest.stages.get(name)
         return self._entry(name, stage.get("key") if isinstance(stage, dict) else None)
+
+    @property
+    def attention(self) -> Mapping[str, Any] | None:
+        """The layers whose attention was read, of how many; None where the manifest does not say so."""
+        stage = self.manifest.stages.get("fingerprint")
+        found = stage.get("attention") if isinstance(stage, dict) else None
+        if not isinstance(found, dict) or not isinstance(found.get("layers"), list) or "of" not in found:
+            return None
+        return found
 
     def _entry(self, name: str, key: object) -> Path | None:
         """The directory of an entry of the store, None if there is none."""

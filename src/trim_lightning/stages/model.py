@@ -211,7 +211,7 @@ class ModelHandle:
         if tokens.truncated and self.max_length < self._wanted_length:
             told.append(
                 f"max_length={self._wanted_length}: {self.source.name} takes at most {self.max_length} tokens, where "
-                f"{tokens.truncated} records of {records.name} are cut"
+                f"{tokens.truncated} records of {records.what} {records.name} are cut"
             )
         for part, number in tokens.dropped.items():
             told.append(

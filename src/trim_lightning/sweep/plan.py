@@ -17,7 +17,6 @@ from trim_lightning.pipeline.checks import check_settings
 from trim_lightning.pipeline.opening import open_task
 from trim_lightning.pipeline.outputs import writable_directory
 from trim_lightning.pipeline.select import run_selection
-from trim_lightning.records.record_file import RecordFile
 from trim_lightning.runs.names import CORESET
 from trim_lightning.selection.budget import budget_of
 from trim_lightning.settings.schema import SelectSettings, TrainSettings
@@ -26,6 +25,7 @@ from trim_lightning.stages.trainee import Trainee
 from trim_lightning.store import Cost, Entry, StageKey
 from trim_lightning.store.ledger import Ledger
 from trim_lightning.sweep.planning_store import NotBuilt, PlanningStore, Wanted
+from trim_lightning.tokens.tokenized import TokenizedRecords
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,16 @@ def plan_training(settings: TrainSettings, store: PlanningStore) -> int:
     from trim_lightning.evaluation.evaluate import evaluate
     from trim_lightning.evaluation.harness.run import task_scores
     from trim_lightning.pipeline.checks import check_training
-    from trim_lightning.pipeline.training_inputs import make_trainee, open_held_out, open_watched
+    from trim_lightning.pipeline.measuring import open_measuring
+    from trim_lightning.pipeline.training_inputs import make_trainee
 
     check_training(settings)
-    held_out = open_held_out(settings, store)
+    measuring = open_measuring(settings, store)
+    held_out = measuring.held_out
     trainee = make_trainee(settings, store, Ledger(quiet=True))
+    stop = measuring.check(settings, trainee)
     task = plan_selection(settings, store) if settings.coreset.path is None else None
-    tuned = plan_fine_tuning(settings, store, trainee, task, open_watched(settings, store, held_out))
+    tuned = plan_fine_tuning(settings, store, trainee, task, stop)
     for entry, title in ((None, "before"), (tuned, "after")):
         with suppress(NotBuilt):
             if held_out is not None:
@@ -145,10 +148,10 @@ def plan_fine_tuning(
     store: PlanningStore,
     trainee: Trainee,
     task: SelectionTask | None,
-    watched: RecordFile | None,
+    stop: tuple[TokenizedRecords, StageKey] | None,
 ) -> Entry:
     """Note the fine-tuning, on the coreset itself if it is known."""
-    from trim_lightning.pipeline.training_inputs import in_one_order, open_coreset, tokenize_watched
+    from trim_lightning.pipeline.training_inputs import in_one_order, open_coreset
 
     with tempfile.TemporaryDirectory(prefix="trim-plan-") as folder:
         path = None if settings.coreset.path is None else Path(settings.coreset.path)
@@ -158,7 +161,6 @@ def plan_fine_tuning(
             path = run_selection(bare, Path(folder), store, announce=False).directory / CORESET
         if path is not None:
             tokens, entry = trainee.tokenize(in_one_order(open_coreset(settings, path, store), store))
-            stop = None if watched is None else tokenize_watched(trainee, watched)
             return trainee.fine_tune(settings.train, tokens, entry.key, stop)
     assert task is not None
     tokens, _ = trainee.tokenize(task.pool)

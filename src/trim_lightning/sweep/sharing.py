@@ -12,12 +12,15 @@ from trim_lightning.errors import UserError, first_line
 from trim_lightning.methods.base import load_selector
 from trim_lightning.methods.trim import TrimSelector
 from trim_lightning.pipeline.checks import check_settings
+from trim_lightning.pipeline.measuring import open_measuring
 from trim_lightning.pipeline.opening import open_store, open_task
-from trim_lightning.settings.schema import SelectSettings
+from trim_lightning.pipeline.training_inputs import make_trainee
+from trim_lightning.settings.schema import SelectSettings, TrainSettings
 from trim_lightning.stages.scorer import Scorer
 from trim_lightning.stages.scoring import ScoringWork
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import StageKey
+from trim_lightning.store.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +93,9 @@ def prepare(settings: SelectSettings, watch: Callable[[Scorer], None]) -> list[P
         store = open_store(settings)
         if store.processes.size > 1:
             return []  # processes of a launcher share passes in their own way
+        if isinstance(settings, TrainSettings):
+            trainee = make_trainee(settings, store, Ledger(quiet=True))
+            open_measuring(settings, store).check(settings, trainee)  # else the job is refused after the pass
         task = open_task(settings, selector, store, announce=False, look=True, watch=watch)
         cheaply = selector.cheaply(task)
         if cheaply is not None:
