@@ -210,3 +210,66 @@ def test_a_pool_without_any_response_is_told_before_it_is_scored(
     ]  # fmt: skip
     with pytest.raises(UserError, match=rf"pool pool\.jsonl: none of its 5 records has a response .*{told}"):
         run_train(*words, output_dir=tmp_path / "out", store_dir=tmp_path / "store")
+
+
+def test_answers_that_are_not_judged_are_told(
+    trained: Callable[..., Training], training_files: TrainingFiles, tmp_path: Path
+) -> None:
+    numbers = lines_of(training_files.root / "numbers.jsonl")
+    options = lines_of(training_files.root / "options.jsonl")
+    silent = [{name: value for name, value in numbers[0].items() if name != "answer"}]
+    cases = {
+        "first": ([*silent, *numbers[1:3]], "2 of the 3 held-out records have an answer, but the first"),
+        "others": ([*numbers[:2], *silent], "exact_match is of 2 of the 3 held-out records"),
+        "options": ([*options[:2], {**options[2], "answer": "Z"}], "option_accuracy is of 2 of the 3 held-out records"),
+        "all": (numbers[:3], ""),
+    }
+    for name, (records, told) in cases.items():
+        write_lines(tmp_path / f"{name}.jsonl", records)
+        run = trained(f"evaluation.path={tmp_path / name}.jsonl", "evaluation.max_new_tokens=2", name=name)
+        found = [line for line in run.manifest["warnings"] if "held-out records" in line and "prompt" not in line]
+        assert [line[: len(told)] for line in found] == ([told] if told else [])
+
+
+def test_watched_records_without_a_response_are_told(trained: Callable[..., Training], tmp_path: Path) -> None:
+    lines = [{"id": f"w{row}", "prompt": "count", "response": "four" * (row % 2)} for row in range(4)]
+    write_lines(tmp_path / "watched.jsonl", lines)
+    run = trained("train.early_stop=1", f"train.early_stop_path={tmp_path / 'watched.jsonl'}")
+    told = "2 of the 4 records of train.early_stop_path have no response token (2 empty or absent)"
+    assert any(line.startswith(told) and line.endswith(": w0, w2") for line in run.manifest["warnings"])
+
+
+def test_keys_of_a_selection_beside_a_given_coreset_are_told(trained: Callable[..., Training], tmp_path: Path) -> None:
+    run = trained("selection.count=3", "pool=jsonl", f"pool.path={tmp_path / 'nope.jsonl'}")
+    (line,) = [line for line in run.manifest["warnings"] if line.startswith("coreset.path is given")]
+    assert line.endswith("selection.count, pool.path change nothing")
+
+
+def test_filters_that_leave_nothing_to_train_on(training_files: TrainingFiles, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no record of the pool is left to train on; loosen the filters"):
+        run_train(
+            *training_files.select, "selection.min_tokens=10000", output_dir=tmp_path / "run",
+            store_dir=training_files.store,
+        )  # fmt: skip
+
+
+def test_a_misspelt_field_of_a_cap_is_found_before_anything_is_scored(
+    training_files: TrainingFiles, tmp_path: Path
+) -> None:
+    words = [*training_files.select, "selection.cap_field=promt", "selection.cap=2"]
+    with pytest.raises(UserError, match=r"selection.cap_field=promt: .* has no such field; did you mean prompt\?"):
+        run_train(*words, output_dir=tmp_path / "run", store_dir=tmp_path / "store")
+    assert not list((tmp_path / "store").glob("s[ci]*/*"))
+
+
+@pytest.mark.parametrize("key", ["coreset.path", "train.early_stop_path"])
+def test_no_key_is_recommended_that_there_is_not(key: str, training_files: TrainingFiles, tmp_path: Path) -> None:
+    words = [*training_files.model, f"{key}={tmp_path / 'odd.jsonl'}"]
+    if key != "coreset.path":
+        words += [f"coreset.path={training_files.root / 'coreset.jsonl'}", "train.early_stop=1"]
+    for lines in (["{broken", "[1"], [json.dumps({"a": 1})] * 2):
+        (tmp_path / "odd.jsonl").write_text("\n".join(lines) + "\n")
+        with pytest.raises(UserError) as caught:
+            run_train(*words, output_dir=tmp_path / "run", store_dir=training_files.store)
+        told = str(caught.value)
+        assert not [name for name in ("bad_records", "prompt_field", "messages_field") if name in told], told

@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
     from trim_lightning.settings.schema import SelectSettings
@@ -43,7 +43,12 @@ class SharingLauncher(Launcher):
         self._inner.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Share, launch, and list the jobs that failed."""
+        """Share, launch, and list the jobs that failed.
+
+        Raises:
+            UserError: if several jobs would write into one folder.
+        """
+        self._refuse_one_folder(job_overrides)
         from trim_lightning.privacy.keys import hide_keys_in
         from trim_lightning.sweep.finished import failed_jobs, finished_sweeps, note_warnings
 
@@ -74,6 +79,26 @@ class SharingLauncher(Launcher):
         if logger is not None:  # the tracker is to be told of the sweep as a whole, when its last job is done
             finished_sweeps[Path(self._config.hydra.sweep.dir)] = logger
         return results
+
+    def _refuse_one_folder(self, job_overrides: Sequence[Sequence[str]]) -> None:
+        """Refuse jobs that would write their files one over the other's.
+
+        Raises:
+            UserError: naming the folder.
+        """
+        from trim_lightning.errors import UserError
+
+        usual = str(OmegaConf.to_container(self._config.paths, resolve=False)["output_dir"])  # type: ignore[index, call-overload]
+        seen: set[str] = set()
+        for overrides in job_overrides:
+            given = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("paths.output_dir=")]
+            folder = given[-1] if given else usual
+            if folder in seen and "$" not in folder:  # an interpolation may differ
+                raise UserError(
+                    f"paths.output_dir={folder}: several jobs would write there, one over the other; name the folder "
+                    f"of all jobs with hydra.sweep.dir={folder}"
+                )
+            seen.add(folder)
 
     def _console_logging(self) -> DictConfig:
         """The jobs' logging without their log files: there is no job yet."""

@@ -113,6 +113,15 @@ def answered(held_out: RecordFile) -> list[int]:
     return [row for row in range(len(held_out)) if held_out.object(row).get("answer") is not None]
 
 
+def has_options(record: Mapping[str, Any]) -> bool:
+    """True if a record has choices and says which is right."""
+    from trim_lightning.evaluation.options import correct_option
+
+    if record.get("answer") is None or not isinstance(record.get("choices"), list):
+        return False
+    return correct_option(record) is not None
+
+
 def mean_options(held_out: RecordFile) -> float:
     """Mean number of ``choices`` of the held-out records; a record without usable ones has none."""
     choices = (held_out.object(row).get("choices") for row in range(len(held_out)))
@@ -125,21 +134,18 @@ def measures(held_out: RecordFile, settings: EvaluationSettings) -> dict[str, bo
     Raises:
         UserError: if ``always`` is asked and the first record lacks the field.
     """
-    from trim_lightning.evaluation.options import correct_option
-
     first = held_out.object(0)
-    has_answer = first.get("answer") is not None
-    has_options = has_answer and isinstance(first.get("choices"), list) and correct_option(first) is not None
+    has_answer, chooses = first.get("answer") is not None, has_options(first)
     for name, wanted, possible, field in (
         ("exact_match", settings.exact_match, has_answer, "answer"),
-        ("option_accuracy", settings.option_accuracy, has_options, "choices with its answer among them"),
+        ("option_accuracy", settings.option_accuracy, chooses, "choices with its answer among them"),
     ):
         if wanted == "always" and not possible:
             raise UserError(f"evaluation.{name}=always: {held_out.place(0)} has no {field}; use auto")
     return {
         "exact_match": settings.exact_match == "always"
-        or (settings.exact_match == "auto" and has_answer and not has_options),
-        "option_accuracy": settings.option_accuracy != "never" and has_options,
+        or (settings.exact_match == "auto" and has_answer and not chooses),
+        "option_accuracy": settings.option_accuracy != "never" and chooses,
     }
 
 

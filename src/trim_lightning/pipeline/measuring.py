@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from trim_lightning.errors import UserError
-from trim_lightning.evaluation.evaluate import measurable, measures
+from trim_lightning.evaluation.evaluate import answered, has_options, measurable, measures
 from trim_lightning.pipeline.leaks import warn_of_shared
 from trim_lightning.records.indexing import index
 from trim_lightning.records.record_file import FIELD_KEYS, LineSource, ReadOptions, RecordFile
@@ -160,6 +160,37 @@ def warn_of_held_out(max_length: int, held_out: RecordFile, tokens: TokenizedRec
         ledger.warn(
             f"{len(missing)} of the {len(held_out)} held-out records have no response token ({missing}), so that they "
             f"count for nothing in the loss: {first_ids(held_out, missing.rows.tolist())}"
+        )
+
+
+def warn_of_answers(evaluation: EvaluationSettings, held_out: RecordFile, ledger: Ledger) -> None:
+    """Say of how many records exact match and option accuracy are, where that is not all of them."""
+    wanted, size = measures(held_out, evaluation), len(held_out)
+    rows = answered(held_out)
+    known = [row for row in rows if has_options(held_out.object(row))]
+    if wanted["option_accuracy"]:
+        if len(known) < size:
+            ledger.warn(
+                f"option_accuracy is of {len(known)} of the {size} held-out records: the others have no choices with "
+                "their answer among them"
+            )
+    elif wanted["exact_match"]:
+        if len(rows) < size:
+            ledger.warn(f"exact_match is of {len(rows)} of the {size} held-out records: the others have no answer")
+    elif rows and "auto" in (evaluation.exact_match, evaluation.option_accuracy):
+        ledger.warn(
+            f"{len(rows)} of the {size} held-out records have an answer, but the first, which decides, does not allow "
+            "to judge it: nothing but the loss is measured; put one with an answer first"
+        )
+
+
+def warn_of_watched(max_length: int, watched: RecordFile, tokens: TokenizedRecords, ledger: Ledger) -> None:
+    """Say which of the records that early stop watches count for nothing."""
+    missing = missing_responses(watched, tokens, max_length)
+    if len(missing):
+        ledger.warn(
+            f"{len(missing)} of the {len(watched)} records of train.early_stop_path have no response token "
+            f"({missing}), so that they count for nothing: {first_ids(watched, missing.rows.tolist())}"
         )
 
 

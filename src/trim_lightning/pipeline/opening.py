@@ -16,6 +16,7 @@ from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import check_source, open_records
 from trim_lightning.records.targets import choose_targets
 from trim_lightning.selection.budget import check_budget
+from trim_lightning.selection.filters import check_cap_field
 from trim_lightning.selection.responses import has_response
 from trim_lightning.settings.schema import LoggerSettings, SelectSettings
 from trim_lightning.stages.attention import check_attention
@@ -78,6 +79,7 @@ def open_task(
     )
     if not selector.takes_all:
         check_budget(settings.selection, len(pool))
+    check_cap_field(settings.selection, pool)
     targets = choose_targets(settings, pool, store) if selector.needs_targets else None
     warn_of_reading("pool", pool, ledger)
     if targets is not None and targets.read is not pool:

@@ -23,6 +23,7 @@ from trim_lightning.pipeline.training_inputs import (
     make_trainee,
     open_coreset,
     warn_of_inputs,
+    warn_of_unused,
 )
 from trim_lightning.pipeline.training_outputs import (
     ADAPTER,
@@ -126,8 +127,14 @@ def run_training(
         ledger.warnings += selection.leaks  # already told
         if tell is not None and store.processes.leads:
             tell(selection)
+        if not len(selection.chosen):
+            raise UserError(
+                "selection: no record of the pool is left to train on; loosen the filters of selection (min_tokens, "
+                "max_tokens, cap, dedup), or the pool's"
+            )
         coreset = open_coreset(settings, directory / SELECTION / CORESET, store)
     else:
+        warn_of_unused(settings, ledger)
         coreset = open_coreset(settings, Path(settings.coreset.path), store)
     clear_training(directory, settings.coreset.path)
     given = {} if selection is not None else {"coreset": coreset}

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from trim_lightning.errors import UserError
@@ -16,8 +16,10 @@ from trim_lightning.pipeline.measuring import (
     MeasuringRecords,
     file_source,
     held_out_source,
+    warn_of_answers,
     warn_of_early_stop,
     warn_of_held_out,
+    warn_of_watched,
 )
 from trim_lightning.records.indexing import index
 from trim_lightning.records.record import conversation_of
@@ -94,6 +96,16 @@ def open_coreset(settings: TrainSettings, path: Path, store: Store) -> RecordFil
     return open_records(source, what="coreset", seed=0, spool=store.spool)
 
 
+def warn_of_unused(settings: TrainSettings, ledger: Ledger) -> None:
+    """Say which keys of a selection do nothing, because the coreset is given."""
+    usual = type(settings.selection)()
+    given = [f"selection.{item.name}" for item in fields(usual)
+             if getattr(settings.selection, item.name) != getattr(usual, item.name)]  # fmt: skip
+    given += [f"{name}.path" for name in ("pool", "target") if getattr(settings, name).path is not None]
+    if given:
+        ledger.warn(f"coreset.path is given, so that nothing is selected: {', '.join(given)} change nothing")
+
+
 def in_one_order(coreset: RecordFile, store: Store) -> RecordFile:
     """The coreset's conversations, sorted, so that how a method ranks what it selects changes no training.
 
@@ -131,7 +143,10 @@ def warn_of_inputs(
     held_out = measuring.held_out
     if held_out is not None:
         warn_of_held_out(trainee.max_length, held_out, trainee.tokenize(held_out)[0], ledger)
+        warn_of_answers(settings.evaluation, held_out, ledger)
     if measuring.watched is not None:
+        if measuring.watched is not held_out:
+            warn_of_watched(trainee.max_length, measuring.watched, trainee.tokenize(measuring.watched)[0], ledger)
         warn_of_early_stop(settings, measuring.watched, held_out, coreset, ledger)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from trim_lightning.errors import UserError
+from trim_lightning.records.layouts import has_keys
 from trim_lightning.records.record_file import LineSource
 
 SHOWN = 5
@@ -48,9 +49,10 @@ class BadRecords:
         first = "; ".join(f"{self._short(number)}: {_fault(told)}" for number, told in self._found[:SHOWN])
         more = f"; and {len(self._found) - SHOWN:,} more" if len(self._found) > SHOWN else ""
         kinds = ", ".join(f"{kind} ({number:,})" for kind, number in self._kinds.most_common())
+        skip = f", or leave them out with {what}.bad_records=skip" if has_keys(what) else ""
         raise UserError(
             f"{self._source.label}: {len(self._found):,} {unit}s cannot be read: {first}{more}; of these "
-            f"kinds: {kinds}; mend or delete them, or leave them out with {what}.bad_records=skip"
+            f"kinds: {kinds}; mend or delete them{skip}"
         )
 
     def remarks(self) -> list[str]:

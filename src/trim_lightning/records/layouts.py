@@ -165,12 +165,19 @@ def no_field(key: str, name: str, known: Sequence[str], who: str, has: str, what
     )
 
 
+def has_keys(what: str) -> bool:
+    """True for an input of which config keys say how it is read; others are read by their content alone."""
+    return what in ("pool", "target", "evaluation")
+
+
 def no_layout(record: Mapping[str, Any], what: str) -> str:
     """What is said of a record that fits no layout."""
     tried = [*("+".join(fields) for fields in FIRST), *CONVERSATIONS, "question+answer and the like", *LISTS[:2]]
     lists = [name for name, value in record.items() if not is_worse(name) and is_conversation(value)]
     hint = f"name yours with {what}.prompt_field and {what}.response_field, or {what}.messages_field"
-    if lists:
+    if not has_keys(what):
+        hint = "rename yours to prompt and response, or to messages"
+    elif lists:
         hint = f"there are several lists of messages; name the right one with {what}.messages_field={lists[0]}"
     fields = ", ".join(field_names(record)) or "none"
     return f"fits no known layout: tried {', '.join(tried)}; it has the fields {fields}; {hint}"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.errors import UserError
-from trim_lightning.records.fields import MISSING, lookup
+from trim_lightning.errors import UserError, suggest
+from trim_lightning.records.fields import MISSING, field_names, lookup
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.shared import digest_of_text, text_of
 from trim_lightning.records.word_file import split_words
@@ -58,6 +58,16 @@ def make_filters(selection: SelectionSettings, pool: RecordFile, scores: ScoreTa
     return filters
 
 
+def check_cap_field(selection: SelectionSettings, pool: RecordFile) -> None:
+    """Look for the capped field in the first record: a misspelt one should not be found after all is scored.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    if selection.cap_field is not None and len(pool):
+        field_value(pool, selection.cap_field, 0)
+
+
 class LengthBounds(RowFilter):
     """Content tokens between two bounds, both included."""
 
@@ -100,9 +110,11 @@ def field_value(pool: RecordFile, field: str, row: int, key: str = "selection.ca
     Raises:
         UserError: if it has no such field.
     """
-    value = lookup(pool.object(row), field)
+    record = pool.object(row)
+    value = lookup(record, field)
     if value is MISSING:
-        raise UserError(f"{key}={field}: {pool.place(row)} has no such field; name one that every record has")
+        known = suggest(field, list(field_names(record)))
+        raise UserError(f"{key}={field}: {pool.place(row)} has no such field{known}; name one that every record has")
     return str(value)
 
 
