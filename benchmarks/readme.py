@@ -17,7 +17,7 @@ README, DOCS = ROOT / "README.md", ROOT / "docs"
 BLOCK = re.compile(r"(<!-- made from (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
     "trim": "**TRIM**", "trim, uniform saliency": "TRIM, every token weighs the same", "rds": "RDS+",
-    "dsir": "DSIR", "bm25": "BM25", "ifd": "IFD", "perplexity": "perplexity", "longest": "longest",
+    "dsir": "DSIR", "less": "LESS", "bm25": "BM25", "ifd": "IFD", "perplexity": "perplexity", "longest": "longest",
     "random scores (20 draws)": "**random**", "noise ceiling": "the best possible, given the noise",
 }  # fmt: skip
 
