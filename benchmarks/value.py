@@ -4,14 +4,16 @@
     make value ARGS="train --part 0/2"          one of two processes that share the trainings
     make value ARGS="score candidates drops bins table"    each method's scores, and docs/results/value.md
 
-`groups`, `collect` and `bins` write the small files ``groups.json``, ``gains.json`` and ``bins.json`` in
-``benchmarks/value``, which are kept with the project: judging a method needs no training.
+`groups`, `collect`, `bins` and `table` write the small files ``groups.json``, ``gains.json``, ``bins.json`` and
+``scores.parquet`` in ``benchmarks/value``, which are kept with the project: `train` goes on from the gains, and judging
+a method needs neither trainings nor the other methods' scores.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +21,15 @@ import numpy as np
 import materials
 from trim_lightning.engine.response_loss import response_counts
 from value_bins import measure_bins
-from value_gains import Gains, collect, measure, tokenized
-from value_groups import make_groups, pool_records, read_groups, write_groups, write_inputs
+from value_gains import Gains, collect, measure, restore, tokenized
+from value_groups import Group, make_groups, pool_records, read_groups, write_groups, write_inputs
 from value_methods import kept, score_candidates, score_drops, score_methods
 from value_page import write_page
+from value_scores import of_groups, read_scores, write_scores
 
 WORK = materials.ROOT / "build" / "value"
 KEPT = Path(__file__).with_name("value")
-GROUPS, GAINS, BINS = KEPT / "groups.json", KEPT / "gains.json", KEPT / "bins.json"
+GROUPS, GAINS, BINS, SCORES = (KEPT / name for name in ("groups.json", "gains.json", "bins.json", "scores.parquet"))
 PAGE = materials.ROOT / "docs" / "results" / "value.md"
 
 
@@ -42,6 +45,13 @@ def groups() -> None:
     tokens = [group.response_tokens for group in found]
     print(f"{kinds.count('cluster')} clusters, {kinds.count('mixture')} mixtures; response tokens {min(tokens):,} to "
           f"{max(tokens):,}; all tokens {sum(group.tokens for group in found):,}")  # fmt: skip
+
+
+def judge(all_groups: Sequence[Group]) -> None:
+    """Keep what the scores that there are say of the groups, and write the page of these and of those kept before."""
+    found = {**read_scores(all_groups, SCORES), **of_groups(kept(WORK), all_groups)}
+    write_scores(found, all_groups, SCORES)
+    write_page(PAGE, Gains.read(GAINS), all_groups, read_scores(all_groups, SCORES), BINS)
 
 
 def main() -> int:
@@ -60,8 +70,10 @@ def main() -> int:
             groups()
         elif step == "train":
             write_inputs(WORK)
+            restore(WORK, read_groups(GROUPS), GAINS)
             measure(WORK, read_groups(GROUPS), part, parts)
         elif step == "collect":
+            restore(WORK, read_groups(GROUPS), GAINS)
             collect(WORK, read_groups(GROUPS), GAINS)
         elif step == "score":
             score_methods(WORK, read_groups(GROUPS), options.methods, timed)
@@ -72,7 +84,7 @@ def main() -> int:
         elif step == "bins":
             measure_bins(WORK, BINS, part, parts)
         else:
-            write_page(PAGE, Gains.read(GAINS), read_groups(GROUPS), kept(WORK), BINS)
+            judge(read_groups(GROUPS))
     return 0
 
 

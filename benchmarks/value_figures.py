@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from value_gains import Gains
-from value_groups import Group
 
 Floats = NDArray[np.float64]
 SAMPLES = 2_000
@@ -35,17 +33,6 @@ class Figure:
 
     def __str__(self) -> str:
         return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
-
-
-def group_scores(scores: Floats, groups: Sequence[Group]) -> Floats:
-    """``[groups, tasks]`` mean score of each group's records, of ``[tasks, records]`` scores; NaN records are left out.
-
-    A record without a score is one that the method never picks; leaving it out favours no method, for every method
-    scores nearly all records of the groups.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a group without any score
-        return np.stack([np.nanmean(scores[:, list(group.rows)], axis=1) for group in groups])
 
 
 def special(gains: Floats) -> Floats:

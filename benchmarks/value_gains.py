@@ -142,6 +142,23 @@ class Gains:
         return cls(tuple(content["names"]), tuple(content["tasks"]), *tables)
 
 
+def restore(folder: Path, groups: Sequence[Group], path: Path) -> None:
+    """Lay the trainings of the small file where they are not there: another machine goes on with the rest."""
+    if not path.exists():
+        return
+    content = json.loads(path.read_text())
+    assert content["names"] == [group.name for group in groups], "gains are of other groups"
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    if not (folder / "runs" / "before.json").exists():
+        write_text(json.dumps(content["before"]), folder / "runs" / "before.json")
+    for seed, table in enumerate((content["first"], content["second"])):
+        for group, gains in zip(groups, table, strict=True):
+            file = folder / "runs" / f"{group.name}.{seed}.json"
+            if gains is not None and None not in gains and not file.exists():
+                after = zip(content["tasks"], gains, strict=True)
+                write_text(json.dumps({"losses": {task: content["before"][task] - gain for task, gain in after}}), file)
+
+
 def gain_of(folder: Path, group: Group, seed: int) -> dict[str, float] | None:
     """What one training taught each task, rounded as it is kept; None for one that is not done."""
     file = folder / "runs" / f"{group.name}.{seed}.json"

@@ -101,11 +101,9 @@ def score_methods(folder: Path, groups: Sequence[Group], names: Sequence[str] = 
         names: Of the methods; all without any.
         timed: Keep the seconds; to be false where something else runs beside.
     """
-    first = {group.name for group in in_drawn_order(groups)[:FEW_GROUPS]}
-    some = [group for group in groups if group.name in first]
     rows = {
         GROUPED: write_part(folder, GROUPED, grouped(groups)),
-        SMALL_SAMPLE: write_part(folder, SMALL_SAMPLE, sampled(some, FEW_SAMPLED)),
+        SMALL_SAMPLE: write_part(folder, SMALL_SAMPLE, sampled(few(groups), FEW_SAMPLED)),
     }
     missing = [
         name for name in {**METHODS, **COSTLY}
@@ -136,6 +134,12 @@ def grouped(groups: Sequence[Group]) -> NDArray[np.int64]:
     """Places in the pool of the records of any group, ascending: no other record's score is ever looked at."""
     rows: NDArray[np.int64] = np.unique(np.concatenate([group.rows for group in groups]))
     return rows
+
+
+def few(groups: Sequence[Group]) -> list[Group]:
+    """The groups that costly methods score some records of, in the order of all."""
+    first = {group.name for group in in_drawn_order(groups)[:FEW_GROUPS]}
+    return [group for group in groups if group.name in first]
 
 
 def sampled(groups: Sequence[Group], number: int) -> NDArray[np.int64]:

@@ -11,29 +11,32 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from value_bins import bins_table
-from value_figures import Figure, best_decile, ceiling, correlations, group_scores, spearman, special
+from value_figures import Figure, best_decile, ceiling, correlations, spearman, special
 from value_gains import Gains
 from value_groups import REPORTING, TASKS, TUNING, Group
-from value_methods import REFERENCE, Cost, Scored
+from value_methods import REFERENCE, Cost
+from value_scores import GroupScores
 
 RANDOM_DRAWS = 20
 
 
-def write_page(path: Path, gains: Gains, groups: Sequence[Group], scored: Mapping[str, Scored], bins: Path) -> None:
+def write_page(
+    path: Path, gains: Gains, groups: Sequence[Group], scored: Mapping[str, GroupScores], bins: Path
+) -> None:
     """Write the tables, of what is measured alone; what they show is written by hand above them.
 
     Args:
         path: The page; what stands above its first ``<!-- tables -->`` is kept.
         gains: What was measured.
         groups: The groups, in the order of the gains.
-        scored: Scores and cost by method.
+        scored: What each method's scores say of the groups, in their order, and what they cost.
         bins: Of the quantile test, if there is one.
     """
     assert gains.names == tuple(group.name for group in groups), "gains are of other groups"
-    whole = len(groups)
-    groups, gains = [groups[place] for place in gains.measured], gains.take(gains.measured)
+    measured = gains.measured
+    whole, groups, gains = len(groups), [groups[place] for place in measured], gains.take(measured)
     tables = {"gain": gains.mean, "special": special(gains.mean)}
-    means = {name: group_scores(found.scores, groups) for name, found in scored.items()}
+    means = {name: found.means[measured] for name, found in scored.items()}
     means = {name: table for name, table in means.items() if not np.isnan(table).any()}
     head = path.read_text().partition(MARK)[0] if path.exists() else "# What a record teaches\n\n"
     part_of = f"Of {len(groups)} groups of {whole}, {np.isfinite(gains.second).all(1).sum()} of them with two seeds."
@@ -103,7 +106,7 @@ def decile_table(means: Mapping[str, NDArray[np.float64]], gains: NDArray[np.flo
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def cost_table(scored: Mapping[str, Scored]) -> str:
+def cost_table(scored: Mapping[str, GroupScores]) -> str:
     """One line a method: what scoring took, a record for all tasks, as multiples of TRIM's."""
 
     def each(cost: Cost) -> float:

@@ -12,7 +12,7 @@ import pytest
 import trim_lightning
 from running import run_select
 from tiny_models import build_tiny_model, write_records
-from trim_lightning.settings.schema import FallbackSettings, PoolerSettings, SaliencySettings
+from trim_lightning.settings.schema import FallbackSettings, FingerprintSettings, PoolerSettings, SaliencySettings
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +25,24 @@ def model_and_records(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     return folder / "model", pool, targets, folder
 
 
-@pytest.mark.parametrize("token_weight", ["none", "idf"])
-def test_five_lines_agree_with_the_command_line(model_and_records, token_weight: str) -> None:
+@pytest.mark.parametrize(
+    ("token_weight", "token_class"), [("none", "own"), ("idf", "own"), ("error", "own"), ("none", "next")]
+)
+def test_five_lines_agree_with_the_command_line(model_and_records, token_weight: str, token_class: str) -> None:
     model, pool, targets, folder = model_and_records
     scorer = trim_lightning.load(str(model), dtype="float32", store_dir=folder / "store", max_length=96)
-    bank = scorer.fingerprint(targets, SaliencySettings(num_layers=3))
+    bank = scorer.fingerprint(targets, SaliencySettings(num_layers=3), FingerprintSettings(token_class))
     scores = scorer.score(iter(pool), bank, PoolerSettings(token_weight=token_weight))
+    plain = scorer.score(iter(pool), scorer.fingerprint(targets, SaliencySettings(num_layers=3)))
+    assert np.nanmax(abs(scores.score - plain.score)) > 0.002 or (token_weight, token_class) == ("none", "own")
     coreset = [pool[row] for row in scores.top(fraction=0.1)]
 
     directory = run_select(
         "model=hf", f"model.path={model}", "model.dtype=float32", "pool=jsonl", f"pool.path={folder / 'pool.jsonl'}",
         "target=jsonl", f"target.path={folder / 'targets.jsonl'}", "target.num_examples=null", "warmup=none",
         "saliency.num_layers=3", "max_length=96", "selection.fraction=0.1", "logger=none", "trainer=cpu",
-        f"pooler.token_weight={token_weight}",
-        output_dir=folder / f"run_{token_weight}", store_dir=folder / "store",
+        f"pooler.token_weight={token_weight}", f"fingerprint.token_class={token_class}",
+        output_dir=folder / f"run_{token_weight}_{token_class}", store_dir=folder / "store",
     )  # fmt: skip
     table = pq.read_table(directory / "scores.parquet")
     expected = table["score"].to_numpy(zero_copy_only=False)

@@ -28,8 +28,9 @@ import value_figures
 import value_groups
 import value_methods
 import value_page
+import value_scores
 from value_features import ResponseTokens, errors
-from value_gains import Gains, collect, wanted
+from value_gains import Gains, collect, restore, wanted
 from value_groups import Group
 
 GROUPS = 60
@@ -163,7 +164,7 @@ def test_the_best_decile_is_of_the_groups_with_the_highest_scores() -> None:
 def test_a_group_scores_the_mean_of_its_scored_records() -> None:
     scores = np.array([[1.0, 3.0, np.nan, 8.0]])
     groups = [Group("a", "cluster", (0, 1, 2), 1, 1), Group("b", "cluster", (3,), 1, 1)]
-    assert value_figures.group_scores(scores, groups).tolist() == [[2.0], [8.0]]
+    assert value_scores.group_scores(scores, groups).tolist() == [[2.0], [8.0]]
 
 
 def test_errors_are_the_gradient_of_the_loss_towards_the_last_state() -> None:
@@ -254,6 +255,56 @@ def test_scores_come_back_with_what_they_cost(tmp_path: Path) -> None:
     double = replace(found, cost=replace(cost, seconds=10.0))
     lines = value_page.cost_table({"trim": found, "less": double}).splitlines()
     assert [line.split("|")[3].strip() for line in lines[2:]] == ["1.00", "2.00"]
+
+
+def test_what_is_kept_of_scores_judges_as_they_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [Group(str(number), "cluster", tuple(range(12 * number, 12 * number + 12)), 1, 1) for number in range(9)]
+    monkeypatch.setattr(value_methods, "FEW_GROUPS", 5)
+    sampled = [place for place, group in enumerate(groups) if group in value_methods.few(groups)]
+    assert len(sampled) == 5
+    scores = np.random.default_rng(2).normal(size=(5, 108))
+    some = np.where(np.arange(108) % 12 < 7, scores, np.nan)  # all groups share records with those that were sampled
+    cost = value_methods.Cost(3.0, 1.02, 500)
+    scored = {
+        "trim": value_methods.Scored(scores, cost, "trim-select method=trim"),
+        "less": value_methods.Scored(some, replace(cost, seconds=float("nan")), "trim-select method=less"),
+    }
+    path = tmp_path / "scores.parquet"
+    assert value_scores.read_scores(groups, path) == {}
+    value_scores.write_scores(value_scores.of_groups(scored, groups), groups, path)
+    found = value_scores.read_scores(groups, path)
+    assert list(found) == ["trim", "less"]
+    expected = scores.reshape(5, 9, 12).mean(2).T
+    assert found["trim"].means == pytest.approx(expected, abs=1e-6)
+    assert (found["trim"].cost, found["trim"].command) == (cost, "trim-select method=trim")
+    assert found["less"].means[sampled] == pytest.approx(np.nanmean(some.reshape(5, 9, 12), 2).T[sampled], abs=1e-6)
+    assert np.isnan(np.delete(found["less"].means, sampled, 0)).all()
+    assert np.isnan(found["less"].cost.seconds)
+
+
+def test_kept_gains_stand_for_trainings_of_another_machine(tmp_path: Path) -> None:
+    groups = [Group(str(number), "cluster", (number,), 1, 1) for number in range(30)]
+    before = {task: 2.0 + place for place, task in enumerate(value_groups.TASKS)}
+    runs = tmp_path / "one" / "runs"
+    runs.mkdir(parents=True)
+    (runs / "before.json").write_text(json.dumps(before))
+    done = wanted(groups)[:25]
+    for group, seed in done:
+        after = {task: loss - 0.01 * int(group.name) - seed for task, loss in before.items()}
+        (runs / f"{group.name}.{seed}.json").write_text(json.dumps({"losses": after}))
+    collect(tmp_path / "one", groups, tmp_path / "gains.json")
+    restore(tmp_path / "two", groups, tmp_path / "gains.json")
+    assert sorted(file.name for file in (tmp_path / "two" / "runs").iterdir()) == sorted(
+        ["before.json", *(f"{group.name}.{seed}.json" for group, seed in done)]
+    )
+    own = tmp_path / "two" / "runs" / f"{done[0][0].name}.{done[0][1]}.json"
+    own.write_text(json.dumps({"losses": before}))  # what this machine has done itself stays
+    restore(tmp_path / "two", groups, tmp_path / "gains.json")
+    assert json.loads(own.read_text()) == {"losses": before}
+    own.unlink()
+    restore(tmp_path / "two", groups, tmp_path / "gains.json")
+    collect(tmp_path / "two", groups, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "gains.json").read_text()
 
 
 def test_methods_are_compared_on_the_same_draws() -> None:

@@ -47,7 +47,13 @@ from trim_lightning.report.token_texts import TokenTexts
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.selection.scores import Scores
 from trim_lightning.settings.key import check
-from trim_lightning.settings.schema import FallbackSettings, ModelSettings, PoolerSettings, SaliencySettings
+from trim_lightning.settings.schema import (
+    FallbackSettings,
+    FingerprintSettings,
+    ModelSettings,
+    PoolerSettings,
+    SaliencySettings,
+)
 from trim_lightning.stages.fingerprints import SalientTarget, banks_of, weigh
 from trim_lightning.stages.task import MatchedTokens
 from trim_lightning.stages.token_scores import ScopedTokens, pool_tokens, scaled_idf
@@ -96,16 +102,24 @@ class TrimScorer:
         self.tokens_fed = 0  # through the model so far
 
     def fingerprint(
-        self, targets: Iterable[Mapping[str, Any]], saliency: SaliencySettings | None = None
+        self,
+        targets: Iterable[Mapping[str, Any]],
+        saliency: SaliencySettings | None = None,
+        fingerprint: FingerprintSettings | None = None,
     ) -> FingerprintBank:
-        """Build the fingerprint bank of a few target records.
+        """Build the fingerprint bank of a few target records; it knows which states candidates are matched by.
 
         Raises:
             UserError: if there is no record, or no token in scope.
         """
-        return self._bank(self._salient(targets, saliency))
+        return self._bank(self._salient(targets, saliency, fingerprint))
 
-    def _salient(self, targets: Iterable[Mapping[str, Any]], saliency: SaliencySettings | None) -> list[SalientTarget]:
+    def _salient(
+        self,
+        targets: Iterable[Mapping[str, Any]],
+        saliency: SaliencySettings | None,
+        fingerprint: FingerprintSettings | None,
+    ) -> list[SalientTarget]:
         """The tokens of target records with their saliency."""
         saliency = saliency or SaliencySettings(num_layers=min(6, self.num_layers))
         if saliency.num_layers > self.num_layers:
@@ -123,7 +137,8 @@ class TrimScorer:
         for batch in self._batches(sequences):
             results.extend(forward.predict_step(batch, 0))
         signals = [TargetSignals(**{**result, "token_ids": result["token_ids"].long()}) for result in results]
-        return sorted(weigh(signals, saliency, self.scope), key=lambda target: target.row)
+        token_class = (fingerprint or FingerprintSettings()).token_class
+        return sorted(weigh(signals, saliency, self.scope, token_class), key=lambda target: target.row)
 
     def _bank(self, targets: Sequence[SalientTarget]) -> FingerprintBank:
         """Their bank, with the tokens' texts for those who look at it."""
@@ -144,7 +159,8 @@ class TrimScorer:
         if not isinstance(bank, FingerprintBank):
             raise UserError(f"score: the bank is a {type(bank).__name__}; give what TrimScorer.fingerprint returned")
         pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
-        forward = ScoringPass(self.model, [(bank, fallback.nearest)])
+        error_scopes = [self.scope] if pooler.token_weight == "error" else []
+        forward = ScoringPass(self.model, [(bank, fallback.nearest)], error_scopes=error_scopes)
         forward.on_predict_start()
         idf = scaled_idf(bank.token_ids.numpy(), bank.idf.double().numpy())
         chunks, lengths = [], []
@@ -163,6 +179,7 @@ class TrimScorer:
                     match=match,
                     direct=match == result["token_ids"][scope].numpy(),
                     lengths=np.array([int(part.sum()) for part in scope.split(result["lengths"].tolist())]),
+                    error=result["error"][scope].double().numpy() if error_scopes else None,
                 )
                 pooled[:, result["rows"].numpy()] = np.stack(pool_tokens(tokens, fallback, pooler, idf))
             chunks.append(pooled.astype(np.float32))
@@ -181,6 +198,7 @@ class TrimScorer:
         saliency: SaliencySettings | None = None,
         pooler: PoolerSettings | None = None,
         fallback: FallbackSettings | None = None,
+        fingerprint: FingerprintSettings | None = None,
     ) -> Report:
         """Select, and show what was picked and why: the page that ``trim-select`` writes. All records are held.
 
@@ -193,6 +211,7 @@ class TrimScorer:
             saliency: As in `fingerprint`.
             pooler: As in `score`.
             fallback: As in `score`.
+            fingerprint: As in `fingerprint`.
 
         Raises:
             UserError: as `fingerprint`, `score` and `Scores.top`.
@@ -203,7 +222,8 @@ class TrimScorer:
         pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
         records, wanted = list(as_records(pool)), list(as_records(targets))
         marks = [(time.perf_counter(), self.tokens_fed)]
-        salient = self._salient(wanted, saliency)
+        fingerprint = fingerprint or FingerprintSettings()
+        salient = self._salient(wanted, saliency, fingerprint)
         bank = self._bank(salient)
         marks.append((time.perf_counter(), self.tokens_fed))
         scores = self.score(records, bank, pooler, fallback)
@@ -214,8 +234,8 @@ class TrimScorer:
             {"count": count} if count is not None else {"fraction": fraction},
             lambda rows: self._matched({row: records[row] for row in rows}, bank, fallback),
             self.tokenizer, self.described,
-            {"saliency": saliency, "pooler": pooler, "fallback": fallback, "scope": self.scope,
-             "max_length": self.max_length},
+            {"saliency": saliency, "fingerprint": fingerprint, "pooler": pooler, "fallback": fallback,
+             "scope": self.scope, "max_length": self.max_length},
             {name: (after[0] - before[0], after[1] - before[1])
              for name, before, after in zip(("fingerprint", "score"), marks, marks[1:], strict=False)},
         )  # fmt: skip

@@ -18,7 +18,7 @@ from trim_lightning.engine.trainer import REPLACED, make_trainer
 from trim_lightning.errors import UserError
 from trim_lightning.models.load import load_model
 from trim_lightning.models.loss import HEAD_ALONE, last_hidden_states, token_probabilities
-from trim_lightning.tokens.tokenized import TokenSequence
+from trim_lightning.tokens.tokenized import TokenSequence, scope_mask
 from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank, unit
 from trim_lightning.trim.matching import nearest_classes
 
@@ -98,6 +98,11 @@ def test_probabilities_are_those_of_the_models_own_logits(
         found = token_probabilities(model, ids, states, pieces)
         assert found[:, 0].isnan().all()
         torch.testing.assert_close(found[:, 1:], expected, rtol=1e-4, atol=1e-6)
+        wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+        some = token_probabilities(model, ids, states, pieces, wanted)
+        assert (some[:, 1:].isnan() == ~wanted[:, 1:]).all()
+        torch.testing.assert_close(some[:, 1:][wanted[:, 1:]], expected[wanted[:, 1:]], rtol=1e-4, atol=1e-6)
+        assert token_probabilities(model, ids, states, pieces, torch.zeros_like(wanted)).isnan().all()
 
 
 @pytest.mark.parametrize("nearest", ["embedding", "hidden"])
@@ -127,6 +132,66 @@ def test_scoring_pass_gives_the_cosine_of_every_token_in_every_bank(nearest: str
                 assert chosen == table[token_id]
             else:
                 assert float(cosines[token, chosen]) >= float(cosines[token].max()) - 1e-5
+
+
+def test_a_bank_of_next_token_classes_is_met_by_the_states_before(tiny_model: Load) -> None:
+    model, records = tiny_model("llama"), sequences()
+    own = random_bank(1, range(0, 300, 7))
+    module = ScoringPass(model, [(own, "embedding"), (replace(own, token_class="next"), "embedding")])
+    module.on_predict_start()
+    rows = [3, 0, 4]
+    result = run(module, batch_of(records, rows, pad_token_id=2))
+    assert (module.match_of(result, 0) == module.match_of(result, 1)).all()
+    place = 0
+    for row in rows:
+        ids = torch.from_numpy(records[row].token_ids.astype(np.int64))
+        with torch.inference_mode():
+            states = unit(last_hidden_states(model, ids[None])[0])
+        for token in range(len(ids)):
+            chosen = own.token_ids.tolist().index(int(module.match_of(result, 0)[place]))
+            before = states[max(0, token - 1)]  # nothing predicts the first token, which keeps its own state
+            assert float(result["similarity"][0, place]) == pytest.approx(
+                float(states[token] @ own.vectors[chosen]), abs=1e-5
+            )
+            assert float(result["similarity"][1, place]) == pytest.approx(float(before @ own.vectors[chosen]), abs=1e-5)
+            place += 1
+
+
+def test_errors_are_of_the_scopes_that_want_them(tiny_model: Load) -> None:
+    model, records = tiny_model("llama"), sequences()
+    with torch.no_grad():  # so that chances differ
+        model.get_output_embeddings().weight.mul_(6)
+    rows, bank = [3, 0, 4], random_bank(1, [9])
+    for row in rows:  # and so that some tokens are what the model expects
+        ids = torch.from_numpy(records[row].token_ids.astype(np.int64))[None]
+        for token in range(2, ids.shape[1], 3):
+            with torch.no_grad():
+                ids[0, token] = model(input_ids=ids[:, :token]).logits[0, -1].argmax()
+        records[row] = TokenSequence(ids[0].numpy().astype(np.int32), records[row].roles)
+    for scopes in (["response"], ["response", "prompt"]):
+        module = ScoringPass(model, [(bank, "embedding")], error_scopes=scopes)
+        module.on_predict_start()
+        result = run(module, batch_of(records, rows, pad_token_id=2))
+        expected = []
+        for row in rows:
+            ids = torch.from_numpy(records[row].token_ids.astype(np.int64))[None]
+            with torch.no_grad():
+                chances = model(input_ids=ids).logits[0].softmax(-1)
+            wanted = np.logical_or.reduce([scope_mask(records[row].roles, scope) for scope in scopes])
+            expected += [
+                1 - float(chances[token - 1, ids[0, token]]) if wanted[token] and token else 0.0
+                for token in range(ids.shape[1])
+            ]
+        found = result["error"]
+        assert found.dtype == torch.float16
+        assert found.float().numpy() == pytest.approx(np.array(expected), abs=1e-3)
+        assert np.std([value for value in expected if value]) > 0.05
+    assert "error" not in run(started(ScoringPass(model, [(bank, "embedding")])), batch_of(records, rows))
+
+
+def started(module: ScoringPass) -> ScoringPass:
+    module.on_predict_start()
+    return module
 
 
 def test_a_bank_of_one_class_matches_every_token_with_it(tiny_model: Load) -> None:

@@ -6,6 +6,7 @@ import functools
 import json
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,8 @@ def test_a_shared_pass_gives_every_reader_the_bytes_of_a_pass_of_its_own(work: W
         "one": scoring_pass.ScoringRequest({"": first}, "embedding", "all"),
         "two": scoring_pass.ScoringRequest({"": second}, "hidden", "response"),
         "three": scoring_pass.ScoringRequest({"b": first, "a": second}, "embedding", "prompt"),
+        "four": scoring_pass.ScoringRequest({"": replace(first, token_class="next")}, "embedding", "response", True),
+        "five": scoring_pass.ScoringRequest({"": first}, "hidden", "all", True),
     }
 
     def score(wanted: Mapping[Path, scoring_pass.ScoringRequest]) -> None:

@@ -33,6 +33,7 @@ class Settings:
     row_weight: float = 0.5
     column_weight: float = 0.5
     normalize: str = "minmax"
+    token_class: str = "own"
     fallback_mode: str = "scale"
     penalty: float = 0.9
     nearest: str = "embedding"
@@ -249,6 +250,13 @@ def saliency(
 # -------------------------------------------------------------------------------- fingerprints and match
 
 
+def states_of(hidden: Array, token_class: str) -> Array:
+    """The state that stands for each token, `[seq, hidden]`: its own, or the one that predicts it."""
+    if token_class == "own":
+        return hidden
+    return np.stack([hidden[max(0, i - 1)] for i in range(len(hidden))])
+
+
 def unit(vector: Array) -> Array:
     """The vector over its Euclidean norm."""
     return vector / math.sqrt(float(vector @ vector))
@@ -404,11 +412,11 @@ class Reference:
         for record in targets:
             tokens = self.tokens(record, settings)
             hidden, _ = self.forward(tokens.ids)
-            parts.append((tokens, hidden, self.saliency(record, settings).alpha))
+            parts.append((tokens, states_of(hidden, settings.token_class), self.saliency(record, settings).alpha))
         return build_bank(parts)
 
     def match(self, record: dict[str, str], bank: Bank, settings: Settings) -> Match:
         """Token similarities of a pool record against a bank."""
         tokens = self.tokens(record, settings)
         hidden, _ = self.forward(tokens.ids)
-        return match(tokens, hidden, bank, self.embeddings, settings)
+        return match(tokens, states_of(hidden, settings.token_class), bank, self.embeddings, settings)

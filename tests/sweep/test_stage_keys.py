@@ -160,6 +160,7 @@ SELECTION: dict[str, tuple[str, set[str]] | str] = {
     "saliency.column_weight": ("0.3", BANKS),
     "saliency.error_weight": ("0.3", BANKS),
     "saliency.normalize": ("none", BANKS),
+    "fingerprint.token_class": ("next", BANKS),
     "fallback.mode": ("zero", NOTHING),
     "fallback.penalty": ("0.1", NOTHING),
     "fallback.nearest": ("hidden", SCORES),
@@ -288,6 +289,10 @@ def test_a_training_key_changes_the_stages_that_read_it(start_files: StartFiles,
     assert changed(train_base, after) == expected, name
     if expected == TUNED:
         assert set(train_base["evaluate"]) & set(after["evaluate"]), "the model before fine-tuning is the same"
+
+
+def test_errors_of_candidates_are_kept_by_another_pass(start_files: StartFiles, base: Keys) -> None:
+    assert changed(base, start_files.select_keys("pooler.token_weight=error")) == SCORES
 
 
 def test_an_evaluation_belongs_to_its_batches(

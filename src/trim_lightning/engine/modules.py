@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
@@ -23,7 +24,8 @@ from trim_lightning.models.load import ModelRecipe
 from trim_lightning.models.loss import last_hidden_states, token_probabilities
 from trim_lightning.models.prefix import can_resume, states_after
 from trim_lightning.models.reading import read, reading_of, refuse_divided
-from trim_lightning.trim.fingerprints import FingerprintBank, unit
+from trim_lightning.tokens.tokenized import scope_mask
+from trim_lightning.trim.fingerprints import FingerprintBank, class_states, unit
 from trim_lightning.trim.matching import Matcher
 
 log = logging.getLogger(__name__)
@@ -122,12 +124,15 @@ class ScoringPass(ForwardPass):
     ``predict_step`` returns flat tensors over the batch's real tokens: ``rows [batch]``, ``lengths [batch]``,
     ``token_ids [tokens]``, ``roles [tokens]``, ``similarity [banks, tokens]`` (raw cosines) and, for a bank with
     ``fallback.nearest=hidden``, ``match/<place> [tokens]`` (ids of the matched classes); `match_of` gives them of each.
+    Where errors are wanted there is ``error [tokens]`` float16 too: 1 - p of each token after those before it, 0 of a
+    record's first token and of what is outside those scopes.
 
     Args:
         model: See `ForwardPass`.
         banks: Each bank with its ``fallback.nearest``.
         tables: Files that get the table of matches of some banks, by their places.
         share_prefixes: Compute what all records of a batch begin with once, where that pays and the model can do it.
+        error_scopes: Scopes whose tokens' errors are wanted.
     """
 
     def __init__(
@@ -136,9 +141,11 @@ class ScoringPass(ForwardPass):
         banks: Sequence[tuple[FingerprintBank, str]],
         tables: Mapping[Path, Sequence[int]] | None = None,
         share_prefixes: bool = False,
+        error_scopes: Sequence[str] = (),
     ) -> None:
         super().__init__(model)
         self.share_prefixes = share_prefixes
+        self.error_scopes = tuple(sorted(set(error_scopes)))
         self._resumes: bool | None = None  # whether the model can; asked where it is wanted
         self.banks = list(banks)
         self.tables = dict(tables or {})
@@ -161,8 +168,16 @@ class ScoringPass(ForwardPass):
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
         places = real.flatten().nonzero().squeeze(1)  # before the forward pass: a GPU would be waited for after it
         hidden = self.states(input_ids, batch.get("prefix", 0))
-        token_ids, states = input_ids.flatten()[places], unit(hidden.flatten(0, 1)[places])
-        matched = [matcher.match(token_ids, states) for matcher in self._matchers]
+        token_ids = input_ids.flatten()[places]
+        states = {
+            token_class: unit(class_states(hidden, token_class).flatten(0, 1)[places])
+            for token_class in {bank.token_class for bank, _ in self.banks}
+        }
+        matched = [
+            matcher.match(token_ids, states[bank.token_class])
+            for matcher, (bank, _) in zip(self._matchers, self.banks, strict=True)
+        ]
+        errors = {"error": self.errors(batch, hidden).flatten()[places]} if self.error_scopes else {}
         return {
             "rows": batch["rows"],
             "lengths": lengths,
@@ -174,7 +189,18 @@ class ScoringPass(ForwardPass):
                 for place, (matcher, (_, classes)) in enumerate(zip(self._matchers, matched, strict=True))
                 if matcher.nearest == "hidden"
             },
+            **errors,
         }
+
+    def errors(self, batch: Mapping[str, Any], hidden: Tensor) -> Tensor:
+        """``[batch, seq]`` float16 1 - p of the tokens whose errors are wanted, 0 of the others."""
+        roles = batch["roles"].cpu().numpy()
+        wanted = np.logical_or.reduce([scope_mask(roles, scope) for scope in self.error_scopes])
+        wanted[:, 0] = False  # nothing predicts it
+        shared = self._trainer is not None and in_step(self._trainer.strategy)
+        mask = torch.from_numpy(wanted).to(hidden.device)
+        probability = token_probabilities(self.model, batch["input_ids"], hidden, not shared, mask)
+        return (1 - probability).nan_to_num(0.0).half()
 
     def states(self, input_ids: Tensor, prefix: int) -> Tensor:
         """Last hidden states ``[batch, seq, hidden]`` of records that all begin with ``prefix`` equal tokens."""

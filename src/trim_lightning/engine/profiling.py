@@ -19,7 +19,7 @@ from trim_lightning.engine.batches import Shard, plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.engine.prefixes import prefix_groups
-from trim_lightning.engine.scoring_pass import ScoringRequest
+from trim_lightning.engine.scoring_pass import ScoringRequest, error_scopes
 from trim_lightning.engine.sharded_pass import run_sharded_pass
 from trim_lightning.engine.token_shards import TokenShards
 from trim_lightning.files.atomic import write_atomically
@@ -58,7 +58,9 @@ def profile_scoring(
         return 0
     # a pass takes the model out of its module at its end, so each has one of its own, made outside the trace
     banks = [(bank, request.nearest) for bank in request.banks.values()]
-    modules = [ScoringPass(model, banks, share_prefixes=share_prefixes) for _ in range(2)]
+    modules = [
+        ScoringPass(model, banks, share_prefixes=share_prefixes, error_scopes=error_scopes([request])) for _ in range(2)
+    ]
 
     def run(part: Sequence[tuple[int, ...]]) -> None:
         tokens = int(sum(records.lengths[list(rows)].sum() for rows in part))

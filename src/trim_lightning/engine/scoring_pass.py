@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,18 @@ class ScoringRequest:
         banks: Group name to bank.
         nearest: ``fallback.nearest``.
         scope: Content tokens that count.
+        errors: Keep the model's error at each scoped token too.
     """
 
     banks: Mapping[str, FingerprintBank]
     nearest: str
     scope: str
+    errors: bool = False
+
+
+def error_scopes(requests: Iterable[ScoringRequest]) -> list[str]:
+    """The scopes whose tokens' errors some requests want."""
+    return [request.scope for request in requests if request.errors]
 
 
 def run_scoring_pass(
@@ -60,12 +67,14 @@ def run_scoring_pass(
     banks: list[tuple[FingerprintBank, str]] = []
     readers, tables = [], {}
     for directory, request in requests.items():
-        reader = TokenShards(directory, len(request.banks), request.scope, request.nearest, len(banks))
+        reader = TokenShards(directory, len(request.banks), request.scope, request.nearest, len(banks), request.errors)
         readers.append(reader)
         if reader.has_table:
             tables[directory / MATCHES] = reader.banks
         banks += [(bank, request.nearest) for bank in request.banks.values()]
-    module = ScoringPass(model, banks, tables, share_prefixes and not is_divided(resources.trainer))
+    module = ScoringPass(
+        model, banks, tables, share_prefixes and not is_divided(resources.trainer), error_scopes(requests.values())
+    )
     seconds = run_sharded_pass(
         module,
         records,

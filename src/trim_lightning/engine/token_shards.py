@@ -57,7 +57,8 @@ def similarity_path(directory: Path, index: int) -> Path:
     """File of shard ``index``.
 
     Tensors ``rows [records]`` int64; of their scoped tokens, record after record, ``similarity [banks, tokens]`` (raw
-    cosines, see `cosines_of`) and, with ``nearest=hidden``, ``match [banks, tokens]`` int32, the matched classes' ids.
+    cosines, see `cosines_of`); with ``nearest=hidden`` ``match [banks, tokens]`` int32, the matched classes' ids; where
+    errors are wanted ``error [tokens]`` float16, the model's 1 - p of each token.
     """
     return directory / f"similarity-{index:06d}.safetensors"
 
@@ -71,10 +72,13 @@ class TokenShards(ShardForm):
         scope: Content tokens that count.
         nearest: ``fallback.nearest``; with ``embedding`` the pass itself writes the table of matches, as `MATCHES`.
         first: Place of the first bank among those of the pass.
+        errors: Keep the model's error at each token.
     """
 
-    def __init__(self, directory: Path, banks: int, scope: str, nearest: str, first: int = 0) -> None:
-        self.directory, self.scope, self.nearest = directory, scope, nearest
+    def __init__(
+        self, directory: Path, banks: int, scope: str, nearest: str, first: int = 0, errors: bool = False
+    ) -> None:
+        self.directory, self.scope, self.nearest, self.errors = directory, scope, nearest, errors
         self.banks = range(first, first + banks)
 
     @property
@@ -100,6 +104,8 @@ class TokenShards(ShardForm):
         tensors = {"rows": joined(results, "rows"), "similarity": kept}
         if not self.has_table:
             tensors["match"] = torch.stack([joined(results, f"match/{bank}")[scope].int() for bank in self.banks])
+        if self.errors:
+            tensors["error"] = joined(results, "error")[scope]
         path = similarity_path(self.directory, index)
         write_tensors(path, {name: tensor.numpy() for name, tensor in tensors.items()})
 

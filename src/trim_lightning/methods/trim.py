@@ -117,6 +117,8 @@ class TrimSelector(Selector):
             "tokens_per_batch": resources.tokens_per_batch,
             "share_prefixes": settings.scoring.share_prefixes,
         }
+        if settings.pooler.token_weight == "error":
+            choices["errors"] = True
         inputs = {
             "pool": task.pool_key.hex,
             "fingerprint": fingerprints.key.hex,
@@ -147,7 +149,10 @@ class TrimSelector(Selector):
         """Stage `fingerprint`: saliency and banks, arithmetic on the target pass."""
         assert task.targets is not None
         groups = task.targets.groups
+        token_class = task.settings.fingerprint.token_class
         choices = {"saliency": asdict(task.settings.saliency), "scope": task.settings.scope, "groups": groups}
+        if token_class != "own":
+            choices["token_class"] = token_class
         key = StageKey("fingerprint", 2, choices, {"signals": signals.key.hex})
 
         def build(directory: Path) -> dict[str, Any]:
@@ -156,7 +161,8 @@ class TrimSelector(Selector):
 
             started = time.perf_counter()
             attention = attention_read(signals, task.settings.saliency, task.scorer.source.name)
-            salient = weigh(read_signals(signals.path), task.settings.saliency, task.settings.scope)
+            signals_read = read_signals(signals.path)
+            salient = weigh(signals_read, task.settings.saliency, task.settings.scope, token_class)
             banks = banks_of(salient, groups)
             for group, bank in banks.items():
                 if len(bank) == 0:

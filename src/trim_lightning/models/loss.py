@@ -101,7 +101,9 @@ def record_losses(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> 
 
 
 @torch.no_grad()
-def token_probabilities(model: PreTrainedModel, input_ids: Tensor, states: Tensor, pieces: bool = True) -> Tensor:
+def token_probabilities(
+    model: PreTrainedModel, input_ids: Tensor, states: Tensor, pieces: bool = True, wanted: Tensor | None = None
+) -> Tensor:
     """Probability that the model gives to each token after those before it, ``[batch, seq]`` float32; no gradient.
 
     Args:
@@ -110,25 +112,29 @@ def token_probabilities(model: PreTrainedModel, input_ids: Tensor, states: Tenso
         states: ``[batch, seq, hidden]`` its last hidden states.
         pieces: Run the LM head on a thousand states at a time; processes that share the weights must call it equally
             often, so once.
+        wanted: ``[batch, seq]`` bool, the tokens whose probability is wanted; all without.
 
     Returns:
-        NaN for each record's first token.
+        NaN for each record's first token, and for what is not wanted.
     """
     found = torch.full(input_ids.shape, float("nan"), device=input_ids.device)
-    following = input_ids[:, 1:].flatten()
+    asked = torch.ones_like(input_ids[:, 1:], dtype=torch.bool) if wanted is None else wanted[:, 1:]
+    following = input_ids[:, 1:][asked]
     logits: Iterable[Tensor]
     if head_alone(model):
         head: Any = model.get_output_embeddings()
-        before = states[:, :-1].flatten(0, 1)
+        before = states[:, :-1][asked]
         logits = (head(piece) for piece in (before.split(CHUNK) if pieces else [before]))
     else:
-        logits = [model(input_ids=input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)]
+        whole: Tensor = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+        logits = [whole[asked.to(whole.device)]]
     cut = (piece for part in logits for piece in part.split(CHUNK))
     chances = [
         piece.float().log_softmax(-1).to(answer.device).gather(1, answer[:, None]).squeeze(1).exp()
         for piece, answer in zip(cut, following.split(CHUNK), strict=True)
     ]
-    found[:, 1:] = torch.cat(chances).view_as(found[:, 1:])
+    if chances:
+        found[:, 1:][asked] = torch.cat(chances)
     return found
 
 

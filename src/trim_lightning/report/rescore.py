@@ -55,18 +55,22 @@ def rescore(run: OpenedRun, turns: Sequence[Turn]) -> Rescored:
     scope = scope_mask(encoded.roles, settings.scope)
     if not scope.any():
         raise UserError(f"the text has no token in scope={settings.scope}: there is nothing to score")
-    forward = ScoringPass(model, [(bank, settings.fallback.nearest) for bank in banks.values()])
+    error_scopes = [settings.scope] if settings.pooler.token_weight == "error" else []
+    forward = ScoringPass(
+        model, [(bank, settings.fallback.nearest) for bank in banks.values()], error_scopes=error_scopes
+    )
     forward.on_predict_start()
     sequence = TokenSequence(encoded.token_ids, encoded.roles)
     shards = plan_shards(np.array([len(encoded.token_ids)]), max(length, 1))
     with torch.inference_mode():
         result = forward.predict_step(ShardBatches([sequence], shards, settings.scope)[0], 0)
+    error = result["error"].double().numpy()[scope] if error_scopes else None
     found: dict[str, tuple[Pooled, MatchedTokens]] = {}
     for place, (group, bank) in enumerate(banks.items()):
         similarity = result["similarity"][place].double().numpy()
         match = forward.match_of(result, place).numpy().astype(np.int32)
         direct = match == encoded.token_ids
-        scoped = ScopedTokens(similarity[scope], match[scope], direct[scope], np.array([int(scope.sum())]))
+        scoped = ScopedTokens(similarity[scope], match[scope], direct[scope], np.array([int(scope.sum())]), error)
         idf = scaled_idf(bank.token_ids.numpy(), bank.idf.double().numpy())
         pooled = pool_tokens(scoped, settings.fallback, settings.pooler, idf)
         penalised = penalise(similarity, direct, settings.fallback.mode, settings.fallback.penalty)

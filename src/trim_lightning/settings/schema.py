@@ -135,6 +135,17 @@ class SaliencySettings:
 
 
 @dataclass
+class FingerprintSettings:
+    """Which hidden state stands for a token, in fingerprints and candidates alike."""
+
+    token_class: str = key(
+        "own",
+        "a class's state is that at its token (own), or the one before, which predicts it (next)",
+        choices=("own", "next"),
+    )
+
+
+@dataclass
 class FallbackSettings:
     """How a token class without a fingerprint is matched."""
 
@@ -155,7 +166,11 @@ class PoolerSettings:
     mean_weight: float = key(0.5, "weight of the mean")
     max_weight: float = key(0.5, "weight of the maximum")
     coverage_weight: float = key(0.05, "weight of the coverage")
-    token_weight: str = key("none", "weight of a token in mean and maximum", choices=("none", "idf"))
+    token_weight: str = key(
+        "none",
+        "weight of a token in mean and maximum: the idf of its class, or the model's error 1 - p at it",
+        choices=("none", "idf", "error"),
+    )
     k: int = key(8, "tokens averaged by topk_mean", low=1)
     temperature: float = key(0.1, "temperature of softmax_mean", above=0)
     q: float = key(0.9, "quantile taken by quantile", low=0, high=1)
@@ -265,6 +280,7 @@ class SelectSettings:
     target: TargetSettings = field(default_factory=TargetSettings)
     warmup: WarmupSettings = field(default_factory=WarmupSettings)
     saliency: SaliencySettings = field(default_factory=SaliencySettings)
+    fingerprint: FingerprintSettings = field(default_factory=FingerprintSettings)
     fallback: FallbackSettings = field(default_factory=FallbackSettings)
     pooler: PoolerSettings = field(default_factory=PoolerSettings)
     selection: SelectionSettings = field(default_factory=SelectionSettings)

@@ -13,7 +13,13 @@ from torch import Tensor
 from trim_lightning.engine.target_pass import TargetSignals
 from trim_lightning.settings.schema import SaliencySettings
 from trim_lightning.tokens.tokenized import scope_mask
-from trim_lightning.trim.fingerprints import FingerprintBank, TargetTokens, build_bank, within_over_between
+from trim_lightning.trim.fingerprints import (
+    FingerprintBank,
+    TargetTokens,
+    build_bank,
+    class_states,
+    within_over_between,
+)
 from trim_lightning.trim.saliency import token_saliency
 
 
@@ -48,6 +54,7 @@ def load_banks(path: Path) -> dict[str, FingerprintBank]:
                 **{name: file.get_tensor(f"{group}/{name}" if group else name) for name in names},
                 num_targets=number,
                 settings=settings,
+                token_class=settings.get("token_class", "own"),
             )
             for group, number in counts.items()
         }
@@ -64,7 +71,8 @@ class SalientTarget:
         row_saliency: ``[scoped]`` float32.
         column_saliency: ``[scoped]`` float32.
         saliency: ``[scoped]`` float32 alpha.
-        hidden: ``[scoped, hidden]`` float32.
+        hidden: ``[scoped, hidden]`` float32, see `class_states`.
+        token_class: Which states these are.
     """
 
     row: int
@@ -74,9 +82,12 @@ class SalientTarget:
     column_saliency: Tensor
     saliency: Tensor
     hidden: Tensor
+    token_class: str = "own"
 
 
-def weigh(signals: Iterable[TargetSignals], saliency: SaliencySettings, scope: str) -> list[SalientTarget]:
+def weigh(
+    signals: Iterable[TargetSignals], saliency: SaliencySettings, scope: str, token_class: str = "own"
+) -> list[SalientTarget]:
     """Apply layer count, weights, scaling and scope to raw signals.
 
     The layers are the last ones that have softmax attention: as many as asked for, or all.
@@ -95,13 +106,15 @@ def weigh(signals: Iterable[TargetSignals], saliency: SaliencySettings, scope: s
             probability=signal.probability,
             error_weight=saliency.error_weight,
         )
-        targets.append(SalientTarget(signal.row, signal.token_ids, mask, row, column, alpha, signal.hidden[mask]))
+        hidden = class_states(signal.hidden, token_class)[mask]
+        targets.append(SalientTarget(signal.row, signal.token_ids, mask, row, column, alpha, hidden, token_class))
     return targets
 
 
 def banks_of(targets: Sequence[SalientTarget], groups: Mapping[str, Sequence[int]]) -> dict[str, FingerprintBank]:
     """One bank per target group, in the order of ``groups``: name to rows, ``{"": all rows}`` without groups."""
-    return {group: build_bank(tokens_of(targets, rows)) for group, rows in groups.items()}
+    token_class = targets[0].token_class if targets else "own"
+    return {group: build_bank(tokens_of(targets, rows), token_class) for group, rows in groups.items()}
 
 
 def tokens_of(targets: Sequence[SalientTarget], rows: Sequence[int]) -> list[TargetTokens]:

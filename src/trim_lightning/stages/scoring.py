@@ -55,7 +55,8 @@ class ScoringWork:
         from trim_lightning.stages.fingerprints import load_banks
 
         settings = self.key.settings
-        return ScoringRequest(load_banks(self.banks.path / BANKS), settings["nearest"], settings["scope"])
+        banks = load_banks(self.banks.path / BANKS)
+        return ScoringRequest(banks, settings["nearest"], settings["scope"], settings.get("errors", False))
 
     def shares_pass_with(self, other: ScoringWork) -> bool:
         """True if one forward pass serves both: same pool, same scorer, same batches, prefixes shared or not."""

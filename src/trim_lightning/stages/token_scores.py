@@ -21,6 +21,8 @@ from trim_lightning.stages.task import MatchedTokens
 from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
 from trim_lightning.trim.pooling import Pooled, penalise, pool
 
+LEAST_ERROR = 1e-3  # weight of a token that the model is sure of: a record of such tokens alone has a mean
+
 
 @dataclass(frozen=True)
 class ScopedTokens:
@@ -31,12 +33,14 @@ class ScopedTokens:
         match: ``[tokens]`` ids of the matched classes.
         direct: ``[tokens]`` True where that is the token's own class.
         lengths: ``[records]`` scoped tokens of each record.
+        error: ``[tokens]`` the model's 1 - p of each token; None where it was not asked for.
     """
 
     similarity: NDArray[np.float64]
     match: NDArray[np.int32]
     direct: NDArray[np.bool_]
     lengths: NDArray[np.int64]
+    error: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class ScoredShard:
         similarity: ``[banks, tokens]`` raw cosines as they are stored; see `cosines_of`.
         match: ``[banks, tokens]`` ids of the matched classes, or the table ``[banks, vocabulary]`` that has them.
         has_table: Which of both it is.
+        error: ``[tokens]`` float16, see `ScopedTokens`.
     """
 
     rows: NDArray[np.int64]
@@ -58,11 +63,13 @@ class ScoredShard:
     similarity: NDArray[Any]
     match: NDArray[np.int32]
     has_table: bool
+    error: NDArray[np.float16] | None = None
 
     def bank(self, place: int) -> ScopedTokens:
         """The tokens as the bank at a place saw them."""
         match = self.match[place][self.token_ids] if self.has_table else self.match[place]
-        return ScopedTokens(cosines_of(self.similarity[place]), match, match == self.token_ids, self.lengths)
+        error = None if self.error is None else self.error.astype(np.float64)
+        return ScopedTokens(cosines_of(self.similarity[place]), match, match == self.token_ids, self.lengths, error)
 
     def part(self, places: NDArray[np.int64], tokens: NDArray[np.int64]) -> ScoredShard:
         """The records at some places, whose tokens are at these."""
@@ -73,6 +80,7 @@ class ScoredShard:
             lengths=self.lengths[places],
             similarity=self.similarity[:, tokens],
             match=self.match if self.has_table else self.match[:, tokens],
+            error=None if self.error is None else self.error[tokens],
         )
 
 
@@ -115,7 +123,9 @@ class StoredPass:
         scope = scope_mask(roles, self.scope)
         match = tensors["match"] if self._table is None else self._table
         lengths = sums_of(scope, self.tokens.lengths[rows])
-        return ScoredShard(rows, token_ids[scope], lengths, tensors["similarity"], match, self._table is not None)
+        return ScoredShard(
+            rows, token_ids[scope], lengths, tensors["similarity"], match, self._table is not None, tensors.get("error")
+        )
 
     def indexes(self, rows: range) -> range:
         """The shards that hold these rows, and others of their windows: a shard lies in one window of the pool."""
@@ -168,9 +178,16 @@ def pool_tokens(
 ) -> Pooled:
     """Penalise and pool one shard.
 
-    ``idf`` is ``[vocabulary]``, that of each fingerprint class, scaled to a largest value of 1; a token weighs as much
-    as the class that it was matched with (our choice).
+    ``idf`` is ``[vocabulary]``, that of each fingerprint class, scaled to a largest value of 1; with
+    ``pooler.token_weight=idf`` a token weighs as much as the class that it was matched with, with ``error`` as much as
+    the model is wrong there, 1 - p (both our choice).
     """
+    weights = None
+    if pooler.token_weight == "idf":
+        weights = idf[tokens.match]
+    elif pooler.token_weight == "error":
+        assert tokens.error is not None, "the pass kept no errors"
+        weights = np.maximum(tokens.error, LEAST_ERROR)
     return pool(
         penalise(tokens.similarity, tokens.direct, fallback.mode, fallback.penalty),
         tokens.direct,
@@ -179,7 +196,7 @@ def pool_tokens(
         mean_weight=pooler.mean_weight,
         max_weight=pooler.max_weight,
         coverage_weight=pooler.coverage_weight,
-        token_weights=idf[tokens.match] if pooler.token_weight == "idf" else None,
+        token_weights=weights,
         k=pooler.k,
         temperature=pooler.temperature,
         q=pooler.q,

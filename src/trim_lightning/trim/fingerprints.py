@@ -39,6 +39,8 @@ class FingerprintBank:
         mass: ``[classes]`` float32, summed saliency.
         count: ``[classes]`` int64, occurrences.
         num_targets: N.
+        token_class: ``own`` if the vectors are of the states at the tokens, ``next`` if of those before; see
+            `class_states`.
         names: Token class to its text, for those who look at the bank; it decides nothing.
     """
 
@@ -50,6 +52,7 @@ class FingerprintBank:
     num_targets: int
     settings: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict, repr=False)
+    token_class: str = "own"
 
     def __len__(self) -> int:
         return int(self.token_ids.numel())
@@ -80,7 +83,21 @@ def unit(hidden: Tensor) -> Tensor:
     return normalize(hidden.float(), dim=-1, eps=1e-12)
 
 
-def build_bank(targets: Iterable[TargetTokens]) -> FingerprintBank:
+def class_states(hidden: Tensor, token_class: str) -> Tensor:
+    """The state that stands for each token of whole sequences, ``[..., seq, hidden]``.
+
+    Args:
+        hidden: ``[..., seq, hidden]`` last hidden states.
+        token_class: ``own`` (paper) leaves them; ``next`` (our choice, after For-Value, arXiv 2508.10180) takes for
+            each token the state one place before, which predicts it. A sequence's first token, which nothing predicts,
+            keeps its own.
+    """
+    if token_class == "own":
+        return hidden
+    return torch.cat([hidden[..., :1, :], hidden[..., :-1, :]], dim=-2)
+
+
+def build_bank(targets: Iterable[TargetTokens], token_class: str = "own") -> FingerprintBank:
     """Build the bank: ``f_t = sum(alpha h) / |sum(alpha h)|`` over the occurrences of class t (paper).
 
     Sums run in float64 on the CPU, so that the result does not depend on the order of the targets by more
@@ -88,6 +105,7 @@ def build_bank(targets: Iterable[TargetTokens]) -> FingerprintBank:
 
     Args:
         targets: The targets; those without scoped tokens count in N and add nothing.
+        token_class: Which states theirs are, see `class_states`.
 
     Returns:
         The bank, possibly with no class.
@@ -112,6 +130,7 @@ def build_bank(targets: Iterable[TargetTokens]) -> FingerprintBank:
         mass=mass.float(),
         count=count,
         num_targets=len(examples),
+        token_class=token_class,
     )
 
 
