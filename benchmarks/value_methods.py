@@ -29,9 +29,9 @@ DROPS = ("loss drop, nats", "loss drop, share")  # what `loss_drops` gives, in i
 REFERENCE = "trim"  # what every other line is compared with
 SAMPLED_REFERENCE = "trim, sampled records"  # beside what only scores those
 ONE_PASS = "one pass: "  # begins the names of candidate formulas
-# files of pool records: those of any group, some of each group, and fewer of each of the groups first trained on
-GROUPED, SAMPLE, SMALL_SAMPLE = "grouped", "sample", "small_sample"
-SAMPLED, FEW_SAMPLED = 20, 10  # records of a group that a costly method scores; their mean stands for the group's
+# files of pool records: those of any group, and some of each of the groups first trained on
+GROUPED, SAMPLE = "grouped", "sample"
+SAMPLED = 10  # records of a group that a costly method scores; their mean stands for the group's
 FEW_GROUPS = 64  # of the drawn order; the table leaves a costly method out where more were trained on
 
 # one sweep whose jobs share their forward pass: METHODS find what it left in the store
@@ -49,9 +49,9 @@ METHODS: Mapping[str, str] = {
     "bm25": "method=bm25 warmup=none",
     "dsir": "method=dsir warmup=none",
     "longest": "method=longest warmup=none",
-    "perplexity": "method=perplexity warmup=none",
 }
 COSTLY: Mapping[str, str] = {
+    "perplexity": "method=perplexity warmup=none",
     # the warm-up has 190 records, about 5 % of the whole pool as in the original
     "trim, warmed up": "method=trim warmup=lora warmup.fraction=0.3125",
     "ifd": "method=ifd warmup=lora warmup.fraction=0.3125",
@@ -64,7 +64,7 @@ def score_drops(folder: Path, groups: Sequence[Group], timed: bool = True) -> No
     """Run the candidate that has a pass for each task, on the sampled records; ``timed`` as in `score_methods`."""
     if all(scores_file(folder, name).exists() for name in DROPS):
         return
-    rows = write_part(folder, SAMPLE, sampled(groups, SAMPLED))
+    rows = write_part(folder, SAMPLE, sampled(few(groups), SAMPLED))
     records = tokenized(folder / f"{SAMPLE}.jsonl")
     for name, (_, drop, seconds) in zip(DROPS, loss_drops(records, tokenized(folder / "targets.jsonl")), strict=True):
         scores = np.full((len(TASKS), RECORDS), np.nan)
@@ -103,7 +103,7 @@ def score_methods(folder: Path, groups: Sequence[Group], names: Sequence[str] = 
     """
     rows = {
         GROUPED: write_part(folder, GROUPED, grouped(groups)),
-        SMALL_SAMPLE: write_part(folder, SMALL_SAMPLE, sampled(few(groups), FEW_SAMPLED)),
+        SAMPLE: write_part(folder, SAMPLE, sampled(few(groups), SAMPLED)),
     }
     missing = [
         name for name in {**METHODS, **COSTLY}
@@ -112,7 +112,7 @@ def score_methods(folder: Path, groups: Sequence[Group], names: Sequence[str] = 
     if "trim" in missing:
         select(folder, TOGETHER, GROUPED, "-m", f"hydra.sweep.dir={folder / 'selections' / 'together'}")
     for name in missing:
-        part = SMALL_SAMPLE if name in COSTLY else GROUPED
+        part = SAMPLE if name in COSTLY else GROUPED
         overrides, file = {**METHODS, **COSTLY}[name], scores_file(folder, name)
         output = folder / "selections" / file.stem
         select(folder, overrides, part, f"hydra.run.dir={output}")

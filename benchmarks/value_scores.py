@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trim_lightning.files.atomic import replacing
 from value_groups import TASKS, Group
-from value_methods import COSTLY, SAMPLED_REFERENCE, Cost, Scored, few
+from value_methods import COSTLY, DROPS, SAMPLED_REFERENCE, Cost, Scored, few
 
 Floats = NDArray[np.float64]
 
@@ -60,7 +60,7 @@ def of_groups(scored: Mapping[str, Scored], groups: Sequence[Group]) -> dict[str
     found = {}
     for name, own in scored.items():
         means = group_scores(own.scores, groups)
-        if name in (*COSTLY, SAMPLED_REFERENCE):
+        if name in (*COSTLY, *DROPS, SAMPLED_REFERENCE):
             means[outside] = np.nan
         found[name] = GroupScores(means, own.cost, own.command)
     return found
