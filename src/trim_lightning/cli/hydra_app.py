@@ -110,6 +110,11 @@ def settings_of_job(config: DictConfig, kind: type[Settings]) -> Settings | None
         UserError: if a planned job cannot run.
     """
     settings = to_settings(config, kind)
+    if not in_multirun() and launched_rank() <= 0:  # the jobs of a sweep of methods share their keys
+        from trim_lightning.pipeline.unused import unused_keys
+
+        for remark in unused_keys(settings, HydraConfig.get().overrides.task):
+            log.warning("%s", visible(remark))
     if settings.dry_run:
         from trim_lightning.sweep.dry_run import dry_run
 

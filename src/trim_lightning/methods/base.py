@@ -28,12 +28,14 @@ class Selector(ABC):
         needs_targets: False if ``score`` does without a target set; then none is read.
         uses_model: False if ``score`` never asks for the scorer's weights.
         reads_attention: True if it reads the attention of the last ``saliency.num_layers`` layers.
+        matches_tokens: True if it reads the groups ``saliency``, ``fingerprint``, ``fallback`` and ``pooler``.
         takes_all: True if every scored record is selected, whatever the budget.
     """
 
     needs_targets: ClassVar[bool] = True
     uses_model: ClassVar[bool] = True
     reads_attention: ClassVar[bool] = False
+    matches_tokens: ClassVar[bool] = False
     takes_all: ClassVar[bool] = False
 
     @abstractmethod

@@ -40,6 +40,7 @@ class TrimSelector(Selector):
     """Target pass → banks → scoring pass → pooling; the first three go through the store."""
 
     reads_attention: ClassVar[bool] = True
+    matches_tokens: ClassVar[bool] = True
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score the pool against the target set's fingerprints, or with a cascade those records that need it."""

@@ -1,0 +1,67 @@
+"""Keys that a user gave and that nothing of the run reads: said, so that a wrong idea of a run does not last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trim_lightning.methods.base import load_selector
+from trim_lightning.settings.schema import SelectSettings, TrainSettings
+
+TOKEN_KEYS = ("saliency", "fingerprint", "fallback", "pooler", "scoring.save_token_scores")
+POOLERS_OF = {
+    "pooler.mean_weight": ("mean_max_coverage", "mean_max"),
+    "pooler.max_weight": ("mean_max_coverage", "mean_max"),
+    "pooler.coverage_weight": ("mean_max_coverage",),
+    "pooler.k": ("topk_mean",),
+    "pooler.temperature": ("softmax_mean",),
+    "pooler.q": ("quantile",),
+}  # a pooler's keys and the formulas that have them
+GENERATED = ("families", "per_family", "generator_seed")  # keys of generated records
+
+
+def unused_keys(settings: SelectSettings, overrides: Sequence[str]) -> list[str]:
+    """One line for each reason why overrides of the command line change nothing; empty where all are read.
+
+    Args:
+        settings: What the command line comes to.
+        overrides: As they were given, ``key=value``; what a recipe or an option sets is none of them.
+
+    Raises:
+        UserError: for an unknown method.
+    """
+    if isinstance(settings, TrainSettings) and settings.coreset.path is not None:
+        return []  # that a given coreset leaves a selection's keys unused is said where it is opened
+    selector = load_selector(settings.method)
+    method, pooler = f"method={settings.method['name']}", f"pooler={settings.pooler.name}"
+    reasons: list[tuple[str, Callable[[str], bool]]] = []
+    if not selector.matches_tokens:
+        reasons.append((method, lambda key: is_under(key, TOKEN_KEYS)))
+    else:
+        reasons.append((pooler, lambda key: settings.pooler.name not in POOLERS_OF.get(key, (settings.pooler.name,))))
+    if not selector.needs_targets:
+        reasons.append((method, lambda key: is_under(key, ("target",))))
+    if selector.uses_model and not settings.warmup.enabled:
+        reasons.append(("warmup=none", lambda key: is_under(key, ("warmup",))))
+    elif not selector.warms_up(settings):
+        reasons.append((method, lambda key: is_under(key, ("warmup",))))
+    for name, source in (("pool", settings.pool.source), ("target", settings.target.source)):
+        if source != "generated":
+            own = tuple(f"{name}.{key}" for key in GENERATED)
+            reasons.append((f"{name}={source}", lambda key, own=own: key in own))  # type: ignore[misc]
+    unread: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key in ("warmup", "warmup.enabled") and not settings.warmup.enabled:
+            continue  # switches off what is not there
+        reason = next((reason for reason, holds in reasons if holds(key)), None)
+        if reason is not None:
+            unread.setdefault(reason, []).append(key)
+    return [
+        f"{', '.join(keys)}: {'has' if len(keys) == 1 else 'have'} no effect with {reason}"
+        for reason, keys in unread.items()
+    ]
+
+
+def is_under(key: str, groups: Sequence[str]) -> bool:
+    """True for a group, and for a key of one."""
+    return any(key == group or key.startswith(f"{group}.") for group in groups)

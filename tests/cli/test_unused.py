@@ -1,0 +1,56 @@
+"""Overrides that nothing of a run reads are said; those that are read, and those of a sweep, are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from composing import compose_select, compose_train
+from trim_lightning.pipeline.unused import unused_keys
+
+from .conftest import Inputs, Run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remarks"),
+    [
+        (["saliency.num_layers=3", "pooler=mean", "target.num_examples=4", "warmup.epochs=1"], []),
+        (["method=random", "selection.count=3", "seed=7", "warmup=none"], []),
+        (
+            ["method=random", "saliency.num_layers=99", "pooler=max", "target.num_examples=3"],
+            ["saliency.num_layers, pooler, target.num_examples: have no effect with method=random"],
+        ),
+        (["method=bm25", "seed=3", "warmup.fraction=1"], ["warmup.fraction: has no effect with method=bm25"]),
+        (["method=rds", "warmup.epochs=3"], ["warmup.epochs: has no effect with method=rds"]),
+        (["method=rds", "method.use_warmup=true", "warmup.epochs=3"], []),
+        (["warmup=none", "warmup.epochs=3"], ["warmup.epochs: has no effect with warmup=none"]),
+        (["pooler=max", "pooler.k=4"], ["pooler.k: has no effect with pooler=max"]),
+        (["pooler=topk_mean", "pooler.k=4", "pooler.token_weight=idf"], []),
+        (
+            ["pool=jsonl", "pool.path=a.jsonl", "++pool.families=[syllogism]", "target.families=[syllogism]"],
+            ["pool.families: has no effect with pool=jsonl"],
+        ),
+        (
+            ["method=less", "scoring.save_token_scores=true"],
+            ["scoring.save_token_scores: has no effect with method=less"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_read_is_named_with_the_reason(overrides: list[str], remarks: list[str]) -> None:
+    assert unused_keys(compose_select([*overrides, "paths.output_dir=out"]), overrides) == remarks
+    assert unused_keys(compose_train([*overrides, "paths.output_dir=out"]), overrides) == remarks
+
+
+def test_a_recipe_may_set_what_a_method_does_not_read() -> None:
+    overrides = ["experiment=demo", "method=random"]
+    assert unused_keys(compose_select([*overrides, "paths.output_dir=out"]), overrides) == []
+
+
+def test_it_is_said_at_the_start_and_not_in_a_sweep(run: Run, inputs: Inputs) -> None:
+    given = [*inputs.arguments, "method=longest", "pooler=max", "dry_run=true"]
+    single = run(*given)
+    assert single.code == 0
+    said = "target, target.path, saliency.num_layers, pooler: have no effect with method=longest"
+    assert (single.out + single.err).count(said) == 1
+    sweep = run("-m", *given, "seed=1,2")
+    assert sweep.code == 0
+    assert "no effect" not in sweep.out + sweep.err
