@@ -88,6 +88,15 @@ def test_a_first_record_above_the_token_budget_is_taken_with_a_warning(pool: Poo
     assert ledger.warnings == ["the best record alone has 50 tokens, above selection.tokens=20"]
 
 
+def test_a_token_budget_beyond_the_pool_is_told(pool: Pool) -> None:
+    ledger = Ledger()
+    assert chosen(pool("a", "b"), lengths=[50, 1], tokens=52, ledger=ledger) == [0, 1]
+    assert ledger.warnings == ["selection.tokens=52: all 2 scored records have only 51; all are selected"]
+    ledger = Ledger()
+    assert chosen(pool("a", "b"), lengths=[50, 1], tokens=51, ledger=ledger) == [0, 1]
+    assert ledger.warnings == []
+
+
 def test_a_budget_in_response_tokens(pool: Pool) -> None:
     """Records are paid by what is handed in; without it by their content tokens."""
     settings = SelectionSettings(tokens=60, token_scope="response")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from composing import compose_select, compose_train
@@ -43,6 +46,29 @@ def test_what_is_not_read_is_named_with_the_reason(overrides: list[str], remarks
 def test_a_recipe_may_set_what_a_method_does_not_read() -> None:
     overrides = ["experiment=demo", "method=random"]
     assert unused_keys(compose_select([*overrides, "paths.output_dir=out"]), overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (["target.num_examples=50"], "target.num_examples=50: there are only 8; all are taken"),
+        (
+            ["target.num_examples=9", "target.single_groups=true"],
+            "target.num_examples=9: there are only 8; all are taken",
+        ),
+        (
+            ["target.num_examples=7", "target.group_field=subtask"],
+            "target.num_examples=7: group 'alpha' has only 4 (2 groups have fewer); all are taken",
+        ),
+        (["target.num_examples=8"], None),
+        ([], None),
+    ],
+)  # fmt: skip
+def test_fewer_targets_than_asked_for(keys: list[str], told: str | None, run: Run, inputs: Inputs) -> None:
+    done = run(*inputs.arguments, "method=bm25", "logger=none", "paths.output_dir=out", *keys)
+    assert done.code == 0
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    assert [line for line in manifest["warnings"] if "num_examples" in line] == ([told] if told else [])
 
 
 def test_it_is_said_at_the_start_and_not_in_a_sweep(run: Run, inputs: Inputs) -> None:

@@ -38,6 +38,8 @@ def test_the_best_epoch_is_kept_and_the_rest_not_trained(
     patience = int(overrides[-1][-1])
     assert len(losses) == best + 1 + patience < 12
     assert run.metrics["eval/nll"] == pytest.approx(losses[best], rel=1e-6)
+    assert run.metrics["train/epoch"] == best + 1
+    assert f"the weights of epoch {best + 1} are kept" in run.summary
 
 
 def test_costs_are_those_of_the_epochs_that_ran(

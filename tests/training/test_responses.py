@@ -273,3 +273,12 @@ def test_no_key_is_recommended_that_there_is_not(key: str, training_files: Train
             run_train(*words, output_dir=tmp_path / "run", store_dir=training_files.store)
         told = str(caught.value)
         assert not [name for name in ("bad_records", "prompt_field", "messages_field") if name in told], told
+
+
+def test_a_limit_above_the_held_out_records_is_told(trained: Callable[..., Training], tmp_path: Path) -> None:
+    write_lines(tmp_path / "held.jsonl", [{"prompt": "count", "response": "four"}] * 3)
+    run = trained(f"evaluation.path={tmp_path / 'held.jsonl'}", "evaluation.limit=50", name="beyond")
+    told = "evaluation.limit=50: there are only 3 held-out records; all are measured"
+    assert told in run.manifest["warnings"]
+    run = trained(f"evaluation.path={tmp_path / 'held.jsonl'}", "evaluation.limit=3", name="all")
+    assert not any("evaluation.limit" in line for line in run.manifest["warnings"])

@@ -14,11 +14,11 @@ from trim_lightning.pipeline.checks import check_target, check_trainer
 from trim_lightning.pipeline.outputs import writable_directory
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.sources import check_source, open_records
-from trim_lightning.records.targets import choose_targets
+from trim_lightning.records.targets import TargetSet, choose_targets
 from trim_lightning.selection.budget import check_budget
 from trim_lightning.selection.filters import check_cap_field
 from trim_lightning.selection.responses import has_response
-from trim_lightning.settings.schema import LoggerSettings, SelectSettings
+from trim_lightning.settings.schema import LoggerSettings, SelectSettings, TargetSettings
 from trim_lightning.stages.attention import check_attention
 from trim_lightning.stages.look import look_at
 from trim_lightning.stages.scorer import Scorer
@@ -81,6 +81,8 @@ def open_task(
         check_budget(settings.selection, len(pool))
     check_cap_field(settings.selection, pool)
     targets = choose_targets(settings, pool, store) if selector.needs_targets else None
+    if targets is not None:
+        warn_of_few_targets(settings.target, targets, ledger)
     warn_of_reading("pool", pool, ledger)
     if targets is not None and targets.read is not pool:
         warn_of_reading("target", targets.read, ledger)
@@ -117,6 +119,20 @@ def open_scorer(settings: SelectSettings, selector: Selector, store: Store, ledg
         seed=settings.seed,
         max_length=settings.max_length,
     )
+
+
+def warn_of_few_targets(target: TargetSettings, targets: TargetSet, ledger: Ledger) -> None:
+    """Say that there are fewer targets than a number that the user gave; ten, the default, is no such number."""
+    asked = target.num_examples
+    if asked is None or asked == TargetSettings().num_examples:
+        return
+    drawn = {"": range(len(targets.records))} if target.single_groups else targets.groups
+    fewer = {group: len(rows) for group, rows in drawn.items() if len(rows) < asked}
+    if fewer:
+        group, number = next(iter(fewer.items()))
+        where = f"group {group!r} has" if group else "there are"
+        others = f" ({len(fewer)} groups have fewer)" if len(fewer) > 1 else ""
+        ledger.warn(f"target.num_examples={asked}: {where} only {number}{others}; all are taken")
 
 
 def warn_of_reading(what: str, records: RecordFile, ledger: Ledger) -> None:

@@ -139,11 +139,12 @@ def training_summary(metrics: dict[str, Any], manifest: dict[str, Any], director
     """The closing tables of a training: what was trained, and what it changed."""
     config, inputs = manifest["config"], manifest["inputs"]
     given = config["coreset"]["path"] is not None
+    kept = f", the weights of epoch {metrics['train/epoch']} are kept" if "train/epoch" in metrics else ""
     rows = [
         ["method", "coreset given" if given else config["method"]["name"]],
         ["trainee", inputs["trainee"]["name"]],
         ["coreset", f"{inputs['coreset']['rows']:,} records, {metrics['train/trained_tokens']:,} trained tokens"],
-        ["training", f"{metrics['train/steps']:,} steps, {metrics['train/seconds']:.1f} s"],
+        ["training", f"{metrics['train/steps']:,} steps, {metrics['train/seconds']:.1f} s{kept}"],
     ]
     if manifest["selection"] is not None:
         rows += left_out(manifest["selection"])

@@ -142,6 +142,9 @@ def warn_of_inputs(
         warn_of_shared(records, what, asked, "the coreset", ledger)
     held_out = measuring.held_out
     if held_out is not None:
+        limit = settings.evaluation.limit
+        if limit is not None and not settings.evaluation.generated and limit > len(held_out):
+            ledger.warn(f"evaluation.limit={limit}: there are only {len(held_out)} held-out records; all are measured")
         warn_of_held_out(trainee.max_length, held_out, trainee.tokenize(held_out)[0], ledger)
         warn_of_answers(settings.evaluation, held_out, ledger)
     if measuring.watched is not None:

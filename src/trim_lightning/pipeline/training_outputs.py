@@ -24,9 +24,10 @@ ADAPTER, MODEL = "adapter", "model"
 
 
 def tuning_metrics(tuned: Entry) -> dict[str, Any]:
-    """``train/...`` metrics."""
+    """``train/...`` metrics; ``train/epoch``, whose weights are kept, only with an early stop."""
     names = ("loss", "records", "tokens", "trained_tokens", "steps", "seconds")
-    return {f"train/{name}": tuned.facts.get(name) for name in names}
+    kept = {"train/epoch": tuned.facts["epoch"]} if "epoch" in tuned.facts else {}
+    return {**{f"train/{name}": tuned.facts.get(name) for name in names}, **kept}
 
 
 def objective(metrics: Mapping[str, Any], name: str | None) -> float | None:

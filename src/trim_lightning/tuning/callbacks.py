@@ -98,16 +98,23 @@ class HeldOutStop(AfterStep):
         self._best: float | None = None
         self._weights: dict[str, torch.Tensor] = {}
         self._bad_epochs = 0
+        self._epochs = 0
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, from 1, whose weights are kept; 0 before the first has ended."""
+        return self._epochs - self._bad_epochs
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must know; whole in the first process."""
         weights = {name: whole(value, self.processes.leads) for name, value in self._weights.items()}
-        return {"best": self._best, "weights": weights, "bad_epochs": self._bad_epochs}
+        return {"best": self._best, "weights": weights, "bad_epochs": self._bad_epochs, "epochs": self._epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self._best, self._weights = state_dict["best"], state_dict["weights"]
         self._bad_epochs = state_dict["bad_epochs"]
+        self._epochs = state_dict.get("epochs", self._bad_epochs)  # older checkpoints do not have it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End at once a resumed training that had decided to end."""
@@ -126,6 +133,7 @@ class HeldOutStop(AfterStep):
         loss = self.processes.agree("held-out loss", measure)
         module.model.train()
         module.report({"train/held_out_loss": loss})
+        self._epochs += 1
         if self._best is None or loss < self._best:
             self._best, self._bad_epochs = loss, 0
             self._weights = {name: value.detach().clone() for name, value in module.state_dict().items()}

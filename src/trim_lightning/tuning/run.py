@@ -107,8 +107,8 @@ def train_model(
         The trained PEFT model (``full``: the model) and facts: ``records`` learned from, ``tokens`` fed to the model,
         ``trained_tokens`` labelled, ``steps``, ``loss`` of the last step, ``seconds`` of earlier attempts that a kill
         ended, ``tokens_per_micro_batch`` as they were chosen and ``micro_batch_parts`` into which lack of memory cut
-        them, ``gradient_checkpointing``, ``processes``, and of LoRA ``lora``, see
-        `trim_lightning.models.lora.lora_facts`.
+        them, ``gradient_checkpointing``, ``processes``, with an early stop the ``epoch`` whose weights are kept, and of
+        LoRA ``lora``, see `trim_lightning.models.lora.lora_facts`.
 
     Raises:
         UserError: if no record has a response token, the training diverged, or the adapter changed nothing.
@@ -266,8 +266,9 @@ def fit(module: TuningModule, loader: StepLoader, settings: TuningSettings, arou
     tokens = int(sum(loader.records.lengths[list(micro.rows)].sum() for micro in loader.plan))
     checkpoint = around.directory / CHECKPOINT
     callbacks: list[Callback] = [TrainingProgress(around.title, tokens), *around.callbacks]
-    if around.early_stop is not None:
-        callbacks.append(HeldOutStop(around.early_stop, processes))
+    stop = None if around.early_stop is None else HeldOutStop(around.early_stop, processes)
+    if stop is not None:
+        callbacks.append(stop)
     periodic = PeriodicCheckpoint(checkpoint, settings.checkpoint_seconds, processes)
     callbacks.append(periodic)
     # one Lightning epoch holds all of ours, so that a checkpoint may lie anywhere
@@ -286,7 +287,10 @@ def fit(module: TuningModule, loader: StepLoader, settings: TuningSettings, arou
     with deferred() as periodic.ending, interruptible(runner):
         runner.fit(module, loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     let_go(runner, module)
+    if stop is not None and processes.leads:
+        log.info("%s: the weights of epoch %d of %d are kept", around.title, stop.best_epoch, settings.epochs)
     return {
+        **({} if stop is None else {"epoch": stop.best_epoch}),
         **asdict(module.done),
         "records": len({row for micro in loader.plan for row in micro.rows}),
         "processes": processes.size,
