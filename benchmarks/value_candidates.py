@@ -13,13 +13,13 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.trim.fingerprints import TargetTokens, build_bank, unit
 from trim_lightning.trim.matching import Matcher
 from trim_lightning.trim.pooling import penalise, pool
+from value_aggregates import AGGREGATES, aggregate
 from value_features import ResponseTokens
 
 Floats = NDArray[np.float64]
@@ -176,29 +176,41 @@ def sketch(tokens: ResponseTokens, states: Tensor, gradients: Tensor, projection
     return torch.nn.functional.normalize(torch.stack(rows), dim=-1, eps=1e-12)
 
 
+def mean_states(tokens: ResponseTokens, states: Tensor) -> Tensor:
+    """``[records, hidden]`` float32: the mean state at each record's response tokens."""
+    owner = torch.from_numpy(tokens.owner)
+    sums = torch.zeros(len(tokens), states.shape[1]).index_add_(0, owner, states)
+    return sums / torch.from_numpy(tokens.lengths).clamp(min=1)[:, None]
+
+
 @dataclass(frozen=True)
-class HeadGradients:
-    """Cosine of forward-only gradient features.
+class ByTarget:
+    """Cosine of one vector a record with that of each target, as one score.
 
     Attributes:
-        aggregate: Over the targets: ``max``, ``mean``, or ``turns`` (1 / best rank, what taking turns picks first).
+        vectors: ``gradients`` (forward-only, of the head, see `sketch`) or ``states`` (`mean_states`, centred by the
+            pool's mean).
+        how: See `value_aggregates.aggregate`.
     """
 
-    aggregate: str = "mean"
+    vectors: str = "gradients"
+    how: str = "mean"
 
     def __call__(self, candidates: Pass, targets: ResponseTokens) -> Floats:
         """Scores ``[records]`` of the pool."""
-        states, gradients = (
-            torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in (targets.predicting, targets.gradient)
-        )
-        wanted = sketch(targets, states, gradients, candidates.projections)
-        cosines = (candidates.sketches @ wanted.T).double().numpy()
+        if self.vectors == "gradients":
+            states, gradients = (
+                torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in (targets.predicting, targets.gradient)
+            )
+            have, wanted = candidates.sketches, sketch(targets, states, gradients, candidates.projections)
+        else:
+            own = torch.from_numpy(np.asarray(targets.own, dtype=np.float32))
+            centre = candidates.own.mean(0)
+            have = unit(mean_states(candidates.tokens, candidates.own) - centre)
+            wanted = unit(mean_states(targets, own) - centre)
+        cosines = (have @ wanted.T).double().numpy()
         cosines[candidates.tokens.lengths == 0] = np.nan
-        if self.aggregate == "turns":
-            ranks = np.stack([rankdata(-column, nan_policy="omit") for column in cosines.T])
-            return 1 / ranks.min(0)
-        whole: Floats = cosines.max(1) if self.aggregate == "max" else cosines.mean(1)
-        return whole
+        return aggregate(cosines, have.numpy(), self.how)
 
 
 def head_alignment(
@@ -303,10 +315,11 @@ def named() -> Iterator[tuple[str, Callable[[Pass, ResponseTokens], Floats]]]:
     yield "next-token classes, mean, error both", replace(following, saliency="error", token_weight="error")
     yield "next-token classes, mean, centred by pool", replace(following, centre="pool")
     yield "next-token classes, mean, centred by class", replace(following, centre="class")
-    for aggregate in ("mean", "max", "turns"):
-        yield f"head gradients, {aggregate}", HeadGradients(aggregate)
-    yield "trim mean + head gradients", Sum(replace(mean, saliency="uniform"), HeadGradients())
-    yield "next-token classes + head gradients", Sum(replace(following, saliency="uniform"), HeadGradients())
+    for vectors, title in (("gradients", "head gradients"), ("states", "mean states")):
+        for how in AGGREGATES:
+            yield f"{title}, {how}", ByTarget(vectors, how)
+    yield "trim mean + head gradients", Sum(replace(mean, saliency="uniform"), ByTarget())
+    yield "next-token classes + head gradients", Sum(replace(following, saliency="uniform"), ByTarget())
     yield "loss", record_loss
     yield "response length", record_length
     yield "for-value", ForValue()

@@ -21,6 +21,7 @@ from trim_lightning.tokens.tokenized import TokenizedRecords
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import value_aggregates
 import value_bins
 import value_candidates
 import value_drops
@@ -153,6 +154,53 @@ def test_for_value_is_the_alignment_of_a_last_layers_gradients() -> None:
         pool_states, pool_next, np.array([0, 2, 2, 5]), target_states, target_next, weight
     )
     assert found == pytest.approx(np.array([float(value) for value in expected]), rel=1e-4)
+
+
+def units(*rows: list[float]) -> np.ndarray:
+    made = np.array(rows, dtype=np.float32)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def test_cosines_with_single_targets_become_one_score() -> None:
+    vectors = units([1, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0.2, 1], [0, 0, 0.5])
+    cosines = (vectors @ units([1, 0, 0], [0, 1, 0]).T).astype(float)
+    cosines[4] = np.nan  # has no response
+    for how in value_aggregates.AGGREGATES:
+        scores = value_aggregates.aggregate(cosines, vectors, how)
+        assert np.isnan(scores).tolist() == [False] * 4 + [True]
+        assert scores[3] <= scores[:3].min()
+    assert value_aggregates.aggregate(cosines, vectors, "max")[:3] == pytest.approx([1, 0.9939, 1], abs=1e-3)
+    assert value_aggregates.aggregate(cosines, vectors, "turns")[:4].tolist() == [1, 1 / 2, 1, 1 / 2]
+
+
+def test_records_that_crowd_share_what_a_target_gives() -> None:
+    apart = np.random.default_rng(3).normal(size=(40, 200)).astype(np.float32)
+    apart[0, 0] = apart[1, 0] = 40  # the two nearest, at right angles but for the target's own axis
+    apart[2] = apart[1]  # a double
+    vectors = units(*apart.tolist())
+    target = units([1.0] + [0.0] * 199)
+    mass = value_aggregates.nearest_by_density((vectors @ target.T).astype(float), vectors)
+    assert mass.sum() == pytest.approx(1)
+    assert (mass > 0).sum() == 4
+    assert mass[1] == mass[2] < mass[0]
+
+
+def test_transport_gives_all_that_targets_have_to_what_is_near() -> None:
+    pytest.importorskip("ot")
+    vectors = units(*np.random.default_rng(4).normal(size=(300, 8)).tolist())
+    targets = units(*np.random.default_rng(5).normal(size=(6, 8)).tolist())
+    mass = value_aggregates.transport((vectors @ targets.T).astype(float))
+    assert mass.sum() == pytest.approx(1, abs=1e-3)
+    nearest = (vectors @ targets.T).max(1)
+    assert stats.spearmanr(mass, nearest).statistic > 0.8
+
+
+def test_mean_states_are_of_each_records_tokens() -> None:
+    states = torch.arange(12.0).reshape(6, 2)
+    empty = np.zeros(0, dtype=np.float32)
+    tokens = ResponseTokens(np.array([0, 2, 2, 6]), empty, empty, empty, empty, empty, empty)
+    found = value_candidates.mean_states(tokens, states)
+    assert found.tolist() == [[1, 2], [0, 0], [7, 8]]
 
 
 def test_the_best_decile_is_of_the_groups_with_the_highest_scores() -> None:
