@@ -5,6 +5,7 @@ One training is one small file, so a killed run goes on with what is missing, an
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tempfile
@@ -93,6 +94,7 @@ def train_groups(folder: Path, trainings: Sequence[tuple[Group, int]]) -> None:
             )
             found = losses(trained.get_base_model(), held_out)
         del trained  # before the next model is loaded
+        gc.collect()  # Lightning's trainer and its module hold each other
         write_text(json.dumps({"losses": found, "steps": facts["steps"], "trained": facts["trained_tokens"]}), file)
 
 
