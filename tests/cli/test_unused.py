@@ -43,6 +43,13 @@ def test_what_is_not_read_is_named_with_the_reason(overrides: list[str], remarks
     assert unused_keys(compose_train([*overrides, "paths.output_dir=out"]), overrides) == remarks
 
 
+def test_targets_say_what_is_generated_to_measure() -> None:
+    overrides = ["method=random", "target.families=[chain_sum]"]
+    settings = compose_train([*overrides, "evaluation=generated", "paths.output_dir=out"])
+    assert unused_keys(settings, overrides) == []
+    assert unused_keys(compose_train([*overrides, "paths.output_dir=out"]), overrides) != []
+
+
 def test_a_recipe_may_set_what_a_method_does_not_read() -> None:
     overrides = ["experiment=demo", "method=random"]
     assert unused_keys(compose_select([*overrides, "paths.output_dir=out"]), overrides) == []

@@ -38,7 +38,8 @@ def unused_keys(settings: SelectSettings, overrides: Sequence[str]) -> list[str]
         reasons.append((method, lambda key: is_under(key, TOKEN_KEYS)))
     else:
         reasons.append((pooler, lambda key: settings.pooler.name not in POOLERS_OF.get(key, (settings.pooler.name,))))
-    if not selector.needs_targets:
+    evaluated = isinstance(settings, TrainSettings) and settings.evaluation.generated  # held-out records of their kind
+    if not selector.needs_targets and not evaluated:
         reasons.append((method, lambda key: is_under(key, ("target",))))
     if selector.uses_model and not settings.warmup.enabled:
         reasons.append(("warmup=none", lambda key: is_under(key, ("warmup",))))
