@@ -232,6 +232,15 @@ def test_an_empty_store_and_an_unknown_stage(capsys: pytest.CaptureFixture[str],
     assert run("list", "--stage", "none")[:2] == (0, "\n0 entries, 0 B\n")
 
 
+def test_the_store_may_be_named_behind_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for command in (["list"], ["verify"], ["prune", "--all"]):
+        assert main([*command, "--store", str(tmp_path / "empty"), "--lock", "none"]) == 0
+        assert main([*command, "--store", str(tmp_path / "nope")]) == 2
+    assert main(["show", "ab", "--store", str(tmp_path / "empty")]) == 2
+    assert "no entry with a key" in capsys.readouterr().err
+
+
 def test_a_damaged_entry_that_is_being_built_again_is_told(run: Run, root: Path) -> None:
     victim = next(item for item in items(root) if item.stage == "score")
     (victim.path / "data").write_bytes(b"")

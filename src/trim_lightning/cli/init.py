@@ -32,13 +32,13 @@ def main(arguments: Sequence[str]) -> None:
     if not options.name.isidentifier():
         raise UserError(f"--name={options.name}: must be of letters, digits and underscores, such as own")
     path = Path(FOLDER, f"{options.name}.yaml")
-    if path.exists():
-        raise UserError(f"{path}: exists already and is not overwritten; give --name for another, or remove it")
     from trim_lightning.records.kinds import kind_field
 
     with tempfile.TemporaryDirectory() as folder:
         pool = None if options.pool is None else opened(options.pool, "pool", Path(folder))
         targets = None if options.targets is None else opened(options.targets, "target", Path(folder))
+        if path.exists():
+            raise UserError(f"{path}: exists already and is not overwritten; give --name for another, or remove it")
         kind = None if targets is None else kind_field(targets.object(0))
         text = config_text(options.pool, options.targets, told(pool), told(targets), kind or "subtask")
     path.parent.mkdir(exist_ok=True)

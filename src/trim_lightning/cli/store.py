@@ -182,21 +182,30 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--store", metavar="DIR", help=f"the store (default: TRIM_STORE_DIR, else {DEFAULT})")
     made.add_argument("--lock", choices=LOCKS, default="file", help="paths.store_lock of the runs that use it")
+    anywhere = Parser(add_help=False)  # both may stand behind the command too
+    anywhere.add_argument("--store", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    anywhere.add_argument("--lock", choices=LOCKS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     tasks = made.add_subparsers(dest="command", required=True, metavar="list|show|verify|prune")
-    listing = tasks.add_parser("list", help="every entry with size, age and last use, largest first")
+    listing = tasks.add_parser(
+        "list", help="every entry with size, age and last use, largest first", parents=[anywhere]
+    )
     listing.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (may be repeated)")
     listing.set_defaults(task=list_entries)
-    showing = tasks.add_parser("show", help="what one entry was made from, its files and checksums")
+    showing = tasks.add_parser("show", help="what one entry was made from, its files and checksums", parents=[anywhere])
     showing.add_argument("key", help="the beginning of its key")
     showing.set_defaults(task=show)
     checking = tasks.add_parser(
-        "verify", help="compare sizes, and checksums of samples; exit code 2 if an entry is damaged"
+        "verify",
+        help="compare sizes, and checksums of samples; exit code 2 if an entry is damaged",
+        parents=[anywhere],
     )
     checking.add_argument("key", nargs="*", help="only entries whose keys begin so")
     checking.add_argument("--whole", action="store_true", help="read every byte of every file")
     checking.add_argument("--delete", action="store_true", help="delete damaged entries")
     checking.set_defaults(task=verify)
-    pruning = tasks.add_parser("prune", help="delete entries; the next run computes what it needs again")
+    pruning = tasks.add_parser(
+        "prune", help="delete entries; the next run computes what it needs again", parents=[anywhere]
+    )
     pruning.add_argument("--unused", metavar="AGE", help="what no run has asked for since: 12h, 30d, 8w")
     pruning.add_argument("--keep", metavar="SIZE", help="the longest unused, until the store is this small: 100G")
     pruning.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (may be repeated)")
