@@ -25,7 +25,7 @@ from value_gains import Gains, collect, measure, restore, tokenized
 from value_groups import Group, make_groups, pool_records, read_groups, write_groups, write_inputs
 from value_methods import kept, score_candidates, score_drops, score_methods
 from value_page import write_page
-from value_scores import of_groups, read_scores, write_scores
+from value_scores import of_groups, read_scores, renewed, write_scores
 
 WORK = materials.ROOT / "build" / "value"
 KEPT = Path(__file__).with_name("value")
@@ -49,7 +49,7 @@ def groups() -> None:
 
 def judge(all_groups: Sequence[Group]) -> None:
     """Keep what the scores that there are say of the groups, and write the page of these and of those kept before."""
-    found = {**read_scores(all_groups, SCORES), **of_groups(kept(WORK), all_groups)}
+    found = renewed(read_scores(all_groups, SCORES), of_groups(kept(WORK), all_groups))
     write_scores(found, all_groups, SCORES)
     write_page(PAGE, Gains.read(GAINS), all_groups, read_scores(all_groups, SCORES), BINS)
 

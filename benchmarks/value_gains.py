@@ -32,6 +32,7 @@ LEARNING_RATE = 5e-4
 FEWEST = 20  # trainings that are gathered
 TWICE = 3  # every so many groups are trained with a second seed, for the noise ceiling
 EVALUATION_TOKENS = 4_096
+TRAINING = {"steps": STEPS, "learning rate": LEARNING_RATE}  # gains of other trainings are other gains
 
 
 def tokenized(path: Path) -> TokenizedRecords:
@@ -71,15 +72,23 @@ def measure(folder: Path, groups: Sequence[Group], part: int, parts: int) -> Non
     train_groups(folder, wanted(groups)[part::parts])
 
 
+def losses_before(folder: Path) -> dict[str, float]:
+    """Each task's held-out loss of the untrained model, measured once on this machine."""
+    file = folder / "runs" / "before.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held_out = {task: tokenized(folder / f"held_out.{task}.jsonl") for task in TASKS}
+        write_text(json.dumps(losses(load_model(materials.smollm2(), resolve_dtype("auto")), held_out)), file)
+    found: dict[str, float] = json.loads(file.read_text())
+    return found
+
+
 def train_groups(folder: Path, trainings: Sequence[tuple[Group, int]]) -> None:
     """Do those of some trainings, each a group with a seed, that are not there yet."""
-    (folder / "runs").mkdir(exist_ok=True)
+    losses_before(folder)
     pool = tokenized(folder / "pool.jsonl")
     held_out = {task: tokenized(folder / f"held_out.{task}.jsonl") for task in TASKS}
     dtype = resolve_dtype("auto")
-    before = folder / "runs" / "before.json"
-    if not before.exists():
-        write_text(json.dumps(losses(load_model(materials.smollm2(), dtype), held_out)), before)
     for group, seed in trainings:
         file = folder / "runs" / f"{group.name}.{seed}.json"
         if file.exists():
@@ -145,20 +154,25 @@ class Gains:
 
 
 def restore(folder: Path, groups: Sequence[Group], path: Path) -> None:
-    """Lay the trainings of the small file where they are not there: another machine goes on with the rest."""
+    """Lay the kept gains in place of trainings where there are none: another machine goes on with the rest.
+
+    A gain stays what it was: it is taken off the loss that this machine has before a training.
+
+    Raises:
+        SystemExit: if they are of other groups or another kind of training.
+    """
     if not path.exists():
         return
     content = json.loads(path.read_text())
-    assert content["names"] == [group.name for group in groups], "gains are of other groups"
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    if not (folder / "runs" / "before.json").exists():
-        write_text(json.dumps(content["before"]), folder / "runs" / "before.json")
+    if content["names"] != [group.name for group in groups] or content.get("training", TRAINING) != TRAINING:
+        raise SystemExit(f"error: {path} holds gains of other groups or trainings; move it away to begin anew")
+    before = losses_before(folder)
     for seed, table in enumerate((content["first"], content["second"])):
         for group, gains in zip(groups, table, strict=True):
             file = folder / "runs" / f"{group.name}.{seed}.json"
-            if gains is not None and None not in gains and not file.exists():
-                after = zip(content["tasks"], gains, strict=True)
-                write_text(json.dumps({"losses": {task: content["before"][task] - gain for task, gain in after}}), file)
+            if None not in gains and not file.exists():
+                after = {task: before[task] - gain for task, gain in zip(content["tasks"], gains, strict=True)}
+                write_text(json.dumps({"losses": after, "machine": content["machine"]}), file)
 
 
 def gain_of(folder: Path, group: Group, seed: int) -> dict[str, float] | None:
@@ -177,7 +191,7 @@ def collect(folder: Path, groups: Sequence[Group], path: Path) -> None:
     Raises:
         SystemExit: if there are too few to tell anything.
     """
-    before = json.loads((folder / "runs" / "before.json").read_text())
+    before = losses_before(folder)
     there = [(folder / "runs" / f"{group.name}.{seed}.json").exists() for group, seed in wanted(groups)]
     print(f"{sum(there)} of {len(there)} trainings are done")
     if sum(there) < FEWEST:
@@ -187,9 +201,13 @@ def collect(folder: Path, groups: Sequence[Group], path: Path) -> None:
         found = gain_of(folder, group, seed)
         return [None if found is None else found[task] for task in TASKS]
 
+    files = [folder / "runs" / f"{group.name}.{seed}.json" for group, seed in wanted(groups)]
+    machines = [json.loads(file.read_text()).get("machine", materials.machine()) for file in files if file.exists()]
     content = {
         "made by": "make value ARGS='train collect'",
-        "machine": materials.machine(),
+        "machine": materials.machine() if materials.machine() in machines else machines[0],
+        "machines": len({json.dumps(machine, sort_keys=True) for machine in machines}),
+        "training": TRAINING,
         "unit": "drop of the held-out loss, nats per response token",
         "before": {task: round(value, 6) for task, value in before.items()},
         "tasks": TASKS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -91,6 +92,11 @@ class Cost:
     passes: float
     tokens: int
 
+    @property
+    def each(self) -> float:
+        """Seconds a token."""
+        return self.seconds / self.tokens
+
 
 def score_methods(folder: Path, groups: Sequence[Group], names: Sequence[str] = (), timed: bool = True) -> None:
     """Run the package's methods that have no scores yet; each scores all tasks in one run, as target groups.
@@ -158,6 +164,7 @@ def write_part(folder: Path, part: str, rows: NDArray[np.int64]) -> NDArray[np.i
     text = "".join(f"{lines[row]}\n" for row in rows)
     path = folder / f"{part}.jsonl"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
+        shutil.rmtree(path.with_suffix(".tokens"), ignore_errors=True)  # of other records
         path.write_text(text, encoding="utf-8")
     return rows
 

@@ -14,7 +14,7 @@ from value_bins import bins_table
 from value_figures import Figure, best_decile, ceiling, correlations, spearman, special
 from value_gains import Gains
 from value_groups import REPORTING, TASKS, TUNING, Group
-from value_methods import REFERENCE, Cost
+from value_methods import REFERENCE
 from value_scores import GroupScores
 
 RANDOM_DRAWS = 20
@@ -108,16 +108,10 @@ def decile_table(means: Mapping[str, NDArray[np.float64]], gains: NDArray[np.flo
 
 def cost_table(scored: Mapping[str, GroupScores]) -> str:
     """One line a method: what scoring took, a record for all tasks, as multiples of TRIM's."""
-
-    def each(cost: Cost) -> float:
-        return cost.seconds / cost.tokens
-
-    usual = each(scored[REFERENCE].cost)
     rows = []
     for name, found in scored.items():
         command = f"`{found.command}`" if found.command else ""
-        relative = each(found.cost) / usual
-        time = "" if math.isnan(relative) else f"{relative:.2f}"  # without, something else ran beside it
-        rows.append([name, f"{found.cost.passes:.2f}", time, command])
+        time = "" if math.isnan(found.time) else f"{found.time:.2f}"  # without, something else ran beside it
+        rows.append([name, f"{found.passes:.2f}", time, command])
     headers = ["method", "passes", f"time, {REFERENCE} = 1", "command"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from trim_lightning.files.atomic import replacing
 from value_groups import TASKS, Group
-from value_methods import COSTLY, DROPS, SAMPLED_REFERENCE, Cost, Scored, few
+from value_methods import COSTLY, DROPS, REFERENCE, SAMPLED_REFERENCE, Scored, few
 
 Floats = NDArray[np.float64]
 
@@ -26,17 +27,15 @@ class GroupScores:
 
     Attributes:
         means: ``[groups, tasks]`` mean score of each group's records; NaN for groups that were not scored.
-        cost: What scoring took.
+        passes: Tokens that went through the model, by tokens of the records; a gradient counts like a forward pass.
+        time: Seconds a token over those of the reference on the same machine; NaN where something else ran beside.
         command: How a reader gets such scores; empty for a formula that the instrument alone knows.
     """
 
     means: Floats
-    cost: Cost
+    passes: float
+    time: float
     command: str
-
-    def take(self, places: NDArray[np.int64]) -> GroupScores:
-        """Those of some groups."""
-        return GroupScores(self.means[places], self.cost, self.command)
 
 
 def group_scores(scores: Floats, groups: Sequence[Group]) -> Floats:
@@ -55,6 +54,7 @@ def of_groups(scored: Mapping[str, Scored], groups: Sequence[Group]) -> dict[str
 
     The others share some records with those.
     """
+    usual = scored[REFERENCE].cost.each if REFERENCE in scored else math.nan
     sampled = {group.name for group in few(groups)}
     outside = [place for place, group in enumerate(groups) if group.name not in sampled]
     found = {}
@@ -62,8 +62,17 @@ def of_groups(scored: Mapping[str, Scored], groups: Sequence[Group]) -> dict[str
         means = group_scores(own.scores, groups)
         if name in (*COSTLY, *DROPS, SAMPLED_REFERENCE):
             means[outside] = np.nan
-        found[name] = GroupScores(means, own.cost, own.command)
+        found[name] = GroupScores(means, own.cost.passes, own.cost.each / usual, own.command)
     return found
+
+
+def renewed(kept: Mapping[str, GroupScores], found: Mapping[str, GroupScores]) -> dict[str, GroupScores]:
+    """What was kept with what was found now in its place; a time that was measured gives way only to another one."""
+    both = {**kept, **found}
+    for name in kept.keys() & found.keys():
+        if math.isnan(found[name].time):
+            both[name] = replace(found[name], time=kept[name].time)
+    return both
 
 
 def write_scores(found: Mapping[str, GroupScores], groups: Sequence[Group], path: Path) -> None:
@@ -74,8 +83,8 @@ def write_scores(found: Mapping[str, GroupScores], groups: Sequence[Group], path
     }
     fields = [pa.field(name, column.type) for name, column in labels.items()]
     for name, scores in found.items():
-        facts = json.dumps({**asdict(scores.cost), "command": scores.command})
-        fields.append(pa.field(name, pa.float32(), metadata={"cost": facts}))
+        facts = json.dumps({"passes": scores.passes, "time": scores.time, "command": scores.command})
+        fields.append(pa.field(name, pa.float32(), metadata={"facts": facts}))
     columns = [*labels.values(), *(pa.array(scores.means.reshape(-1), pa.float32()) for scores in found.values())]
     with replacing(path) as temporary:
         pq.write_table(pa.Table.from_arrays(columns, schema=pa.schema(fields)), temporary, compression="zstd")
@@ -89,9 +98,7 @@ def read_scores(groups: Sequence[Group], path: Path) -> dict[str, GroupScores]:
     assert table["group"].to_pylist()[:: len(TASKS)] == [group.name for group in groups], "scores are of other groups"
     found = {}
     for field in table.schema:
-        if field.metadata and b"cost" in field.metadata:
-            facts = json.loads(field.metadata[b"cost"])
-            command = facts.pop("command")
+        if field.metadata and b"facts" in field.metadata:
             means = table[field.name].to_numpy().astype(np.float64).reshape(len(groups), len(TASKS))
-            found[field.name] = GroupScores(means, Cost(**facts), command)
+            found[field.name] = GroupScores(means, **json.loads(field.metadata[b"facts"]))
     return found

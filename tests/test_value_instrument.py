@@ -300,9 +300,14 @@ def test_scores_come_back_with_what_they_cost(tmp_path: Path) -> None:
     value_methods.keep(value_methods.scores_file(tmp_path, "trim"), scores, cost, "trim-select method=trim")
     (found,) = value_methods.kept(tmp_path).values()
     assert (found.scores.tolist(), found.cost, found.command) == (scores.tolist(), cost, "trim-select method=trim")
-    double = replace(found, cost=replace(cost, seconds=10.0))
-    lines = value_page.cost_table({"trim": found, "less": double}).splitlines()
-    assert [line.split("|")[3].strip() for line in lines[2:]] == ["1.00", "2.00"]
+    scored = {"trim": found, "less": replace(found, cost=replace(cost, seconds=10.0)),
+              "rds": replace(found, cost=replace(cost, seconds=float("nan")))}  # fmt: skip
+    groups = [Group("a", "cluster", (0, 1), 1, 1)]
+    made = value_scores.of_groups(scored, groups)
+    lines = value_page.cost_table(made).splitlines()
+    assert [line.split("|")[3].strip() for line in lines[2:]] == ["1.00", "2.00", ""]
+    before = {name: replace(scores, time=7.0) for name, scores in made.items()}
+    assert [scores.time for scores in value_scores.renewed(before, made).values()] == [1.0, 2.0, 7.0]
 
 
 def test_what_is_kept_of_scores_judges_as_they_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,10 +329,10 @@ def test_what_is_kept_of_scores_judges_as_they_do(tmp_path: Path, monkeypatch: p
     assert list(found) == ["trim", "less"]
     expected = scores.reshape(5, 9, 12).mean(2).T
     assert found["trim"].means == pytest.approx(expected, abs=1e-6)
-    assert (found["trim"].cost, found["trim"].command) == (cost, "trim-select method=trim")
+    assert (found["trim"].passes, found["trim"].time, found["trim"].command) == (1.02, 1.0, "trim-select method=trim")
     assert found["less"].means[sampled] == pytest.approx(np.nanmean(some.reshape(5, 9, 12), 2).T[sampled], abs=1e-6)
     assert np.isnan(np.delete(found["less"].means, sampled, 0)).all()
-    assert np.isnan(found["less"].cost.seconds)
+    assert np.isnan(found["less"].time)
 
 
 def test_kept_gains_stand_for_trainings_of_another_machine(tmp_path: Path) -> None:
@@ -341,6 +346,9 @@ def test_kept_gains_stand_for_trainings_of_another_machine(tmp_path: Path) -> No
         after = {task: loss - 0.01 * int(group.name) - seed for task, loss in before.items()}
         (runs / f"{group.name}.{seed}.json").write_text(json.dumps({"losses": after}))
     collect(tmp_path / "one", groups, tmp_path / "gains.json")
+    other = tmp_path / "two" / "runs"  # another machine rounds otherwise
+    other.mkdir(parents=True)
+    (other / "before.json").write_text(json.dumps({task: loss + 0.125 for task, loss in before.items()}))
     restore(tmp_path / "two", groups, tmp_path / "gains.json")
     assert sorted(file.name for file in (tmp_path / "two" / "runs").iterdir()) == sorted(
         ["before.json", *(f"{group.name}.{seed}.json" for group, seed in done)]
@@ -352,7 +360,11 @@ def test_kept_gains_stand_for_trainings_of_another_machine(tmp_path: Path) -> No
     own.unlink()
     restore(tmp_path / "two", groups, tmp_path / "gains.json")
     collect(tmp_path / "two", groups, tmp_path / "again.json")
-    assert (tmp_path / "again.json").read_text() == (tmp_path / "gains.json").read_text()
+    first, again = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("gains", "again"))
+    assert (again["first"], again["second"]) == (first["first"], first["second"])
+    (tmp_path / "gains.json").write_text(json.dumps({**first, "training": {"steps": 3}}))
+    with pytest.raises(SystemExit, match="other groups or trainings"):
+        restore(tmp_path / "two", groups, tmp_path / "gains.json")
 
 
 def test_methods_are_compared_on_the_same_draws() -> None:

@@ -122,6 +122,9 @@ class TrimScorer:
     ) -> list[SalientTarget]:
         """The tokens of target records with their saliency."""
         saliency = saliency or SaliencySettings(num_layers=min(6, self.num_layers))
+        fingerprint = fingerprint or FingerprintSettings()
+        check(saliency, "saliency.")
+        check(fingerprint, "fingerprint.")
         if saliency.num_layers > self.num_layers:
             raise UserError(f"saliency.num_layers={saliency.num_layers}: the model has only {self.num_layers} layers")
         reading = reading_of(self.model)
@@ -137,8 +140,8 @@ class TrimScorer:
         for batch in self._batches(sequences):
             results.extend(forward.predict_step(batch, 0))
         signals = [TargetSignals(**{**result, "token_ids": result["token_ids"].long()}) for result in results]
-        token_class = (fingerprint or FingerprintSettings()).token_class
-        return sorted(weigh(signals, saliency, self.scope, token_class), key=lambda target: target.row)
+        salient = weigh(signals, saliency, self.scope, fingerprint.token_class)
+        return sorted(salient, key=lambda target: target.row)
 
     def _bank(self, targets: Sequence[SalientTarget]) -> FingerprintBank:
         """Their bank, with the tokens' texts for those who look at it."""
@@ -159,6 +162,8 @@ class TrimScorer:
         if not isinstance(bank, FingerprintBank):
             raise UserError(f"score: the bank is a {type(bank).__name__}; give what TrimScorer.fingerprint returned")
         pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
+        check(pooler, "pooler.")
+        check(fallback, "fallback.")
         error_scopes = [self.scope] if pooler.token_weight == "error" else []
         forward = ScoringPass(self.model, [(bank, fallback.nearest)], error_scopes=error_scopes)
         forward.on_predict_start()
@@ -179,7 +184,7 @@ class TrimScorer:
                     match=match,
                     direct=match == result["token_ids"][scope].numpy(),
                     lengths=np.array([int(part.sum()) for part in scope.split(result["lengths"].tolist())]),
-                    error=result["error"][scope].double().numpy() if error_scopes else None,
+                    error=result[f"error/{self.scope}"][scope].double().numpy() if error_scopes else None,
                 )
                 pooled[:, result["rows"].numpy()] = np.stack(pool_tokens(tokens, fallback, pooler, idf))
             chunks.append(pooled.astype(np.float32))

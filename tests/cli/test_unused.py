@@ -47,6 +47,7 @@ def test_targets_say_what_is_generated_to_measure() -> None:
     overrides = ["method=random", "target.families=[chain_sum]"]
     settings = compose_train([*overrides, "evaluation=generated", "paths.output_dir=out"])
     assert unused_keys(settings, overrides) == []
+    assert unused_keys(settings, ["target.num_examples=3"]) == ["target.num_examples: has no effect with method=random"]
     assert unused_keys(compose_train([*overrides, "paths.output_dir=out"]), overrides) != []
 
 

@@ -94,6 +94,17 @@ def test_identical_predictions_differ_by_nothing(trained: dict[str, Path], varia
         assert (item.difference, item.over_records, item.verdict) == (0, (0, 0), None)
 
 
+def test_runs_from_before_a_key_was_there_are_of_the_same_kind(trained: dict[str, Path], variant) -> None:
+    def older(manifest: dict) -> None:
+        for config in (manifest["config"], manifest["selection"]["config"]):
+            del config["fingerprint"], config["saliency"]["error_weight"]
+
+    old = variant(trained["random_0"], "older", older)
+    groups = groups_of(trained["random_0"], old)
+    assert len({run.settings["fingerprint.token_class"] for group in groups for run in group.runs}) == 1
+    assert len(groups) == 1
+
+
 def test_records_are_matched_by_id_not_by_place(trained: dict[str, Path], variant) -> None:
     copy = as_trim(variant(trained["random_0"], "copy"))
     (copy / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines_of(copy)[::-1]))

@@ -94,15 +94,16 @@ def test_probabilities_are_those_of_the_models_own_logits(
     with torch.no_grad():
         logits, states = model(input_ids=ids).logits, last_hidden_states(model, ids)
     expected = logits[:, :-1].softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
-    for pieces in (True, False):
-        found = token_probabilities(model, ids, states, pieces)
+    monkeypatch.setattr("trim_lightning.models.loss.WHOLE", 2 * ids.shape[1])
+    for together in (True, False):
+        found = token_probabilities(model, ids, states, together)
         assert found[:, 0].isnan().all()
         torch.testing.assert_close(found[:, 1:], expected, rtol=1e-4, atol=1e-6)
         wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.4
-        some = token_probabilities(model, ids, states, pieces, wanted)
+        some = token_probabilities(model, ids, states, together, wanted)
         assert (some[:, 1:].isnan() == ~wanted[:, 1:]).all()
         torch.testing.assert_close(some[:, 1:][wanted[:, 1:]], expected[wanted[:, 1:]], rtol=1e-4, atol=1e-6)
-        assert token_probabilities(model, ids, states, pieces, torch.zeros_like(wanted)).isnan().all()
+        assert token_probabilities(model, ids, states, together, torch.zeros_like(wanted)).isnan().all()
 
 
 @pytest.mark.parametrize("nearest", ["embedding", "hidden"])
@@ -168,25 +169,28 @@ def test_errors_are_of_the_scopes_that_want_them(tiny_model: Load) -> None:
             with torch.no_grad():
                 ids[0, token] = model(input_ids=ids[:, :token]).logits[0, -1].argmax()
         records[row] = TokenSequence(ids[0].numpy().astype(np.int32), records[row].roles)
-    for scopes in (["response"], ["response", "prompt"]):
-        module = ScoringPass(model, [(bank, "embedding")], error_scopes=scopes)
-        module.on_predict_start()
-        result = run(module, batch_of(records, rows, pad_token_id=2))
+    scopes = ["response", "all"]
+    module = ScoringPass(model, [(bank, "embedding")], error_scopes=scopes)
+    module.on_predict_start()
+    result = run(module, batch_of(records, rows, pad_token_id=2))
+    for scope in scopes:
         expected = []
         for row in rows:
             ids = torch.from_numpy(records[row].token_ids.astype(np.int64))[None]
             with torch.no_grad():
                 chances = model(input_ids=ids).logits[0].softmax(-1)
-            wanted = np.logical_or.reduce([scope_mask(records[row].roles, scope) for scope in scopes])
+            wanted = scope_mask(records[row].roles, scope)
             expected += [
                 1 - float(chances[token - 1, ids[0, token]]) if wanted[token] and token else 0.0
                 for token in range(ids.shape[1])
             ]
-        found = result["error"]
+        found = result[f"error/{scope}"]
         assert found.dtype == torch.float16
         assert found.float().numpy() == pytest.approx(np.array(expected), abs=1e-3)
         assert np.std([value for value in expected if value]) > 0.05
-    assert "error" not in run(started(ScoringPass(model, [(bank, "embedding")])), batch_of(records, rows))
+    assert not any(
+        "error" in name for name in run(started(ScoringPass(model, [(bank, "embedding")])), batch_of(records, rows))
+    )
 
 
 def started(module: ScoringPass) -> ScoringPass:

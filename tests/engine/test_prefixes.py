@@ -50,14 +50,16 @@ def bank() -> FingerprintBank:
 
 
 def scores(model: PreTrainedModel, records: TokenizedRecords, folder: Path, share: bool) -> tuple[Any, dict[int, Any]]:
-    """Facts of a pass, and the similarities of each record's tokens."""
+    """Facts of a pass, and similarity and error of each record's tokens, ``[tokens, 2]``."""
     folder.mkdir(exist_ok=True)
-    request = {folder: ScoringRequest({"": bank()}, "embedding", "all")}
+    request = {folder: ScoringRequest({"": bank()}, "embedding", "all", errors=True)}
     facts = run_scoring_pass(model, records, request, resources=RESOURCES, share_prefixes=share)
     passed, found = StoredPass(folder, records), {}
     for index in range(len(passed)):
         shard = passed.shard(index)
-        parts = np.split(shard.bank(0).similarity, np.cumsum(shard.lengths)[:-1])
+        seen = shard.bank(0)
+        assert seen.error is not None
+        parts = np.split(np.stack([seen.similarity, seen.error], 1), np.cumsum(shard.lengths)[:-1])
         found.update(zip(shard.rows.tolist(), parts, strict=True))
     return facts, found
 
@@ -132,13 +134,14 @@ def test_scores_are_the_same_and_fewer_tokens_run(
         assert (facts["spared"] > 0.4) == share
     assert found[True].keys() == found[False].keys() == set(range(100))
     for row in found[True]:
-        np.testing.assert_allclose(found[True][row], found[False][row], atol=2e-5)
+        np.testing.assert_allclose(found[True][row][:, 0], found[False][row][:, 0], atol=2e-5)
+        np.testing.assert_allclose(found[True][row][:, 1], found[False][row][:, 1], atol=6e-4)  # float16
     assert ran[True] < 0.6 * ran[False]
     monkeypatch.setattr(modules, "can_resume", lambda model: False)
     facts, kept = scores(tiny_model("llama"), records, tmp_path / "cannot", True)
     assert facts["spared"] == 0
     for row in kept:
-        np.testing.assert_allclose(kept[row], found[False][row], atol=2e-5)
+        np.testing.assert_allclose(kept[row][:, 0], found[False][row][:, 0], atol=2e-5)
 
 
 def test_where_keys_and_values_do_not_fit_records_are_computed_whole(

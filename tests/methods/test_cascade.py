@@ -118,6 +118,18 @@ def test_the_best_by_the_cheap_score_and_the_sample_get_the_full_one(plain: Sele
     assert f"scored in full  {len(rows)}; expected recall" in " ".join(cascaded.summary.split("\n"))
 
 
+@pytest.mark.parametrize("keys", [("fingerprint=next",), ("pooler.token_weight=error", "scope=response")])
+def test_states_and_weights_of_tokens_are_those_of_a_plain_run(
+    keys: tuple[str, ...], runs: Runs, plain: Selection
+) -> None:
+    whole = runs(f"plain_{keys[0][-4:]}", *keys, "report.enabled=false")
+    some = runs(f"cascade_{keys[0][-4:]}", *SHALLOW, *keys, "report.enabled=false")
+    rows = full_rows(some)
+    assert 0 < len(rows) < RECORDS - 20
+    np.testing.assert_allclose(some.scores.score[rows], whole.scores.score[rows], atol=1e-5)
+    assert np.nanmax(abs(whole.scores.score - plain.scores.score)) > 0.01
+
+
 def test_the_files_tell_what_was_scored_how(plain: Selection, cascaded: Selection) -> None:
     table = pq.read_table(cascaded.directory / "scores.parquet")
     before = pq.read_table(plain.directory / "scores.parquet")

@@ -243,3 +243,13 @@ def test_a_manifest_that_does_not_name_the_model_is_one_line(
     assert code == 2
     assert "its files are not those that the run used" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("keys", [("fingerprint=next",), ("pooler.token_weight=error",)])
+def test_a_text_is_scored_by_the_states_and_weights_of_its_run(keys: tuple[str, ...], room: Room, plain: Path) -> None:
+    run = open_run(room.select(f"explain_{keys[0][-4:]}", "selection.count=12", *keys))
+    scores = run.scores.to_pandas().dropna(subset=["score"])
+    row = int(scores.row.iloc[3])
+    found = explain_text(run, list(run.record(row).turns))
+    assert found.candidate.score == pytest.approx(scores.score.loc[row], abs=2e-5)
+    assert abs(pq.read_table(plain / "scores.parquet")["score"][row].as_py() - scores.score.loc[row]) > 3e-4

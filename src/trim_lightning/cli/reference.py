@@ -32,8 +32,8 @@ HEAD = f"""\
 
 Every key of `trim-select` (`python select.py`) and `trim-train` (`python train.py`), its type, its default, what it
 may be, and what it means. Set a key with `key=value`, pick an option of a group with `group=option`; a key that is
-not listed here is an error, and one that this run does not read (`pooler.k` without its pooler, `saliency` with
-another method) is said at the start. The default is what a run without overrides uses; `--cfg job` prints the keys of
+not listed here is an error, and most that a run does not read (`pooler.k` without its pooler, `saliency` with
+another method) are said at its start. The default is what a run without overrides uses; `--cfg job` prints the keys of
 a command with its overrides in place.
 
 A list is written `'key=[a,b]'`, in quotes because of the shell; a field of a mapping is set by its name, as in

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -101,7 +102,7 @@ class TargetPass(ForwardPass):
         if shared:
             refuse_divided(reading_of(self.model).way, type(self.model).__name__)
         hidden, row_signals, column_signals = read(self.model, batch["input_ids"], batch["lengths"])
-        probabilities = token_probabilities(self.model, batch["input_ids"], hidden, pieces=not shared)
+        probabilities = token_probabilities(self.model, batch["input_ids"], hidden, together=shared)
         results = []
         for line, length in enumerate(batch["lengths"].tolist()):
             results.append(
@@ -124,8 +125,8 @@ class ScoringPass(ForwardPass):
     ``predict_step`` returns flat tensors over the batch's real tokens: ``rows [batch]``, ``lengths [batch]``,
     ``token_ids [tokens]``, ``roles [tokens]``, ``similarity [banks, tokens]`` (raw cosines) and, for a bank with
     ``fallback.nearest=hidden``, ``match/<place> [tokens]`` (ids of the matched classes); `match_of` gives them of each.
-    Where errors are wanted there is ``error [tokens]`` float16 too: 1 - p of each token after those before it, 0 of a
-    record's first token and of what is outside those scopes.
+    Where errors are wanted there is ``error/<scope> [tokens]`` float16 too: 1 - p of each token after those before it,
+    0 of a record's first token and of what is outside the scope.
 
     Args:
         model: See `ForwardPass`.
@@ -166,7 +167,9 @@ class ScoringPass(ForwardPass):
     def on_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         input_ids, lengths = batch["input_ids"], batch["lengths"]
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
-        places = real.flatten().nonzero().squeeze(1)  # before the forward pass: a GPU would be waited for after it
+        # before the forward pass: a GPU would be waited for after it
+        places = real.flatten().nonzero().squeeze(1)
+        roles = batch["roles"].cpu().numpy()
         hidden = self.states(input_ids, batch.get("prefix", 0))
         token_ids = input_ids.flatten()[places]
         states = {
@@ -177,7 +180,10 @@ class ScoringPass(ForwardPass):
             matcher.match(token_ids, states[bank.token_class])
             for matcher, (bank, _) in zip(self._matchers, self.banks, strict=True)
         ]
-        errors = {"error": self.errors(batch, hidden).flatten()[places]} if self.error_scopes else {}
+        errors = {
+            f"error/{scope}": self.errors(input_ids, hidden, scope_mask(roles, scope)).flatten()[places]
+            for scope in self.error_scopes
+        }
         return {
             "rows": batch["rows"],
             "lengths": lengths,
@@ -192,14 +198,14 @@ class ScoringPass(ForwardPass):
             **errors,
         }
 
-    def errors(self, batch: Mapping[str, Any], hidden: Tensor) -> Tensor:
-        """``[batch, seq]`` float16 1 - p of the tokens whose errors are wanted, 0 of the others."""
-        roles = batch["roles"].cpu().numpy()
-        wanted = np.logical_or.reduce([scope_mask(roles, scope) for scope in self.error_scopes])
-        wanted[:, 0] = False  # nothing predicts it
-        shared = self._trainer is not None and in_step(self._trainer.strategy)
-        mask = torch.from_numpy(wanted).to(hidden.device)
-        probability = token_probabilities(self.model, batch["input_ids"], hidden, not shared, mask)
+    def errors(self, input_ids: Tensor, hidden: Tensor, scope: NDArray[np.bool_]) -> Tensor:
+        """``[batch, seq]`` float16 1 - p of the tokens in a scope ``[batch, seq]``, 0 of the others and of first ones.
+
+        Each scope by itself, so that it has the same bytes whatever else shares the pass.
+        """
+        together = self._trainer is not None and in_step(self._trainer.strategy)
+        wanted = torch.from_numpy(scope).to(hidden.device)
+        probability = token_probabilities(self.model, input_ids, hidden, together, wanted)
         return (1 - probability).nan_to_num(0.0).half()
 
     def states(self, input_ids: Tensor, prefix: int) -> Tensor:

@@ -65,7 +65,7 @@ def profile_scoring(
     def run(part: Sequence[tuple[int, ...]]) -> None:
         tokens = int(sum(records.lengths[list(rows)].sum() for rows in part))
         with tempfile.TemporaryDirectory() as nowhere:
-            form = TokenShards(Path(nowhere), len(request.banks), request.scope, request.nearest)
+            form = TokenShards(Path(nowhere), len(request.banks), request.scope, request.nearest, errors=request.errors)
             plan = [Shard(0, tuple(part), tokens)]
             run_sharded_pass(modules.pop(), records, plan, form, Path(nowhere), resources=resources, title="profile")
 

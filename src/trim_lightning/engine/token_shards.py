@@ -105,7 +105,7 @@ class TokenShards(ShardForm):
         if not self.has_table:
             tensors["match"] = torch.stack([joined(results, f"match/{bank}")[scope].int() for bank in self.banks])
         if self.errors:
-            tensors["error"] = joined(results, "error")[scope]
+            tensors["error"] = joined(results, f"error/{self.scope}")[scope]
         path = similarity_path(self.directory, index)
         write_tensors(path, {name: tensor.numpy() for name, tensor in tensors.items()})
 

@@ -218,7 +218,7 @@ class TrimSelector(Selector):
         groups = task.targets.groups
         cost = task.scorer.cost(
             "score",
-            "scoring pass",
+            "scoring pass with errors" if work.key.settings.get("errors") else "scoring pass",
             records,
             how_many=lambda: len(groups),
             resources=work.resources,

@@ -15,6 +15,7 @@ from trim_lightning.errors import UserError
 IGNORED = -100  # torch's cross entropy leaves such labels out
 HEAD_ALONE = "trim_head_alone"  # attribute of a loaded model, see `head_alone`
 CHUNK = 1024  # predictions whose logits are held at once when no gradient is needed
+WHOLE = 4096  # padded tokens that a model without a separate LM head gives logits of at once
 
 
 def last_hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
@@ -102,16 +103,18 @@ def record_losses(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> 
 
 @torch.no_grad()
 def token_probabilities(
-    model: PreTrainedModel, input_ids: Tensor, states: Tensor, pieces: bool = True, wanted: Tensor | None = None
+    model: PreTrainedModel, input_ids: Tensor, states: Tensor, together: bool = False, wanted: Tensor | None = None
 ) -> Tensor:
     """Probability that the model gives to each token after those before it, ``[batch, seq]`` float32; no gradient.
+
+    The LM head runs on a thousand states at a time; a model whose logits are more than that, see `head_alone`, runs
+    once more, some records at a time.
 
     Args:
         model: A causal LM.
         input_ids: ``[batch, seq]``, padded on the right.
         states: ``[batch, seq, hidden]`` its last hidden states.
-        pieces: Run the LM head on a thousand states at a time; processes that share the weights must call it equally
-            often, so once.
+        together: Never run some records alone: processes that share the weights must call the model equally often.
         wanted: ``[batch, seq]`` bool, the tokens whose probability is wanted; all without.
 
     Returns:
@@ -123,19 +126,26 @@ def token_probabilities(
     logits: Iterable[Tensor]
     if head_alone(model):
         head: Any = model.get_output_embeddings()
-        before = states[:, :-1][asked]
-        logits = (head(piece) for piece in (before.split(CHUNK) if pieces else [before]))
+        logits = (head(piece) for piece in states[:, :-1][asked].split(CHUNK))
     else:
-        whole: Tensor = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-        logits = [whole[asked.to(whole.device)]]
-    cut = (piece for part in logits for piece in part.split(CHUNK))
-    chances = [
-        piece.float().log_softmax(-1).to(answer.device).gather(1, answer[:, None]).squeeze(1).exp()
-        for piece, answer in zip(cut, following.split(CHUNK), strict=True)
-    ]
+        rows = len(input_ids) if together else max(1, WHOLE // input_ids.shape[1])
+        parts = zip(input_ids.split(rows), asked.split(rows), strict=True)
+        logits = (whole_logits(model, ids, places) for ids, places in parts)
+    cut = (piece for part in logits for piece in part.split(CHUNK) if len(piece))
+    chances, start = [], 0
+    for piece in cut:
+        answer = following[start : start + len(piece)].to(piece.device)
+        start += len(piece)
+        chances.append(piece.float().log_softmax(-1).gather(1, answer[:, None]).squeeze(1).exp().to(found.device))
     if chances:
         found[:, 1:][asked] = torch.cat(chances)
     return found
+
+
+def whole_logits(model: PreTrainedModel, input_ids: Tensor, asked: Tensor) -> Tensor:
+    """``[asked, vocabulary]`` logits of the places whose next token is asked for, ``[batch, seq - 1]`` bool."""
+    logits: Tensor = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    return logits[asked.to(logits.device)]
 
 
 def predictions(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ POOLERS_OF = {
     "pooler.temperature": ("softmax_mean",),
     "pooler.q": ("quantile",),
 }  # a pooler's keys and the formulas that have them
+OF_HELD_OUT = ("target", "target.source", "target.families")  # keys that evaluation=generated reads
 GENERATED = ("families", "per_family", "generator_seed")  # keys of generated records
 
 
@@ -38,9 +39,10 @@ def unused_keys(settings: SelectSettings, overrides: Sequence[str]) -> list[str]
         reasons.append((method, lambda key: is_under(key, TOKEN_KEYS)))
     else:
         reasons.append((pooler, lambda key: settings.pooler.name not in POOLERS_OF.get(key, (settings.pooler.name,))))
-    evaluated = isinstance(settings, TrainSettings) and settings.evaluation.generated  # held-out records of their kind
-    if not selector.needs_targets and not evaluated:
-        reasons.append((method, lambda key: is_under(key, ("target",))))
+    # records of the targets' kind may be generated to measure
+    read = OF_HELD_OUT if isinstance(settings, TrainSettings) and settings.evaluation.generated else ()
+    if not selector.needs_targets:
+        reasons.append((method, lambda key: is_under(key, ("target",)) and key not in read))
     if selector.uses_model and not settings.warmup.enabled:
         reasons.append(("warmup=none", lambda key: is_under(key, ("warmup",))))
     elif not selector.warms_up(settings):

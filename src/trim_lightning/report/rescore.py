@@ -64,7 +64,7 @@ def rescore(run: OpenedRun, turns: Sequence[Turn]) -> Rescored:
     shards = plan_shards(np.array([len(encoded.token_ids)]), max(length, 1))
     with torch.inference_mode():
         result = forward.predict_step(ShardBatches([sequence], shards, settings.scope)[0], 0)
-    error = result["error"].double().numpy()[scope] if error_scopes else None
+    error = result[f"error/{settings.scope}"].double().numpy()[scope] if error_scopes else None
     found: dict[str, tuple[Pooled, MatchedTokens]] = {}
     for place, (group, bank) in enumerate(banks.items()):
         similarity = result["similarity"][place].double().numpy()

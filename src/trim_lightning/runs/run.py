@@ -18,6 +18,8 @@ from trim_lightning.runs.manifest import BrokenRun, Manifest, read_json
 from trim_lightning.runs.names import MANIFEST, METRICS, SELECTION
 from trim_lightning.runs.selection import Coreset, read_selection
 from trim_lightning.selection.ranking import DEFAULT_FRACTION
+from trim_lightning.settings.key import known_keys
+from trim_lightning.settings.schema import SelectSettings, TrainSettings
 
 TRAINING_SECTIONS = ("coreset", "train", "evaluation")  # what a selection's config may hold and not use
 SHARED_KEYS = ("max_length", "model.dtype")  # that selection and training both read
@@ -60,7 +62,7 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Dotted config keys that matter to the result; a foreign coreset brings its selection's own."""
-        known = flatten({name: value for name, value in self.config.items() if name not in HOUSEKEEPING})
+        known = whole_config(self.config, SelectSettings if self.kind == "select" else TrainSettings)
         if self.kind == "select":
             return {name: value for name, value in known.items() if not is_training_key(name)}
         if self.config.get("coreset", {}).get("path"):
@@ -75,8 +77,8 @@ class Run:
         if self.coreset.config is None:
             chosen: dict[str, Any] = {"coreset.file": self.coreset.name}
         else:
-            kept = {name: value for name, value in self.coreset.config.items() if name not in HOUSEKEEPING}
-            chosen = {name: value for name, value in flatten(kept).items() if not is_training_key(name)}
+            kept = whole_config(self.coreset.config, SelectSettings)
+            chosen = {name: value for name, value in kept.items() if not is_training_key(name)}
         own = {name: value for name, value in known.items() if is_training_key(name) and name != "coreset.path"}
         shared = {f"train.{name}": known.get(name) for name in SHARED_KEYS if known.get(name) != chosen.get(name)}
         return {**chosen, **own, **shared, "train.model": trainee_of(self.config)}
@@ -287,6 +289,22 @@ def unchanged(name: str, sha256: str | None) -> Path | None:
 def is_training_key(name: str) -> bool:
     """True for the dotted keys that a selection does not read."""
     return name.partition(".")[0] in TRAINING_SECTIONS
+
+
+def whole_config(config: Mapping[str, Any], schema: type[SelectSettings]) -> dict[str, Any]:
+    """Dotted keys of a run's config that matter to its result.
+
+    Keys that a group has got since then have their defaults, so that runs of two versions can be of one kind.
+    """
+    known = flatten({name: value for name, value in config.items() if name not in HOUSEKEEPING})
+    for name, _, default in known_keys(schema):
+        if (
+            name not in known
+            and name.partition(".")[0] not in (*HOUSEKEEPING, "method", "trainer")
+            and default != "???"
+        ):
+            known[name] = frozen(default)
+    return known
 
 
 def flatten(value: Mapping[str, Any]) -> dict[str, Any]:

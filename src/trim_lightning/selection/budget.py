@@ -75,7 +75,7 @@ def select_rows(
     if count is not None and len(chosen) < count:
         ledger.warn(f"only {len(chosen)} of the {count} records of the budget could be selected")
     spent = int(costs[chosen].sum(dtype=np.int64))
-    if tokens is not None and len(chosen) == len(order) and spent < tokens:
+    if tokens is not None and len(chosen) == len(order) > 0 and spent < tokens:
         ledger.warn(f"selection.tokens={tokens}: all {len(order)} scored records have only {spent}; all are selected")
     if tokens is not None and spent > tokens:
         ledger.warn(f"the best record alone has {spent} tokens, above selection.tokens={tokens}")

@@ -19,8 +19,8 @@ from trim_lightning.settings.key import known_keys
 from trim_lightning.settings.schema import TrainSettings
 
 GROUPS = (
-    "model", "pool", "target", "warmup", "saliency", "scoring", "fallback", "pooler", "method", "selection", "trainer",
-    "logger", "paths", "train", "evaluation", "experiment", "hparams_search", "debug",
+    "model", "pool", "target", "warmup", "saliency", "fingerprint", "scoring", "fallback", "pooler", "method",
+    "selection", "trainer", "logger", "paths", "train", "evaluation", "experiment", "hparams_search", "debug",
 )  # fmt: skip
 RECIPES = ("experiment", "hparams_search", "debug")  # groups that set keys of others
 HYDRA_GROUPS = tuple(f"hydra/{name}" for name in ("launcher", "sweeper", "job_logging", "hydra_logging", "help", "env"))

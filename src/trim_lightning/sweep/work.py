@@ -56,6 +56,10 @@ KINDS = {
     "target pass": Kind(1.7, signal_bytes),
     # number: banks, each with the similarity of every token
     "scoring pass": Kind(1.03, lambda cost, model, need: cost.tokens * bytes_of(int(cost.number)), each=0.01),
+    # the same with errors (float16), for which the LM head runs on all content; on responses alone it adds a twentieth
+    "scoring pass with errors": Kind(
+        1.4, lambda cost, model, need: cost.tokens * (bytes_of(int(cost.number)) + 2), each=0.01
+    ),
     # row number (int64) and statistic of a record
     "vectors": Kind(1.05, lambda cost, model, need: len(cost.records) * (8 + 4 * hidden_width(model))),
     "losses": Kind(1.1, lambda cost, model, need: len(cost.records) * (8 + 16)),

@@ -91,9 +91,14 @@ def class_states(hidden: Tensor, token_class: str) -> Tensor:
         token_class: ``own`` (paper) leaves them; ``next`` (our choice, after For-Value, arXiv 2508.10180) takes for
             each token the state one place before, which predicts it. A sequence's first token, which nothing predicts,
             keeps its own.
+
+    Raises:
+        ValueError: for another token class.
     """
     if token_class == "own":
         return hidden
+    if token_class != "next":
+        raise ValueError(f"unknown token class {token_class!r}")
     return torch.cat([hidden[..., :1, :], hidden[..., :-1, :]], dim=-2)
 
 

@@ -98,12 +98,12 @@ class HeldOutStop(AfterStep):
         self._best: float | None = None
         self._weights: dict[str, torch.Tensor] = {}
         self._bad_epochs = 0
-        self._epochs = 0
+        self._epochs: int | None = 0
 
     @property
-    def best_epoch(self) -> int:
-        """The epoch, from 1, whose weights are kept; 0 before the first has ended."""
-        return self._epochs - self._bad_epochs
+    def best_epoch(self) -> int | None:
+        """The epoch, from 1, whose weights are kept; None where an older checkpoint does not tell."""
+        return None if self._epochs is None else self._epochs - self._bad_epochs
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must know; whole in the first process."""
@@ -114,7 +114,7 @@ class HeldOutStop(AfterStep):
         """Take it back."""
         self._best, self._weights = state_dict["best"], state_dict["weights"]
         self._bad_epochs = state_dict["bad_epochs"]
-        self._epochs = state_dict.get("epochs", self._bad_epochs)  # older checkpoints do not have it
+        self._epochs = state_dict.get("epochs")  # older checkpoints do not have it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End at once a resumed training that had decided to end."""
@@ -133,7 +133,7 @@ class HeldOutStop(AfterStep):
         loss = self.processes.agree("held-out loss", measure)
         module.model.train()
         module.report({"train/held_out_loss": loss})
-        self._epochs += 1
+        self._epochs = None if self._epochs is None else self._epochs + 1
         if self._best is None or loss < self._best:
             self._best, self._bad_epochs = loss, 0
             self._weights = {name: value.detach().clone() for name, value in module.state_dict().items()}

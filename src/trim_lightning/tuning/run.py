@@ -287,10 +287,11 @@ def fit(module: TuningModule, loader: StepLoader, settings: TuningSettings, arou
     with deferred() as periodic.ending, interruptible(runner):
         runner.fit(module, loader, ckpt_path=str(checkpoint) if resumes else None, weights_only=True)
     let_go(runner, module)
-    if stop is not None and processes.leads:
-        log.info("%s: the weights of epoch %d of %d are kept", around.title, stop.best_epoch, settings.epochs)
+    kept = None if stop is None else stop.best_epoch
+    if kept is not None and processes.leads:
+        log.info("%s: the weights of epoch %d of %d are kept", around.title, kept, settings.epochs)
     return {
-        **({} if stop is None else {"epoch": stop.best_epoch}),
+        **({} if kept is None else {"epoch": kept}),
         **asdict(module.done),
         "records": len({row for micro in loader.plan for row in micro.rows}),
         "processes": processes.size,
