@@ -14,7 +14,7 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 PAGE ?=
-.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench trl gpu gpu-wheels compatibility results readme value browser vendor docs lint format build try-build notes release clean
+.PHONY: help setup demo test test-slow test-faults test-trainers test-versions test-oldest test-locked test-newest lock audit sbom bench trl gpu gpu-wheels compatibility results readme value removals browser vendor docs lint format build try-build notes release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -118,6 +118,19 @@ readme: $(INSTALLED) ## write what README.md says of results and models anew fro
 
 value: $(INSTALLED) ## measure what groups of records teach, and judge every method by it (hours; ARGS="groups train")
 	$(BIN)/python benchmarks/value.py $(ARGS)
+
+# Bergson has an environment of its own: its package asks for a newer torch than it needs
+BERGSON ?=
+build/bergson/.installed:
+	$(PYTHON) -m venv build/bergson
+	build/bergson/bin/python -m pip install torch==2.13.0
+	build/bergson/bin/python -m pip install --no-deps bergson==2.5.1 torchopt==0.7.3
+	build/bergson/bin/python -m pip install -c constraints.txt torch accelerate datasets graphviz jaxtyping ml_dtypes natsort \
+	  optree peft petname pyarrow pyyaml scipy simple-parsing tabulate transformers
+	@touch $@
+
+removals: $(INSTALLED) build/bergson/.installed ## compare scores with what removals do, by Bergson (half an hour; BERGSON=CHECKOUT)
+	build/bergson/bin/python benchmarks/removals.py $(or $(ARGS),prepare train score table) $(if $(BERGSON),--checkout $(BERGSON))
 
 # for the tests that open the pages; without it they are skipped
 browser: ## install Chromium (Debian) and fetch axe-core, for the tests of the pages

@@ -7,7 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from scipy.stats import spearmanr
+
+from trim_lightning.runs.yardsticks import PoolScores, write_bergson
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -38,3 +43,33 @@ def test_the_selection_stages_of_less_and_trim_run_on_a_small_model() -> None:
     figure = json.loads(done.stdout.splitlines()[-1])
     assert figure["less_seconds"][0] / figure["trim_seconds"][0] == pytest.approx(figure["ratio"])
     assert figure["ratio"] > 0
+
+
+def test_scores_of_controls_have_the_layout_that_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import removals
+
+    table = np.random.default_rng(1).normal(size=(7, 3)).astype(np.float32)
+    removals.write_scores(tmp_path / "own", table)
+    (tmp_path / "exported").mkdir()
+    pool = PoolScores(None, table[:, 0], ["a", "b", "c"], table.T, True, 0, "facts")  # type: ignore[arg-type]
+    write_bergson(pool, tmp_path / "exported")
+    own, exported = tmp_path / "own", tmp_path / "exported"
+    assert (own / "scores.bin").read_bytes() == (exported / "scores.bin").read_bytes()
+    for name, read in (("info.json", json.loads), ("config.yaml", yaml.safe_load)):
+        assert read((own / name).read_text()) == read((exported / name).read_text())
+
+
+def test_what_removals_do_is_compared_question_by_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import removals
+
+    changes, sums = np.random.default_rng(2).normal(size=(2, 40, 64))
+    sums[:, 3] = 1.0
+    found = removals.correlations(changes, sums)
+    assert found[3] == 0
+    for question in (0, 1, 63):
+        expected = spearmanr(changes[:, question], sums[:, question]).statistic
+        assert found[question] == pytest.approx(expected)
+    people = np.repeat(np.arange(removals.PEOPLE), 4)
+    assert removals.figure((changes, changes), people).startswith("+1.00 (+1.00 to +1.00)")
