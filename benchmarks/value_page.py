@@ -14,10 +14,11 @@ from value_bins import bins_table
 from value_figures import Figure, best_decile, ceiling, correlations, spearman, special
 from value_gains import Gains
 from value_groups import REPORTING, TASKS, TUNING, Group
-from value_methods import REFERENCE
+from value_methods import REFERENCE, few
 from value_scores import GroupScores
 
 RANDOM_DRAWS = 20
+ENOUGH = 0.9  # of the groups trained on, in a sample of costly methods
 
 
 def write_page(
@@ -33,7 +34,7 @@ def write_page(
         bins: Of the quantile test, if there is one.
     """
     assert gains.names == tuple(group.name for group in groups), "gains are of other groups"
-    measured = gains.measured
+    measured = judged(gains.measured, groups)
     whole, groups, gains = len(groups), [groups[place] for place in measured], gains.take(measured)
     tables = {"gain": gains.mean, "special": special(gains.mean)}
     means = {name: found.means[measured] for name, found in scored.items()}
@@ -48,6 +49,16 @@ def write_page(
         parts += ["## Ten bins", bins_table(bins)]
     parts += ["## What the scores cost", cost_table(scored)]
     path.write_text("\n\n".join(parts) + "\n")
+
+
+def judged(measured: NDArray[np.int64], groups: Sequence[Group]) -> NDArray[np.int64]:
+    """Places of the groups that methods are judged on: those trained on that costly methods score.
+
+    All that were trained on where that would leave out more than a tenth; costly methods are then left out.
+    """
+    sampled = {group.name for group in few(groups)}
+    both = np.array([place for place in measured if groups[place].name in sampled], dtype=np.int64)
+    return both if len(both) >= ENOUGH * len(measured) else measured
 
 
 MARK = "<!-- tables: make value ARGS=table -->"

@@ -335,6 +335,15 @@ def test_what_is_kept_of_scores_judges_as_they_do(tmp_path: Path, monkeypatch: p
     assert np.isnan(found["less"].time)
 
 
+def test_methods_are_judged_where_the_costly_ones_are_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [Group(str(number), "cluster", (number,), 1, 1) for number in range(30)]
+    monkeypatch.setattr(value_methods, "FEW_GROUPS", 19)
+    first = [int(group.name) for group, seed in wanted(groups) if seed == 0]
+    assert value_page.judged(np.sort(first[:20]), groups).tolist() == sorted(first[:19])
+    assert value_page.judged(np.sort(first[:25]), groups).tolist() == sorted(first[:25])
+    assert value_page.judged(np.sort(first[:9]), groups).tolist() == sorted(first[:9])
+
+
 def test_kept_gains_stand_for_trainings_of_another_machine(tmp_path: Path) -> None:
     groups = [Group(str(number), "cluster", (number,), 1, 1) for number in range(30)]
     before = {task: 2.0 + place for place, task in enumerate(value_groups.TASKS)}
