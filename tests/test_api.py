@@ -52,6 +52,30 @@ def test_five_lines_agree_with_the_command_line(model_and_records, token_weight:
     assert [json.loads(line) for line in lines] == coreset
 
 
+def test_settings_of_another_kind_or_type_are_user_errors(model_and_records) -> None:
+    model, pool, targets, folder = model_and_records
+    scorer = trim_lightning.load(str(model), dtype="float32", store_dir=folder / "store")
+    saliency = SaliencySettings(num_layers=2)
+    bank = scorer.fingerprint(targets, saliency)
+    calls = {
+        "saliency: this is a FingerprintSettings; give SaliencySettings": lambda: scorer.fingerprint(
+            targets, FingerprintSettings("next"), saliency
+        ),
+        "fingerprint: this is a str": lambda: scorer.fingerprint(targets, saliency, "next"),
+        "fingerprint.token_class=nxt: must be one of own, next; did you mean": lambda: scorer.fingerprint(
+            targets, saliency, FingerprintSettings("nxt")
+        ),
+        "saliency: .*2.5": lambda: scorer.fingerprint(targets, SaliencySettings(num_layers=2.5)),
+        "pooler: this is a FallbackSettings": lambda: scorer.score(pool, bank, FallbackSettings()),
+        "pooler.name=men: must be one of": lambda: scorer.score(pool, bank, PoolerSettings(name="men")),
+        "model.dtype=float99: must be one of": lambda: trim_lightning.load(str(model), dtype="float99"),
+        "scope=respnse: must be": lambda: trim_lightning.load(str(model), scope="respnse"),
+    }
+    for message, call in calls.items():
+        with pytest.raises(trim_lightning.UserError, match=message):
+            call()
+
+
 def test_a_mistake_is_a_user_error(model_and_records) -> None:
     model, pool, targets, folder = model_and_records
     scorer = trim_lightning.load(str(model), dtype="float32", store_dir=folder / "store")

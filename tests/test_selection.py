@@ -97,6 +97,16 @@ def test_a_token_budget_beyond_the_pool_is_told(pool: Pool) -> None:
     assert ledger.warnings == []
 
 
+def test_a_token_budget_that_filters_keep_out_of_reach_is_told(pool: Pool) -> None:
+    for tokens, warnings in ((99, ["only 60 of the 99 tokens of the budget could be spent"]), (55, [])):
+        ledger = Ledger()
+        found = chosen(
+            pool("a", "a", "b", "b", "a"), lengths=[50, 1, 10, 10, 9], tokens=tokens, dedup="exact", ledger=ledger
+        )
+        assert found == ([0, 2] if tokens == 99 else [0])
+        assert ledger.warnings == warnings
+
+
 def test_a_budget_in_response_tokens(pool: Pool) -> None:
     """Records are paid by what is handed in; without it by their content tokens."""
     settings = SelectionSettings(tokens=60, token_scope="response")

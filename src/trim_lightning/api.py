@@ -54,6 +54,7 @@ from trim_lightning.settings.schema import (
     PoolerSettings,
     SaliencySettings,
 )
+from trim_lightning.settings.typed import checked
 from trim_lightning.stages.fingerprints import SalientTarget, banks_of, weigh
 from trim_lightning.stages.task import MatchedTokens
 from trim_lightning.stages.token_scores import ScopedTokens, pool_tokens, scaled_idf
@@ -121,10 +122,8 @@ class TrimScorer:
         fingerprint: FingerprintSettings | None,
     ) -> list[SalientTarget]:
         """The tokens of target records with their saliency."""
-        saliency = saliency or SaliencySettings(num_layers=min(6, self.num_layers))
-        fingerprint = fingerprint or FingerprintSettings()
-        check(saliency, "saliency.")
-        check(fingerprint, "fingerprint.")
+        saliency = checked(saliency, SaliencySettings(num_layers=min(6, self.num_layers)), "saliency")
+        fingerprint = checked(fingerprint, FingerprintSettings(), "fingerprint")
         if saliency.num_layers > self.num_layers:
             raise UserError(f"saliency.num_layers={saliency.num_layers}: the model has only {self.num_layers} layers")
         reading = reading_of(self.model)
@@ -161,9 +160,8 @@ class TrimScorer:
         """Score an iterable of records; only a thousand of them are held at a time."""
         if not isinstance(bank, FingerprintBank):
             raise UserError(f"score: the bank is a {type(bank).__name__}; give what TrimScorer.fingerprint returned")
-        pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
-        check(pooler, "pooler.")
-        check(fallback, "fallback.")
+        pooler = checked(pooler, PoolerSettings(), "pooler")
+        fallback = checked(fallback, FallbackSettings(), "fallback")
         error_scopes = [self.scope] if pooler.token_weight == "error" else []
         forward = ScoringPass(self.model, [(bank, fallback.nearest)], error_scopes=error_scopes)
         forward.on_predict_start()
@@ -223,11 +221,12 @@ class TrimScorer:
         """
         from trim_lightning.report.in_memory import Shown, report_of
 
-        saliency = saliency or SaliencySettings(num_layers=min(6, self.num_layers))
-        pooler, fallback = pooler or PoolerSettings(), fallback or FallbackSettings()
+        saliency = checked(saliency, SaliencySettings(num_layers=min(6, self.num_layers)), "saliency")
+        pooler = checked(pooler, PoolerSettings(), "pooler")
+        fallback = checked(fallback, FallbackSettings(), "fallback")
         records, wanted = list(as_records(pool)), list(as_records(targets))
         marks = [(time.perf_counter(), self.tokens_fed)]
-        fingerprint = fingerprint or FingerprintSettings()
+        fingerprint = checked(fingerprint, FingerprintSettings(), "fingerprint")
         salient = self._salient(wanted, saliency, fingerprint)
         bank = self._bank(salient)
         marks.append((time.perf_counter(), self.tokens_fed))
@@ -345,8 +344,10 @@ def load(
     Raises:
         UserError: if the model or the adapter cannot be found or loaded.
     """
-    settings = ModelSettings(path=path, quantize=quantize)
-    check(settings)
+    settings = ModelSettings(path=path, quantize=quantize, dtype=dtype)
+    check(settings, "model.")
+    if (scope := options.get("scope", "all")) not in ("all", "prompt", "response"):
+        raise UserError(f"scope={scope}: must be all, prompt or response")
     source = find_model(settings, Store(store_dir or os.environ.get("TRIM_STORE_DIR", ".trim_store")))
     model = load_model(source, resolve_dtype(dtype))
     if adapter is not None:

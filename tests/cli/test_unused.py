@@ -23,7 +23,12 @@ from .conftest import Inputs, Run
             ["saliency.num_layers, pooler, target.num_examples: have no effect with method=random"],
         ),
         (["method=bm25", "seed=3", "warmup.fraction=1"], ["warmup.fraction: has no effect with method=bm25"]),
-        (["method=rds", "warmup.epochs=3"], ["warmup.epochs: has no effect with method=rds"]),
+        (["method=rds", "warmup.epochs=3"], ["warmup.epochs: has no effect with method=rds method.use_warmup=false"]),
+        (["method=ifd", "warmup.epochs=3"], []),
+        (
+            ["method=random", "saliency.num_layers=2", "saliency.num_layers=3"],
+            ["saliency.num_layers: has no effect with method=random"],
+        ),
         (["method=rds", "method.use_warmup=true", "warmup.epochs=3"], []),
         (["warmup=none", "warmup.epochs=3"], ["warmup.epochs: has no effect with warmup=none"]),
         (["pooler=max", "pooler.k=4"], ["pooler.k: has no effect with pooler=max"]),
@@ -49,6 +54,16 @@ def test_targets_say_what_is_generated_to_measure() -> None:
     assert unused_keys(settings, overrides) == []
     assert unused_keys(settings, ["target.num_examples=3"]) == ["target.num_examples: has no effect with method=random"]
     assert unused_keys(compose_train([*overrides, "paths.output_dir=out"]), overrides) != []
+
+
+def test_a_given_coreset_leaves_a_selection_nothing_to_do() -> None:
+    overrides = [
+        "coreset.path=c.jsonl", "method=random", "saliency.num_layers=9", "pool=jsonl", "pool.path=p.jsonl",
+        "target.num_examples=3", "warmup=none", "scope=response", "selection.count=3", "train.epochs=1",
+    ]  # fmt: skip
+    settings = compose_train([*overrides, "paths.output_dir=out"])
+    said = "method, saliency.num_layers, target.num_examples, warmup, scope: have no effect with coreset.path"
+    assert unused_keys(settings, overrides) == [said]  # the others are told where the coreset is opened
 
 
 def test_a_recipe_may_set_what_a_method_does_not_read() -> None:

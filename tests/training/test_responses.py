@@ -282,3 +282,16 @@ def test_a_limit_above_the_held_out_records_is_told(trained: Callable[..., Train
     assert told in run.manifest["warnings"]
     run = trained(f"evaluation.path={tmp_path / 'held.jsonl'}", "evaluation.limit=3", name="all")
     assert not any("evaluation.limit" in line for line in run.manifest["warnings"])
+
+
+@pytest.mark.parametrize(("keys", "told"), [((), True), (("evaluation.exact_match=never",), False)])
+def test_answers_that_nobody_asks_for_are_no_matter(
+    keys: tuple[str, ...], told: bool, trained: Callable[..., Training], tmp_path: Path
+) -> None:
+    records = [{"prompt": "count", "response": "four", **({"answer": "four"} if row else {})} for row in range(3)]
+    for first in (records, records[1:]):
+        write_lines(tmp_path / f"{len(first)}.jsonl", first)
+        run = trained(f"evaluation.path={tmp_path / f'{len(first)}.jsonl'}", "evaluation.max_new_tokens=2", *keys,
+                      name=f"answers_{len(first)}_{told}")  # fmt: skip
+        found = [line for line in run.manifest["warnings"] if "which decides" in line]
+        assert len(found) == (told and len(first) == 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -163,6 +164,11 @@ def warn_of_held_out(max_length: int, held_out: RecordFile, tokens: TokenizedRec
         )
 
 
+def undecided(asked: str, rows: Sequence[int]) -> bool:
+    """True if a measure would be taken of these records, but for the first of all."""
+    return asked == "auto" and len(rows) > 0 and 0 not in rows
+
+
 def warn_of_answers(evaluation: EvaluationSettings, held_out: RecordFile, ledger: Ledger) -> None:
     """Say of how many records exact match and option accuracy are, where that is not all of them."""
     wanted, size = measures(held_out, evaluation), len(held_out)
@@ -177,7 +183,7 @@ def warn_of_answers(evaluation: EvaluationSettings, held_out: RecordFile, ledger
     elif wanted["exact_match"]:
         if len(rows) < size:
             ledger.warn(f"exact_match is of {len(rows)} of the {size} held-out records: the others have no answer")
-    elif rows and "auto" in (evaluation.exact_match, evaluation.option_accuracy):
+    elif undecided(evaluation.exact_match, rows) or undecided(evaluation.option_accuracy, known):
         ledger.warn(
             f"{len(rows)} of the {size} held-out records have an answer, but the first, which decides, does not allow "
             "to judge it: nothing but the loss is measured; put one with an answer first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ def selection_metrics(manifest: dict[str, Any]) -> dict[str, Any]:
     return metrics
 
 
+def trim_words(config: Mapping[str, Any]) -> str:
+    """How TRIM scored: pooler and scope, and what of states and weights is not as usual."""
+    next_token = config.get("fingerprint", {}).get("token_class") == "next"
+    weight = config["pooler"].get("token_weight", "none")
+    return ", ".join([
+        "trim", *(["next-token classes"] if next_token else []), f"pooler {config['pooler']['name']}",
+        *([f"tokens weighed by {weight}"] if weight != "none" else []), f"scope {config['scope']}",
+    ])  # fmt: skip
+
+
 def selection_summary(
     manifest: dict[str, Any],
     pool: RecordFile,
@@ -40,10 +51,7 @@ def selection_summary(
     counts, config = manifest["counts"], manifest["config"]
     method = config["method"]["name"]
     rows = [
-        [
-            "method",
-            method if method != "trim" else f"trim, pooler {config['pooler']['name']}, scope {config['scope']}",
-        ],
+        ["method", method if method != "trim" else trim_words(config)],
         ["scorer", manifest["inputs"]["model"]["name"]],
         ["pool", f"{counts['pool']:,} records ({pool.name})"],
         *([["files read", names_of(map(visible, pool.files))]] if pool.files else []),
@@ -140,11 +148,12 @@ def training_summary(metrics: dict[str, Any], manifest: dict[str, Any], director
     config, inputs = manifest["config"], manifest["inputs"]
     given = config["coreset"]["path"] is not None
     kept = f", the weights of epoch {metrics['train/epoch']} are kept" if "train/epoch" in metrics else ""
+    steps, trained = metrics["train/steps"], metrics["train/trained_tokens"]
     rows = [
         ["method", "coreset given" if given else config["method"]["name"]],
         ["trainee", inputs["trainee"]["name"]],
-        ["coreset", f"{inputs['coreset']['rows']:,} records, {metrics['train/trained_tokens']:,} trained tokens"],
-        ["training", f"{metrics['train/steps']:,} steps, {metrics['train/seconds']:.1f} s{kept}"],
+        ["coreset", f"{inputs['coreset']['rows']:,} records"],
+        ["training", f"{steps:,} steps over {trained:,} trained tokens, {metrics['train/seconds']:.1f} s{kept}"],
     ]
     if manifest["selection"] is not None:
         rows += left_out(manifest["selection"])

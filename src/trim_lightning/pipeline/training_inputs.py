@@ -103,7 +103,8 @@ def warn_of_unused(settings: TrainSettings, ledger: Ledger) -> None:
              if getattr(settings.selection, item.name) != getattr(usual, item.name)]  # fmt: skip
     given += [f"{name}.path" for name in ("pool", "target") if getattr(settings, name).path is not None]
     if given:
-        ledger.warn(f"coreset.path is given, so that nothing is selected: {', '.join(given)} change nothing")
+        verb = "changes" if len(given) == 1 else "change"
+        ledger.warn(f"coreset.path is given, so that nothing is selected: {', '.join(given)} {verb} nothing")
 
 
 def in_one_order(coreset: RecordFile, store: Store) -> RecordFile:

@@ -16,6 +16,10 @@ POOLERS_OF = {
     "pooler.temperature": ("softmax_mean",),
     "pooler.q": ("quantile",),
 }  # a pooler's keys and the formulas that have them
+# keys of a selection, but those that `warn_of_unused` names where the coreset is opened
+OF_SELECTION = (
+    "method", "target", "warmup", "saliency", "fingerprint", "fallback", "pooler", "scoring", "scope",
+)  # fmt: skip
 OF_HELD_OUT = ("target", "target.source", "target.families")  # keys that evaluation=generated reads
 GENERATED = ("families", "per_family", "generator_seed")  # keys of generated records
 
@@ -30,8 +34,10 @@ def unused_keys(settings: SelectSettings, overrides: Sequence[str]) -> list[str]
     Raises:
         UserError: for an unknown method.
     """
+    # records of the targets' kind may be generated to measure
+    read = OF_HELD_OUT if isinstance(settings, TrainSettings) and settings.evaluation.generated else ()
     if isinstance(settings, TrainSettings) and settings.coreset.path is not None:
-        return []  # that a given coreset leaves a selection's keys unused is said where it is opened
+        return remarks([("coreset.path", lambda key: is_under(key, OF_SELECTION) and key not in read)], overrides)
     selector = load_selector(settings.method)
     method, pooler = f"method={settings.method['name']}", f"pooler={settings.pooler.name}"
     reasons: list[tuple[str, Callable[[str], bool]]] = []
@@ -39,11 +45,11 @@ def unused_keys(settings: SelectSettings, overrides: Sequence[str]) -> list[str]
         reasons.append((method, lambda key: is_under(key, TOKEN_KEYS)))
     else:
         reasons.append((pooler, lambda key: settings.pooler.name not in POOLERS_OF.get(key, (settings.pooler.name,))))
-    # records of the targets' kind may be generated to measure
-    read = OF_HELD_OUT if isinstance(settings, TrainSettings) and settings.evaluation.generated else ()
     if not selector.needs_targets:
         reasons.append((method, lambda key: is_under(key, ("target",)) and key not in read))
-    if selector.uses_model and not settings.warmup.enabled:
+    if getattr(selector, "use_warmup", True) is False:
+        reasons.append((f"{method} method.use_warmup=false", lambda key: is_under(key, ("warmup",))))
+    elif selector.uses_model and not settings.warmup.enabled:
         reasons.append(("warmup=none", lambda key: is_under(key, ("warmup",))))
     elif not selector.warms_up(settings):
         reasons.append((method, lambda key: is_under(key, ("warmup",))))
@@ -51,11 +57,20 @@ def unused_keys(settings: SelectSettings, overrides: Sequence[str]) -> list[str]
         if source != "generated":
             own = tuple(f"{name}.{key}" for key in GENERATED)
             reasons.append((f"{name}={source}", lambda key, own=own: key in own))  # type: ignore[misc]
+    if not settings.warmup.enabled:  # switching off what is not there is no mistake
+        overrides = [given for given in overrides if key_of(given) not in ("warmup", "warmup.enabled")]
+    return remarks(reasons, overrides)
+
+
+def key_of(override: str) -> str:
+    """The key or group of an override."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def remarks(reasons: Sequence[tuple[str, Callable[[str], bool]]], overrides: Sequence[str]) -> list[str]:
+    """One line for each reason that holds for some overrides, the first reason for each."""
     unread: dict[str, list[str]] = {}
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if key in ("warmup", "warmup.enabled") and not settings.warmup.enabled:
-            continue  # switches off what is not there
+    for key in dict.fromkeys(map(key_of, overrides)):
         reason = next((reason for reason, holds in reasons if holds(key)), None)
         if reason is not None:
             unread.setdefault(reason, []).append(key)

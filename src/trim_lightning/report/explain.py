@@ -189,7 +189,11 @@ def formula_of(run: OpenedRun, candidate: Candidate) -> str:
     if pooler.name == "mean_max_coverage":
         parts.append((pooler.coverage_weight, "coverage", candidate.coverage))
     terms = " + ".join(f"{weight:g} × {name} {value:.4f}" for weight, name, value in parts)
-    return f"{candidate.score:.4f} = {terms}"
+    weighed = {
+        "idf": "; mean and max are of similarities that weigh by the idf of their class",
+        "error": "; mean and max are of similarities that weigh by the model's error at the token",
+    }.get(pooler.token_weight, "")
+    return f"{candidate.score:.4f} = {terms}{weighed}"
 
 
 def finish(

@@ -54,7 +54,8 @@ def rescore(run: OpenedRun, turns: Sequence[Turn]) -> Rescored:
         raise UserError(f"the text cannot be rendered: {encoded}")
     scope = scope_mask(encoded.roles, settings.scope)
     if not scope.any():
-        raise UserError(f"the text has no token in scope={settings.scope}: there is nothing to score")
+        remedy = "; give the assistant's turn with --response" if settings.scope == "response" else ""
+        raise UserError(f"the text has no token in scope={settings.scope}: there is nothing to score{remedy}")
     error_scopes = [settings.scope] if settings.pooler.token_weight == "error" else []
     forward = ScoringPass(
         model, [(bank, settings.fallback.nearest) for bank in banks.values()], error_scopes=error_scopes

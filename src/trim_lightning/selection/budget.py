@@ -65,17 +65,26 @@ def select_rows(
     filters = make_filters(selection, pool, scores)
     if tokens is not None and selection.token_scope == "response":
         filters.insert(0, LengthBounds(costs, 1, None))  # else a record whose response is cut off would cost nothing
+    offered = 0
+
+    def admit(row: int) -> bool:
+        nonlocal offered
+        offered += 1
+        return admit_row(filters, row)
+
     chosen = choose(
         order,
         costs,
         count=count,
         tokens=tokens,
-        admit=(lambda row: admit_row(filters, row)) if filters else None,
+        admit=admit if filters else None,
     )
     if count is not None and len(chosen) < count:
         ledger.warn(f"only {len(chosen)} of the {count} records of the budget could be selected")
     spent = int(costs[chosen].sum(dtype=np.int64))
-    if tokens is not None and len(chosen) == len(order) > 0 and spent < tokens:
+    if tokens is not None and filters and offered == len(order) and spent + int(costs[order[-1:]].sum()) < tokens:
+        ledger.warn(f"only {spent} of the {tokens} tokens of the budget could be spent")
+    elif tokens is not None and len(chosen) == len(order) > 0 and spent < tokens:
         ledger.warn(f"selection.tokens={tokens}: all {len(order)} scored records have only {spent}; all are selected")
     if tokens is not None and spent > tokens:
         ledger.warn(f"the best record alone has {spent} tokens, above selection.tokens={tokens}")
