@@ -73,3 +73,17 @@ def test_what_removals_do_is_compared_question_by_question(monkeypatch: pytest.M
         assert found[question] == pytest.approx(expected)
     people = np.repeat(np.arange(removals.PEOPLE), 4)
     assert removals.figure((changes, changes), people).startswith("+1.00 (+1.00 to +1.00)")
+
+
+def test_the_ten_best_of_each_question_count_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import removals
+
+    monkeypatch.setattr(removals, "WORK", tmp_path)
+    monkeypatch.setattr(removals, "ORDERED", ("trim",))
+    table = np.random.default_rng(3).normal(size=(30, 2)).astype(np.float32)
+    removals.write_scores(tmp_path / removals.folder_of("trim"), table)
+    assert (removals.read_scores(tmp_path / removals.folder_of("trim")) == table).all()
+    removals.best_only()
+    mask = removals.read_scores(tmp_path / removals.folder_of(f"trim{removals.BEST}"))
+    assert (mask == (table >= np.sort(table, axis=0)[-10])).all()
