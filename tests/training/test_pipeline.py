@@ -390,7 +390,8 @@ def test_the_page_has_every_metric(
     whole: Training, trained: Callable[..., Training], training_files: TrainingFiles
 ) -> None:
     documented = {name for names in table_under("metrics.json") for name in names}
-    found = {*whole.metrics, *trained(training_files.held_out("options")).metrics}
+    stopped = trained(training_files.held_out("options"), "train.early_stop=1", name="stopped").metrics
+    found = {*whole.metrics, *trained(training_files.held_out("options")).metrics, *stopped}
     bounds = {name for name in found if name.endswith(("_low", "_high"))}
     assert documented == found - bounds
     assert {name.rpartition("_")[0] for name in bounds} <= documented
