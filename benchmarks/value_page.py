@@ -14,10 +14,12 @@ from value_bins import bins_table
 from value_figures import Figure, best_decile, ceiling, correlations, spearman, special
 from value_gains import Gains
 from value_groups import REPORTING, TASKS, TUNING, Group
-from value_methods import REFERENCE, few
+from value_methods import ONE_PASS, REFERENCE, few
 from value_scores import GroupScores
 
 RANDOM_DRAWS = 20
+DENSITY, ALIGNMENT = f"{ONE_PASS}mean states, density", f"{ONE_PASS}for-value, mean"
+SUMS = ((REFERENCE, DENSITY), (REFERENCE, ALIGNMENT), (REFERENCE, DENSITY, ALIGNMENT), (REFERENCE, "less"))
 ENOUGH = 0.9  # of the groups trained on, in a sample of costly methods
 
 
@@ -39,6 +41,7 @@ def write_page(
     tables = {"gain": gains.mean, "special": special(gains.mean)}
     means = {name: found.means[measured] for name, found in scored.items()}
     means = {name: table for name, table in means.items() if not np.isnan(table).any()}
+    means |= sums(means)
     head = path.read_text().partition(MARK)[0] if path.exists() else "# What a record teaches\n\n"
     part_of = f"Of {len(groups)} groups of {whole}, {np.isfinite(gains.second).all(1).sum()} of them with two seeds."
     parts = [head + MARK, part_of, spread_table(gains)]
@@ -49,6 +52,17 @@ def write_page(
         parts += ["## Ten bins", bins_table(bins)]
     parts += ["## What the scores cost", cost_table(scored)]
     path.write_text("\n\n".join(parts) + "\n")
+
+
+def sums(means: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """`SUMS` of methods that have scores: what each says of the groups, standardised task by task, added up."""
+    whole = {}
+    for names in SUMS:
+        if all(name in means for name in names):
+            whole[" + ".join(name.removeprefix(ONE_PASS) for name in names)] = np.sum(
+                [(means[name] - means[name].mean(0)) / means[name].std(0) for name in names], axis=0
+            )
+    return whole
 
 
 def judged(measured: NDArray[np.int64], groups: Sequence[Group]) -> NDArray[np.int64]:

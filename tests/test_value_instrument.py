@@ -335,6 +335,16 @@ def test_what_is_kept_of_scores_judges_as_they_do(tmp_path: Path, monkeypatch: p
     assert np.isnan(found["less"].time)
 
 
+def test_sums_add_what_methods_say_of_the_groups() -> None:
+    one, two = table(0), 100 * table(1) + 7
+    means = {"trim": one, value_page.DENSITY: two}
+    found = value_page.sums(means)
+    assert list(found) == ["trim + mean states, density"]
+    whole = found["trim + mean states, density"]
+    expected = stats.zscore(one) + stats.zscore(two)
+    assert whole == pytest.approx(expected)
+
+
 def test_methods_are_judged_where_the_costly_ones_are_too(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [Group(str(number), "cluster", (number,), 1, 1) for number in range(30)]
     monkeypatch.setattr(value_methods, "FEW_GROUPS", 19)

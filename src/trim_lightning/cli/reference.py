@@ -32,9 +32,9 @@ HEAD = f"""\
 
 Every key of `trim-select` (`python select.py`) and `trim-train` (`python train.py`), its type, its default, what it
 may be, and what it means. Set a key with `key=value`, pick an option of a group with `group=option`; a key that is
-not listed here is an error, and most that a run does not read (`pooler.k` without its pooler, `saliency` with
-another method) are said at its start. The default is what a run without overrides uses; `--cfg job` prints the keys of
-a command with its overrides in place.
+not listed here is an error, and most that a run does not read (`pooler.k` without its pooler, `saliency` with another
+method) are said at its start, but not in a multirun, whose jobs share their keys. The default is what a run without
+overrides uses; `--cfg job` prints the keys of a command with its overrides in place.
 
 A list is written `'key=[a,b]'`, in quotes because of the shell; a field of a mapping is set by its name, as in
 `pool.where.lang=en`; `null` means none. Overrides may have any order: a key given on the command line wins over the
