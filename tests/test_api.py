@@ -68,7 +68,7 @@ def test_settings_of_another_kind_or_type_are_user_errors(model_and_records) -> 
         "saliency: .*2.5": lambda: scorer.fingerprint(targets, SaliencySettings(num_layers=2.5)),
         "pooler: this is a FallbackSettings": lambda: scorer.score(pool, bank, FallbackSettings()),
         "pooler.name=men: must be one of": lambda: scorer.score(pool, bank, PoolerSettings(name="men")),
-        "model.dtype=float99: must be one of": lambda: trim_lightning.load(str(model), dtype="float99"),
+        "^dtype=float99: must be one of": lambda: trim_lightning.load(str(model), dtype="float99"),
         "scope=respnse: must be": lambda: trim_lightning.load(str(model), scope="respnse"),
     }
     for message, call in calls.items():

@@ -345,7 +345,7 @@ def load(
         UserError: if the model or the adapter cannot be found or loaded.
     """
     settings = ModelSettings(path=path, quantize=quantize, dtype=dtype)
-    check(settings, "model.")
+    check(settings)
     if (scope := options.get("scope", "all")) not in ("all", "prompt", "response"):
         raise UserError(f"scope={scope}: must be all, prompt or response")
     source = find_model(settings, Store(store_dir or os.environ.get("TRIM_STORE_DIR", ".trim_store")))
