@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from tabulate import tabulate
 
+from rank_correlations import spearman
 from removals_materials import ASKED, BASE, PEOPLE, POOL, TARGETS, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -231,14 +231,6 @@ def read_validation(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64
     return changes, sums
 
 
-def correlations(changes: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[questions]`` Spearman's correlation over the removals; 0 where a column is constant."""
-    ranks = [rankdata(table, axis=0) for table in (changes, sums)]
-    centred = [table - table.mean(0) for table in ranks]
-    scale = np.sqrt((centred[0] ** 2).sum(0) * (centred[1] ** 2).sum(0))
-    return np.where(scale > 0, (centred[0] * centred[1]).sum(0) / np.where(scale > 0, scale, 1), 0.0)
-
-
 def figure(tables: tuple[NDArray[np.float64], NDArray[np.float64]], people: NDArray[np.int64]) -> str:
     """LDS, the mean over questions, with an interval that resamples removals and people (percentiles)."""
     changes, sums = tables
@@ -246,9 +238,9 @@ def figure(tables: tuple[NDArray[np.float64], NDArray[np.float64]], people: NDAr
     for _ in range(SAMPLES):
         rows = generator.integers(0, len(changes), len(changes))
         asked = np.concatenate([np.flatnonzero(people == one) for one in generator.integers(0, PEOPLE, PEOPLE)])
-        drawn.append(correlations(changes[rows], sums[rows])[asked].mean())
+        drawn.append(spearman(changes[rows], sums[rows])[asked].mean())
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return f"{correlations(changes, sums).mean():+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{spearman(changes, sums).mean():+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def first_right(name: str) -> str:

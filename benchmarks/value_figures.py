@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from rank_correlations import rank_correlations, spearman
 from value_gains import Gains
 
 Floats = NDArray[np.float64]
@@ -40,25 +40,16 @@ def special(gains: Floats) -> Floats:
 
     Each task's gains are standardised over the groups, then each group's mean over the tasks is taken off.
     """
-    spread = gains.std(0)
-    standard = (gains - gains.mean(0)) / np.where(spread > 0, spread, 1)
+    standard = standardised(gains)
     whole: Floats = standard - standard.mean(1, keepdims=True)
     return whole
 
 
-def spearman(first: Floats, second: Floats) -> Floats:
-    """``[tasks]`` rank correlation of two ``[groups, tasks]`` tables, column by column; 0 for a constant column."""
-    correlations: Floats = rank_correlations(first[:, None], second)[0]
-    return correlations
-
-
-def rank_correlations(tables: Floats, gains: Floats) -> Floats:
-    """``[methods, tasks]`` Spearman's correlation of ``[groups, methods, tasks]`` scores with ``[groups, tasks]``."""
-    ranks = [rankdata(table, axis=0) for table in (tables, gains[:, None])]
-    centred = [table - table.mean(0) for table in ranks]
-    scale = np.sqrt((centred[0] ** 2).sum(0) * (centred[1] ** 2).sum(0))
-    product = (centred[0] * centred[1]).sum(0)
-    return np.where(scale > 0, product / np.where(scale > 0, scale, 1), 0.0)
+def standardised(table: Floats) -> Floats:
+    """``[groups, tasks]`` with mean 0 and deviation 1 over the groups, task by task; 0 for a constant column."""
+    spread = table.std(0)
+    whole: Floats = (table - table.mean(0)) / np.where(spread > 0, spread, 1)
+    return whole
 
 
 def correlations(

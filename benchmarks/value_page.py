@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from value_bins import bins_table
-from value_figures import Figure, best_decile, ceiling, correlations, spearman, special
+from value_figures import Figure, best_decile, ceiling, correlations, spearman, special, standardised
 from value_gains import Gains
 from value_groups import REPORTING, TASKS, TUNING, Group
 from value_methods import ONE_PASS, REFERENCE, few
@@ -60,7 +60,7 @@ def sums(means: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float
     for names in SUMS:
         if all(name in means for name in names):
             whole[" + ".join(name.removeprefix(ONE_PASS) for name in names)] = np.sum(
-                [(means[name] - means[name].mean(0)) / means[name].std(0) for name in names], axis=0
+                [standardised(means[name]) for name in names], axis=0
             )
     return whole
 

@@ -113,17 +113,23 @@ class TrimScorer:
         Raises:
             UserError: if there is no record, or no token in scope.
         """
+        saliency, fingerprint = self._weighing(saliency, fingerprint)
         return self._bank(self._salient(targets, saliency, fingerprint))
+
+    def _weighing(
+        self, saliency: SaliencySettings | None, fingerprint: FingerprintSettings | None
+    ) -> tuple[SaliencySettings, FingerprintSettings]:
+        """Settings of the targets, checked; the usual ones in place of None."""
+        usual = SaliencySettings(num_layers=min(6, self.num_layers))
+        return checked(saliency, usual, "saliency"), checked(fingerprint, FingerprintSettings(), "fingerprint")
 
     def _salient(
         self,
         targets: Iterable[Mapping[str, Any]],
-        saliency: SaliencySettings | None,
-        fingerprint: FingerprintSettings | None,
+        saliency: SaliencySettings,
+        fingerprint: FingerprintSettings,
     ) -> list[SalientTarget]:
         """The tokens of target records with their saliency."""
-        saliency = checked(saliency, SaliencySettings(num_layers=min(6, self.num_layers)), "saliency")
-        fingerprint = checked(fingerprint, FingerprintSettings(), "fingerprint")
         if saliency.num_layers > self.num_layers:
             raise UserError(f"saliency.num_layers={saliency.num_layers}: the model has only {self.num_layers} layers")
         reading = reading_of(self.model)
@@ -221,12 +227,11 @@ class TrimScorer:
         """
         from trim_lightning.report.in_memory import Shown, report_of
 
-        saliency = checked(saliency, SaliencySettings(num_layers=min(6, self.num_layers)), "saliency")
+        saliency, fingerprint = self._weighing(saliency, fingerprint)
         pooler = checked(pooler, PoolerSettings(), "pooler")
         fallback = checked(fallback, FallbackSettings(), "fallback")
         records, wanted = list(as_records(pool)), list(as_records(targets))
         marks = [(time.perf_counter(), self.tokens_fed)]
-        fingerprint = checked(fingerprint, FingerprintSettings(), "fingerprint")
         salient = self._salient(wanted, saliency, fingerprint)
         bank = self._bank(salient)
         marks.append((time.perf_counter(), self.tokens_fed))

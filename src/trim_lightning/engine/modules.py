@@ -169,7 +169,7 @@ class ScoringPass(ForwardPass):
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
         # before the forward pass: a GPU would be waited for after it
         places = real.flatten().nonzero().squeeze(1)
-        roles = batch["roles"].cpu().numpy()
+        scopes = {scope: scope_mask(batch["roles"].cpu().numpy(), scope) for scope in self.error_scopes}
         hidden = self.states(input_ids, batch.get("prefix", 0))
         token_ids = input_ids.flatten()[places]
         states = {
@@ -181,8 +181,8 @@ class ScoringPass(ForwardPass):
             for matcher, (bank, _) in zip(self._matchers, self.banks, strict=True)
         ]
         errors = {
-            f"error/{scope}": self.errors(input_ids, hidden, scope_mask(roles, scope)).flatten()[places]
-            for scope in self.error_scopes
+            f"error/{scope}": self.errors(input_ids, hidden, wanted).flatten()[places]
+            for scope, wanted in scopes.items()
         }
         return {
             "rows": batch["rows"],
