@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.memory import in_halves, is_out_of_memory
+from trim_lightning.engine.response_learning import alignments, gradient_of, mean_states, predicted_responses
 from trim_lightning.engine.shards import write_tensors
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.divided import mesh_of
@@ -25,7 +26,8 @@ from trim_lightning.models.load import ModelRecipe
 from trim_lightning.models.loss import last_hidden_states, token_probabilities
 from trim_lightning.models.prefix import can_resume, states_after
 from trim_lightning.models.reading import read, reading_of, refuse_divided
-from trim_lightning.tokens.tokenized import scope_mask
+from trim_lightning.tokens.tokenized import TokenSequence, scope_mask
+from trim_lightning.trim.alignment import HeadGradient
 from trim_lightning.trim.fingerprints import FingerprintBank, class_states, unit
 from trim_lightning.trim.matching import Matcher
 
@@ -126,7 +128,9 @@ class ScoringPass(ForwardPass):
     ``token_ids [tokens]``, ``roles [tokens]``, ``similarity [banks, tokens]`` (raw cosines) and, for a bank with
     ``fallback.nearest=hidden``, ``match/<place> [tokens]`` (ids of the matched classes); `match_of` gives them of each.
     Where errors are wanted there is ``error/<scope> [tokens]`` float16 too: 1 - p of each token after those before it,
-    0 of a record's first token and of what is outside the scope.
+    0 of a record's first token and of what is outside the scope. Where targets are given there are ``alignment
+    [targets, tokens]`` float32, see `trim_lightning.engine.response_learning`, 0 outside responses, and ``mean_state
+    [hidden, batch]`` float16 of each response.
 
     Args:
         model: See `ForwardPass`.
@@ -134,6 +138,7 @@ class ScoringPass(ForwardPass):
         tables: Files that get the table of matches of some banks, by their places.
         share_prefixes: Compute what all records of a batch begin with once, where that pays and the model can do it.
         error_scopes: Scopes whose tokens' errors are wanted.
+        targets: Groups of targets whose responses those of the pool are held against.
     """
 
     def __init__(
@@ -143,22 +148,26 @@ class ScoringPass(ForwardPass):
         tables: Mapping[Path, Sequence[int]] | None = None,
         share_prefixes: bool = False,
         error_scopes: Sequence[str] = (),
+        targets: Sequence[Sequence[TokenSequence]] = (),
     ) -> None:
         super().__init__(model)
+        self.targets = list(targets)
         self.share_prefixes = share_prefixes
         self.error_scopes = tuple(sorted(set(error_scopes)))
         self._resumes: bool | None = None  # whether the model can; asked where it is wanted
         self.banks = list(banks)
         self.tables = dict(tables or {})
         self._matchers: list[Matcher] = []
+        self._gradients: list[HeadGradient] = []
 
     def on_predict_start(self) -> None:
-        """Prepare the banks on the model's device: the fallback table is computed once per vocabulary."""
+        """Prepare banks and targets on the model's device: the fallback table is computed once per vocabulary."""
         layer: Any = self.model.get_input_embeddings()
         embeddings = layer.weight.detach()
         if hasattr(embeddings, "full_tensor"):  # divided among processes
             embeddings = embeddings.full_tensor()
         self._matchers = [Matcher.prepare(bank, embeddings, nearest) for bank, nearest in self.banks]
+        self._gradients = [gradient_of(self.model, targets, self._together) for targets in self.targets]
         if self.tables and self.trainer.is_global_zero:  # the process that started this one has no embeddings
             for path, places in self.tables.items():
                 classes = torch.stack([self._matchers[place].classes for place in places])
@@ -184,6 +193,11 @@ class ScoringPass(ForwardPass):
             f"error/{scope}": self.errors(input_ids, hidden, wanted).flatten()[places]
             for scope, wanted in scopes.items()
         }
+        learnt = {}
+        if self._gradients:
+            counted = predicted_responses(batch["roles"])
+            aligned = alignments(self.model, input_ids, hidden, counted, self._gradients, self._together)
+            learnt = {"alignment": aligned.flatten(1)[:, places], "mean_state": mean_states(hidden, counted)}
         return {
             "rows": batch["rows"],
             "lengths": lengths,
@@ -196,23 +210,28 @@ class ScoringPass(ForwardPass):
                 if matcher.nearest == "hidden"
             },
             **errors,
+            **learnt,
         }
+
+    @property
+    def _together(self) -> bool:
+        """True if other processes count on one call for each batch."""
+        return self._trainer is not None and in_step(self._trainer.strategy)
 
     def errors(self, input_ids: Tensor, hidden: Tensor, scope: NDArray[np.bool_]) -> Tensor:
         """``[batch, seq]`` float16 1 - p of the tokens in a scope ``[batch, seq]``, 0 of the others and of first ones.
 
         Each scope by itself, so that it has the same bytes whatever else shares the pass.
         """
-        together = self._trainer is not None and in_step(self._trainer.strategy)
         wanted = torch.from_numpy(scope).to(hidden.device)
-        probability = token_probabilities(self.model, input_ids, hidden, together, wanted)
+        probability = token_probabilities(self.model, input_ids, hidden, self._together, wanted)
         return (1 - probability).nan_to_num(0.0).half()
 
     def states(self, input_ids: Tensor, prefix: int) -> Tensor:
         """Last hidden states ``[batch, seq, hidden]`` of records that all begin with ``prefix`` equal tokens."""
         shared = prefix > 0 and self.share_prefixes
-        if self._trainer is not None and in_step(self._trainer.strategy):
-            shared = False  # the other processes count on one call for each batch
+        if self._together:
+            shared = False
         if shared and self._resumes is None:
             self._resumes = can_resume(self.model)
         if shared and self._resumes:

@@ -59,13 +59,27 @@ def profile_scoring(
     # a pass takes the model out of its module at its end, so each has one of its own, made outside the trace
     banks = [(bank, request.nearest) for bank in request.banks.values()]
     modules = [
-        ScoringPass(model, banks, share_prefixes=share_prefixes, error_scopes=error_scopes([request])) for _ in range(2)
+        ScoringPass(
+            model,
+            banks,
+            share_prefixes=share_prefixes,
+            error_scopes=error_scopes([request]),
+            targets=list(request.targets.values()),
+        )
+        for _ in range(2)
     ]
 
     def run(part: Sequence[tuple[int, ...]]) -> None:
         tokens = int(sum(records.lengths[list(rows)].sum() for rows in part))
         with tempfile.TemporaryDirectory() as nowhere:
-            form = TokenShards(Path(nowhere), len(request.banks), request.scope, request.nearest, errors=request.errors)
+            form = TokenShards(
+                Path(nowhere),
+                len(request.banks),
+                request.scope,
+                request.nearest,
+                errors=request.errors,
+                targets=range(len(request.targets)),
+            )
             plan = [Shard(0, tuple(part), tokens)]
             run_sharded_pass(modules.pop(), records, plan, form, Path(nowhere), resources=resources, title="profile")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from trim_lightning.engine.shards import Elapsed, write_tensors
 from trim_lightning.engine.token_shards import MATCHES, ROWS, SharedShards, TokenShards
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.load import ModelRecipe
-from trim_lightning.tokens.tokenized import SomeRecords, TokenizedRecords
+from trim_lightning.tokens.tokenized import SomeRecords, TokenizedRecords, TokenSequence
 from trim_lightning.trim.fingerprints import FingerprintBank
 
 
@@ -32,12 +32,31 @@ class ScoringRequest:
         nearest: ``fallback.nearest``.
         scope: Content tokens that count.
         errors: Keep the model's error at each scoped token too.
+        targets: Group name to its targets, in the order of the banks, where it is to be kept too what the model would
+            learn from each response; else empty.
     """
 
     banks: Mapping[str, FingerprintBank]
     nearest: str
     scope: str
     errors: bool = False
+    targets: Mapping[str, Sequence[TokenSequence]] = field(default_factory=dict)
+
+
+@dataclass
+class Targets:
+    """The groups of targets that readers of a pass have, each once."""
+
+    groups: list[Sequence[TokenSequence]] = field(default_factory=list)
+    _known: list[tuple[bytes, ...]] = field(default_factory=list)
+
+    def place(self, group: Sequence[TokenSequence]) -> int:
+        """Where a group stands; one with other tokens is put behind."""
+        content = tuple(part.tobytes() for target in group for part in target)
+        if content not in self._known:
+            self._known.append(content)
+            self.groups.append(group)
+        return self._known.index(content)
 
 
 def error_scopes(requests: Iterable[ScoringRequest]) -> list[str]:
@@ -65,15 +84,28 @@ def run_scoring_pass(
     groups = prefix_groups(records, resources.tokens_per_batch) if share_prefixes else None
     plan = plan_shards(records.lengths, resources.tokens_per_batch, groups=groups)
     banks: list[tuple[FingerprintBank, str]] = []
-    readers, tables = [], {}
+    readers, tables, targets = [], {}, Targets()
     for directory, request in requests.items():
-        reader = TokenShards(directory, len(request.banks), request.scope, request.nearest, len(banks), request.errors)
+        reader = TokenShards(
+            directory,
+            len(request.banks),
+            request.scope,
+            request.nearest,
+            len(banks),
+            request.errors,
+            [targets.place(group) for group in request.targets.values()],
+        )
         readers.append(reader)
         if reader.has_table:
             tables[directory / MATCHES] = reader.banks
         banks += [(bank, request.nearest) for bank in request.banks.values()]
     module = ScoringPass(
-        model, banks, tables, share_prefixes and not is_divided(resources.trainer), error_scopes(requests.values())
+        model,
+        banks,
+        tables,
+        share_prefixes and not is_divided(resources.trainer),
+        error_scopes(requests.values()),
+        targets.groups,
     )
     seconds = run_sharded_pass(
         module,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.engine.shards import ShardForm, finished_values, is_intact, rows_of, write_tensors
-from trim_lightning.tokens.tokenized import scope_mask
+from trim_lightning.tokens.tokenized import predicted_responses, scope_mask
 
 if TYPE_CHECKING:  # results are read without torch
     from torch import Tensor
@@ -49,7 +49,7 @@ def cosines_of(stored: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def bytes_of(banks: int) -> int:
-    """Bytes that a shard holds of a token."""
+    """Bytes that a shard holds of a token's similarities."""
     return banks * (4 if banks <= EXACT_BANKS else 2)
 
 
@@ -58,7 +58,9 @@ def similarity_path(directory: Path, index: int) -> Path:
 
     Tensors ``rows [records]`` int64; of their scoped tokens, record after record, ``similarity [banks, tokens]`` (raw
     cosines, see `cosines_of`); with ``nearest=hidden`` ``match [banks, tokens]`` int32, the matched classes' ids; where
-    errors are wanted ``error [tokens]`` float16, the model's 1 - p of each token.
+    errors are wanted ``error [tokens]`` float16, the model's 1 - p of each token; where targets are given, of each
+    response ``responses [records]`` int32 (its tokens), ``mean_state [records, hidden]`` float16 and ``mean_alignment
+    [banks, records]`` float32, NaN without a token, and ``alignment [banks, tokens]`` float32 of the scoped tokens.
     """
     return directory / f"similarity-{index:06d}.safetensors"
 
@@ -73,13 +75,22 @@ class TokenShards(ShardForm):
         nearest: ``fallback.nearest``; with ``embedding`` the pass itself writes the table of matches, as `MATCHES`.
         first: Place of the first bank among those of the pass.
         errors: Keep the model's error at each token.
+        targets: Places of the banks' targets among those of the pass; empty if nothing is kept of responses.
     """
 
     def __init__(
-        self, directory: Path, banks: int, scope: str, nearest: str, first: int = 0, errors: bool = False
+        self,
+        directory: Path,
+        banks: int,
+        scope: str,
+        nearest: str,
+        first: int = 0,
+        errors: bool = False,
+        targets: Sequence[int] = (),
     ) -> None:
         self.directory, self.scope, self.nearest, self.errors = directory, scope, nearest, errors
         self.banks = range(first, first + banks)
+        self.targets = list(targets)
 
     @property
     def has_table(self) -> bool:
@@ -106,8 +117,30 @@ class TokenShards(ShardForm):
             tensors["match"] = torch.stack([joined(results, f"match/{bank}")[scope].int() for bank in self.banks])
         if self.errors:
             tensors["error"] = joined(results, f"error/{self.scope}")[scope]
-        path = similarity_path(self.directory, index)
-        write_tensors(path, {name: tensor.numpy() for name, tensor in tensors.items()})
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        if self.targets:
+            arrays |= self._of_responses(results, scope.numpy())
+        write_tensors(similarity_path(self.directory, index), arrays)
+
+    def _of_responses(
+        self, results: Sequence[Mapping[str, Tensor]], scope: NDArray[np.bool_]
+    ) -> dict[str, NDArray[Any]]:
+        """What is kept of each response, see `similarity_path`."""
+        import torch
+
+        lengths = joined(results, "lengths").numpy()
+        counted = predicted_responses(joined(results, "roles").numpy(), lengths)
+        alignment = torch.cat([result["alignment"] for result in results], dim=1).cpu().numpy()[self.targets]
+        starts = np.cumsum(lengths) - lengths
+        responses = np.add.reduceat(counted.astype(np.int32), starts)
+        sums = np.add.reduceat(alignment.astype(np.float64), starts, axis=1)
+        means = sums / np.where(responses > 0, responses, np.nan)
+        return {
+            "responses": responses,
+            "mean_state": torch.cat([result["mean_state"] for result in results], dim=1).T.contiguous().cpu().numpy(),
+            "mean_alignment": means.astype(np.float32),
+            "alignment": alignment[:, scope],
+        }
 
 
 def joined(results: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:

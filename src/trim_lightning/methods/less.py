@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from trim_lightning.engine.shards import gather_values, read_values
 from trim_lightning.errors import UserError
 from trim_lightning.methods.base import Selector
-from trim_lightning.methods.shared import group_scores, score_table, unit, usable_groups
+from trim_lightning.methods.shared import group_scores, score_table, usable_groups
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.key import key
 from trim_lightning.stages.checkpoints import CHECKPOINTS, gradient_features, train_checkpoints
 from trim_lightning.stages.passes import target_tokens
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import StageKey
+from trim_lightning.trim.density import unit
 
 
 @dataclass

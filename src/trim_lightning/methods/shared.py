@@ -16,6 +16,7 @@ from trim_lightning.errors import UserError
 from trim_lightning.selection.ranking import ScoreTable, merge_in_turns, rank_round_robin, rank_single_targets
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry, StageKey
+from trim_lightning.trim.density import unit
 
 ROUND_ROBIN = "round_robin"
 AGGREGATES = ("max", "mean", ROUND_ROBIN)
@@ -158,12 +159,6 @@ def cosine_groups(
             yield np.s_[:, rows], np.stack(folded)
 
     return group_scores(task, stage_key, list(groups), blocks)
-
-
-def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[n, width]`` vectors of length 1; a zero vector stays zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
 
 
 def fold_targets(scores: Iterable[NDArray[Any]], number: int, how: str) -> NDArray[Any]:

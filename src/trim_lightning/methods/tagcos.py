@@ -20,12 +20,12 @@ from trim_lightning.methods.clusters import (
     ranked_by_order,
     scoped_rows,
 )
-from trim_lightning.methods.shared import unit
 from trim_lightning.selection.ranking import ScoreTable
 from trim_lightning.settings.key import key
 from trim_lightning.stages.checkpoints import CHECKPOINTS, gradient_features, train_checkpoints
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry, StageKey
+from trim_lightning.trim.density import unit
 
 RIDGE = 1.0  # of the authors' code, likewise the next
 TOLERANCE = 1e-4  # of the residual, as a share of what is to be matched

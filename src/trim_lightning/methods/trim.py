@@ -30,6 +30,7 @@ from trim_lightning.stages.token_scores import (
 )
 from trim_lightning.store import Entry, StageKey
 from trim_lightning.store.keys import digest_of
+from trim_lightning.tokens.tokenized import TokenSequence
 from trim_lightning.trim.pooling import Pooled, aggregate_groups
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class TrimSelector(Selector):
     def prepare(self, task: SelectionTask) -> ScoringWork:
         """Everything before the pass over the pool, and what is wanted of that pass."""
         settings = task.settings
-        if settings.warmup.enabled:
+        if self.warms_up(settings):
             task.scorer.warm_up(settings.warmup, task.pool_tokens, task.pool_key)
         fingerprints = self._fingerprints(task, self._target_pass(task))
         resources = task.scorer.resources(settings.scoring.tokens_per_batch, settings.scoring.num_workers)
@@ -120,12 +121,20 @@ class TrimSelector(Selector):
         }
         if settings.pooler.token_weight == "error":
             choices["errors"] = True
+        targets = self.response_targets(task)
+        if targets:
+            choices["alignment"] = True
         inputs = {
             "pool": task.pool_key.hex,
             "fingerprint": fingerprints.key.hex,
             "scorer": task.scorer.identity,
         }
-        return ScoringWork(StageKey("score", SCORE_VERSION, choices, inputs), fingerprints, resources)
+        key = StageKey("score", SCORE_VERSION, choices, inputs)
+        return ScoringWork(key, fingerprints, resources, targets=targets)
+
+    def response_targets(self, task: SelectionTask) -> dict[str, list[TokenSequence]]:
+        """Group name to its targets, where the pass is to keep what the model would learn from responses."""
+        return {}
 
     def _target_pass(self, task: SelectionTask) -> Entry:
         """Stage `signals`: per-layer signals and hidden states of the targets."""
@@ -144,6 +153,7 @@ class TrimSelector(Selector):
         cost = task.scorer.cost("fingerprint", "target pass", targets, resources=resources)
         result = task.store.get(key, build, resumable=True, together=True, cost=cost)
         task.ledger.book("fingerprint", result)
+        self._signals_entry = result
         return result
 
     def _fingerprints(self, task: SelectionTask, signals: Entry) -> Entry:
@@ -218,7 +228,7 @@ class TrimSelector(Selector):
         groups = task.targets.groups
         cost = task.scorer.cost(
             "score",
-            "scoring pass with errors" if work.key.settings.get("errors") else "scoring pass",
+            work.kind,
             records,
             how_many=lambda: len(groups),
             resources=work.resources,
@@ -237,7 +247,7 @@ class TrimSelector(Selector):
         self._passed = passed = JoinedPasses([entry.path for entry in passes], task.pool_tokens)
         bank_idf = read_idf(self._fingerprint_entry.path)
         groups, size = passed.groups, len(task.pool)
-        combined = {column: np.full(size, np.nan, dtype=np.float32) for column in Pooled._fields}
+        combined: dict[str, Any] = {column: np.full(size, np.nan, dtype=np.float32) for column in Pooled._fields}
         self._group_scores = {group: np.full(size, np.nan, dtype=np.float32) for group in groups if group}
         aggregate = task.settings.target.aggregate
         fallback = scoped_tokens = 0

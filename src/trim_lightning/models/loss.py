@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -122,24 +122,42 @@ def token_probabilities(
     """
     found = torch.full(input_ids.shape, float("nan"), device=input_ids.device)
     asked = torch.ones_like(input_ids[:, 1:], dtype=torch.bool) if wanted is None else wanted[:, 1:]
-    following = input_ids[:, 1:][asked]
+    chances = [
+        logits.log_softmax(-1).gather(1, answers[:, None]).squeeze(1).exp().to(found.device)
+        for _, logits, answers in next_tokens(model, input_ids, states, asked, together)
+    ]
+    if chances:
+        found[:, 1:][asked] = torch.cat(chances)
+    return found
+
+
+def next_tokens(
+    model: PreTrainedModel, input_ids: Tensor, states: Tensor, asked: Tensor, together: bool = False
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield what predicts some tokens, a thousand of them at a time, in their order.
+
+    Args:
+        model: As in `token_probabilities`, likewise ``input_ids``, ``states`` and ``together``.
+        asked: ``[batch, seq - 1]`` bool, the places whose next token is asked for.
+
+    Yields:
+        The ``[places, hidden]`` states there, float32 ``[places, vocabulary]`` logits and the ``[places]`` ids of the
+        tokens that follow, all on the device of the logits.
+    """
+    following, predicting = input_ids[:, 1:][asked], states[:, :-1][asked]
     logits: Iterable[Tensor]
     if head_alone(model):
         head: Any = model.get_output_embeddings()
-        logits = (head(piece) for piece in states[:, :-1][asked].split(CHUNK))
+        logits = (head(piece) for piece in predicting.split(CHUNK))
     else:
         rows = len(input_ids) if together else max(1, WHOLE // input_ids.shape[1])
         parts = zip(input_ids.split(rows), asked.split(rows), strict=True)
         logits = (whole_logits(model, ids, places) for ids, places in parts)
-    cut = (piece for part in logits for piece in part.split(CHUNK) if len(piece))
-    chances, start = [], 0
-    for piece in cut:
-        answer = following[start : start + len(piece)].to(piece.device)
+    start = 0
+    for piece in (piece for part in logits for piece in part.split(CHUNK) if len(piece)):
+        places = slice(start, start + len(piece))
         start += len(piece)
-        chances.append(piece.float().log_softmax(-1).gather(1, answer[:, None]).squeeze(1).exp().to(found.device))
-    if chances:
-        found[:, 1:][asked] = torch.cat(chances)
-    return found
+        yield predicting[places].to(piece.device), piece.float(), following[places].to(piece.device)
 
 
 def whole_logits(model: PreTrainedModel, input_ids: Tensor, asked: Tensor) -> Tensor:

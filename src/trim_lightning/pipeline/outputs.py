@@ -72,6 +72,7 @@ def write_scores(
             ("selected", pa.bool_()),
             *((f"score/{group}", pa.float32()) for group in scores.groups),
             *([] if scores.cheap_score is None else [("cheap_score", pa.float32())]),
+            *((f"part/{name}", pa.float32()) for name in scores.parts),
         ]
     )
 
@@ -93,6 +94,7 @@ def write_scores(
                 pa.array(selected[part]),
                 *(floats(values, part) for values in scores.groups.values()),
                 *([] if scores.cheap_score is None else [floats(scores.cheap_score, part)]),
+                *(floats(values, part) for values in scores.parts.values()),
             ]
             writer.write_table(pa.table(columns, schema=schema))
 

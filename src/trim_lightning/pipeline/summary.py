@@ -33,7 +33,7 @@ def trim_words(config: Mapping[str, Any]) -> str:
     next_token = config.get("fingerprint", {}).get("token_class") == "next"
     weight = config["pooler"].get("token_weight", "none")
     return ", ".join([
-        "trim", *(["next-token classes"] if next_token else []), f"pooler {config['pooler']['name']}",
+        config["method"]["name"], *(["next-token classes"] if next_token else []), f"pooler {config['pooler']['name']}",
         *([f"tokens weighed by {weight}"] if weight != "none" else []), f"scope {config['scope']}",
     ])  # fmt: skip
 
@@ -51,7 +51,7 @@ def selection_summary(
     counts, config = manifest["counts"], manifest["config"]
     method = config["method"]["name"]
     rows = [
-        ["method", method if method != "trim" else trim_words(config)],
+        ["method", trim_words(config) if method in ("trim", "trim_plus") else method],
         ["scorer", manifest["inputs"]["model"]["name"]],
         ["pool", f"{counts['pool']:,} records ({pool.name})"],
         *([["files read", names_of(map(visible, pool.files))]] if pool.files else []),

@@ -21,9 +21,9 @@ from trim_lightning.console.visible import _UNSEEN, visible
 HOME = Path(__file__).parent
 SCRIPTS = ("base.js", "selection.js", "comparison.js", "start.js")  # one after the other
 METHOD_NAMES = {
-    "trim": "TRIM", "random": "chance", "full": "taking all", "longest": "length", "bm25": "BM25", "dsir": "DSIR",
-    "embedding": "sentence embeddings", "rds": "RDS+", "perplexity": "perplexity", "ifd": "IFD", "less": "LESS",
-    "s2l": "S2L", "tagcos": "TAGCOS", "cld": "CLD",
+    "trim": "TRIM", "trim_plus": "TRIM+", "random": "chance", "full": "taking all", "longest": "length",
+    "bm25": "BM25", "dsir": "DSIR", "embedding": "sentence embeddings", "rds": "RDS+", "perplexity": "perplexity",
+    "ifd": "IFD", "less": "LESS", "s2l": "S2L", "tagcos": "TAGCOS", "cld": "CLD",
 }  # fmt: skip
 
 

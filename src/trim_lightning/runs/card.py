@@ -87,7 +87,7 @@ def selected_how(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
         key: value for key in ("fraction", "count", "tokens") if (value := config["selection"].get(key)) is not None
     }
     lines = [("method", method["name"] + (f" ({own})" if own else ""))]
-    if method["name"] == "trim":
+    if method["name"] in ("trim", "trim_plus"):
         lines += [("pooler", config["pooler"]["name"]), ("tokens that count", config["scope"])]
     if "model" in inputs:
         warmed = config["warmup"]["enabled"]

@@ -30,6 +30,7 @@ class ScoreTable:
         order: ``[scored]`` int64 rows best first, where the method ranks otherwise than by score.
         cheap_score: ``[records]`` float32 the score by which a cascade chose what gets a ``score``; None without one.
             Records that have only that one come last in ``order``.
+        parts: Name to ``[records]`` float32, what the score is a weighted sum of.
     """
 
     score: NDArray[np.float32]
@@ -41,6 +42,7 @@ class ScoreTable:
     groups: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     order: NDArray[np.int64] | None = None
     cheap_score: NDArray[np.float32] | None = None
+    parts: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def unranked(self) -> NDArray[np.bool_]:
@@ -70,6 +72,7 @@ class ScoreTable:
             groups={group: cleared(values) for group, values in self.groups.items()},
             order=None if self.order is None else self.order[~left_out[self.order]],
             cheap_score=None if self.cheap_score is None else cleared(self.cheap_score),
+            parts={name: cleared(values) for name, values in self.parts.items()},
         )
 
 

@@ -11,7 +11,7 @@ from trim_lightning.engine.shards import read_stored
 from trim_lightning.engine.token_shards import ROWS
 from trim_lightning.settings.schema import FallbackSettings
 from trim_lightning.stages.task import MatchedTokens
-from trim_lightning.stages.token_scores import ScoredShard, StoredPass
+from trim_lightning.stages.token_scores import ResponseParts, ScoredShard, StoredPass
 from trim_lightning.tokens.tokenized import SomeRecords, TokenizedRecords
 
 
@@ -37,6 +37,11 @@ class JoinedPasses:
                 yield from map(stored.shard, range(len(stored)))
             elif stored.tokens.lengths[rows.start : rows.stop].any():
                 yield from stored.holding(rows)
+
+    def response_parts(self) -> Iterator[ResponseParts]:
+        """What every shard keeps of responses, of passes that were asked for it."""
+        for stored in self._passes:
+            yield from map(stored.response_parts, range(len(stored)))
 
     def matched(self, groups: Mapping[int, str], fallback: FallbackSettings) -> dict[int, MatchedTokens]:
         """Token similarities of some records, each (by its row) as a target group saw it; none of unscored ones."""

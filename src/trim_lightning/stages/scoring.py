@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.store import Entry, StageKey
-from trim_lightning.tokens.tokenized import SomeRecords, TokenizedRecords
+from trim_lightning.tokens.tokenized import SomeRecords, TokenizedRecords, TokenSequence
 
 if TYPE_CHECKING:
     from trim_lightning.engine.devices import Resources
@@ -31,12 +32,14 @@ class ScoringWork:
         banks: The fingerprint banks.
         resources: What it runs on.
         rows: Those of the pool that it reads; None: all.
+        targets: Group name to its targets, where it keeps what the model would learn from each response.
     """
 
     key: StageKey
     banks: Entry
     resources: Resources
     rows: NDArray[np.int64] | None = None
+    targets: Mapping[str, Sequence[TokenSequence]] = field(default_factory=dict, repr=False)
 
     def of(self, rows: NDArray[np.int64], beside: StageKey | None = None) -> ScoringWork:
         """The same of some rows of the pool only; the pass ``beside`` it has others."""
@@ -56,7 +59,15 @@ class ScoringWork:
 
         settings = self.key.settings
         banks = load_banks(self.banks.path / BANKS)
-        return ScoringRequest(banks, settings["nearest"], settings["scope"], settings.get("errors", False))
+        targets = {group: self.targets[group] for group in banks} if self.targets else {}
+        return ScoringRequest(banks, settings["nearest"], settings["scope"], settings.get("errors", False), targets)
+
+    @property
+    def kind(self) -> str:
+        """A key of `trim_lightning.sweep.work.KINDS`."""
+        if self.targets:
+            return "scoring pass with alignment"
+        return "scoring pass with errors" if self.key.settings.get("errors") else "scoring pass"
 
     def shares_pass_with(self, other: ScoringWork) -> bool:
         """True if one forward pass serves both: same pool, same scorer, same batches, prefixes shared or not."""

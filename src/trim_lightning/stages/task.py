@@ -26,6 +26,8 @@ class MatchedTokens:
         similarity: ``[tokens]`` float64 with the fallback penalty; meaningless outside the scope.
         match: ``[tokens]`` int32 vocabulary ids of the matched classes; direct where that is the token's own.
         group: The target group that they were matched with, the best of the record's groups.
+        alignment: ``[tokens]`` float64 how far a step for each response token would go for the targets (For-Value), NaN
+            elsewhere; None from methods that do not ask.
     """
 
     token_ids: NDArray[np.int32]
@@ -33,6 +35,7 @@ class MatchedTokens:
     similarity: NDArray[np.float64]
     match: NDArray[np.int32]
     group: str = ""
+    alignment: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

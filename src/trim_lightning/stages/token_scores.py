@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from trim_lightning.records.flat import sums_of
 from trim_lightning.settings.schema import FallbackSettings, PoolerSettings
 from trim_lightning.stages.scoring import BANKS
 from trim_lightning.stages.task import MatchedTokens
-from trim_lightning.tokens.tokenized import TokenizedRecords, scope_mask
+from trim_lightning.tokens.tokenized import TokenizedRecords, predicted_responses, scope_mask
 from trim_lightning.trim.pooling import Pooled, penalise, pool
 
 LEAST_ERROR = 1e-3  # weight of a token that the model is sure of: a record of such tokens alone has a mean
@@ -34,6 +34,8 @@ class ScopedTokens:
         direct: ``[tokens]`` True where that is the token's own class.
         lengths: ``[records]`` scoped tokens of each record.
         error: ``[tokens]`` the model's 1 - p of each token; None where it was not asked for.
+        alignment: ``[tokens]`` how far a step for each token would go for the targets, 0 outside responses; None where
+            it was not asked for.
     """
 
     similarity: NDArray[np.float64]
@@ -41,6 +43,7 @@ class ScopedTokens:
     direct: NDArray[np.bool_]
     lengths: NDArray[np.int64]
     error: NDArray[np.float64] | None = None
+    alignment: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class ScoredShard:
         match: ``[banks, tokens]`` ids of the matched classes, or the table ``[banks, vocabulary]`` that has them.
         has_table: Which of both it is.
         error: ``[tokens]`` float16, see `ScopedTokens`.
+        alignment: ``[banks, tokens]`` float32, see `ScopedTokens`.
     """
 
     rows: NDArray[np.int64]
@@ -64,12 +68,15 @@ class ScoredShard:
     match: NDArray[np.int32]
     has_table: bool
     error: NDArray[np.float16] | None = None
+    alignment: NDArray[np.float32] | None = None
 
     def bank(self, place: int) -> ScopedTokens:
         """The tokens as the bank at a place saw them."""
         match = self.match[place][self.token_ids] if self.has_table else self.match[place]
         error = None if self.error is None else self.error.astype(np.float64)
-        return ScopedTokens(cosines_of(self.similarity[place]), match, match == self.token_ids, self.lengths, error)
+        alignment = None if self.alignment is None else self.alignment[place]
+        cosines = cosines_of(self.similarity[place])
+        return ScopedTokens(cosines, match, match == self.token_ids, self.lengths, error, alignment)
 
     def part(self, places: NDArray[np.int64], tokens: NDArray[np.int64]) -> ScoredShard:
         """The records at some places, whose tokens are at these."""
@@ -81,7 +88,24 @@ class ScoredShard:
             similarity=self.similarity[:, tokens],
             match=self.match if self.has_table else self.match[:, tokens],
             error=None if self.error is None else self.error[tokens],
+            alignment=None if self.alignment is None else self.alignment[:, tokens],
         )
+
+
+class ResponseParts(NamedTuple):
+    """What a shard of a scoring pass keeps of whole responses.
+
+    Attributes:
+        rows: ``[records]`` rows.
+        responses: ``[records]`` int32 response tokens.
+        mean_state: ``[records, hidden]`` float16 mean last hidden state of those.
+        mean_alignment: ``[banks, records]`` float32 mean of `ScopedTokens.alignment`; NaN without a response.
+    """
+
+    rows: NDArray[np.int64]
+    responses: NDArray[np.int32]
+    mean_state: NDArray[np.float16]
+    mean_alignment: NDArray[np.float32]
 
 
 class StoredPass:
@@ -124,8 +148,24 @@ class StoredPass:
         match = tensors["match"] if self._table is None else self._table
         lengths = sums_of(scope, self.tokens.lengths[rows])
         return ScoredShard(
-            rows, token_ids[scope], lengths, tensors["similarity"], match, self._table is not None, tensors.get("error")
+            rows,
+            token_ids[scope],
+            lengths,
+            tensors["similarity"],
+            match,
+            self._table is not None,
+            tensors.get("error"),
+            tensors.get("alignment"),
         )
+
+    def response_parts(self, index: int) -> ResponseParts:
+        """What one shard keeps of responses, of a pass that was asked for it.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        tensors = read_stored(similarity_path(self.directory, index))
+        return ResponseParts(*(tensors[name] for name in ResponseParts._fields))
 
     def indexes(self, rows: range) -> range:
         """The shards that hold these rows, and others of their windows: a shard lies in one window of the pool."""
@@ -170,7 +210,12 @@ class StoredPass:
         similarity, match = np.full(len(scope), np.nan), np.array(sequence.token_ids)
         similarity[scope] = penalise(scoped.similarity[part], scoped.direct[part], fallback.mode, fallback.penalty)
         match[scope] = scoped.match[part]
-        return MatchedTokens(np.array(sequence.token_ids), scope, similarity, match, group)
+        alignment = None
+        if scoped.alignment is not None:
+            alignment = np.full(len(scope), np.nan)
+            alignment[scope] = scoped.alignment[part]
+            alignment[~predicted_responses(sequence.roles, np.array([len(scope)]))] = np.nan
+        return MatchedTokens(np.array(sequence.token_ids), scope, similarity, match, group, alignment)
 
 
 def pool_tokens(

@@ -31,6 +31,15 @@ def signal_bytes(cost: Cost, model: Any, need: TrainingNeed | None) -> float:
     return cost.tokens * (model.dtype.itemsize * hidden_width(model) + 8 * layers + 5)
 
 
+def aligned_bytes(cost: Cost, model: Any, need: TrainingNeed | None) -> float:
+    """Of a scoring pass that keeps what responses teach.
+
+    Similarity and alignment of every token, and of a record its mean state (float16), length and mean alignments.
+    """
+    banks = int(cost.number)
+    return cost.tokens * (bytes_of(banks) + 4 * banks) + len(cost.records) * (2 * hidden_width(model) + 4 + 4 * banks)
+
+
 def trained_bytes(cost: Cost, model: Any, need: TrainingNeed | None) -> float:
     """Of what is trained (float32)."""
     assert need is not None
@@ -60,6 +69,9 @@ KINDS = {
     "scoring pass with errors": Kind(
         1.4, lambda cost, model, need: cost.tokens * (bytes_of(int(cost.number)) + 2), each=0.01
     ),
+    # the same with what responses teach, for which the LM head runs on them, and once more for each bank: the product
+    # with the targets' gradient
+    "scoring pass with alignment": Kind(1.2, aligned_bytes, each=0.06),
     # row number (int64) and statistic of a record
     "vectors": Kind(1.05, lambda cost, model, need: len(cost.records) * (8 + 4 * hidden_width(model))),
     "losses": Kind(1.1, lambda cost, model, need: len(cost.records) * (8 + 16)),

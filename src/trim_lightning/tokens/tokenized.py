@@ -144,6 +144,13 @@ def scope_mask(roles: NDArray[np.uint8], scope: str) -> NDArray[np.bool_]:
     return {"all": roles != SCAFFOLD, "prompt": roles == PROMPT, "response": roles == RESPONSE}[scope]
 
 
+def predicted_responses(roles: NDArray[np.uint8], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """``[tokens]`` True at the response tokens that something stands before, of records of these lengths in a row."""
+    counted = roles == RESPONSE
+    counted[(np.cumsum(lengths) - lengths)[lengths > 0]] = False
+    return counted
+
+
 def tokenize_records(
     records: RecordFile, renderer: ChatRenderer, max_length: int, directory: Path, title: str = "tokenize"
 ) -> dict[str, int]:
