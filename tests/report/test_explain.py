@@ -11,7 +11,10 @@ import pytest
 from rooms import HOSTILE, Page, Room
 
 from trim_lightning.cli.explain import main
+from trim_lightning.errors import UserError
+from trim_lightning.records.record import Turn
 from trim_lightning.report.explain import explain_row, explain_text
+from trim_lightning.report.explain_text import explanation_page, terminal_text
 from trim_lightning.runs.reopened import open_run
 
 
@@ -253,3 +256,26 @@ def test_a_text_is_scored_by_the_states_and_weights_of_its_run(keys: tuple[str, 
     found = explain_text(run, list(run.record(row).turns))
     assert found.candidate.score == pytest.approx(scores.score.loc[row], abs=2e-5)
     assert abs(pq.read_table(plain / "scores.parquet")["score"][row].as_py() - scores.score.loc[row]) > 3e-4
+
+
+def test_a_sum_of_parts_is_explained_by_part_and_by_token(room: Room) -> None:
+    directory = room.select("sum", "method=trim_plus", "selection.count=12")
+    scores = pq.read_table(directory / "scores.parquet")
+    row = int(scores["rank"].to_numpy(zero_copy_only=False).tolist().index(1.0))
+    found = explain_row(open_run(directory), row)
+    parts = {name: scores[f"part/{name}"][row].as_py() for name in ("trim", "density", "alignment")}
+    assert found.candidate.parts == parts
+    assert found.formula.startswith(f"{sum(parts.values()):.4f} = 1 × trim {parts['trim']:.4f} + 1 × density")
+    values = [line.alignment or 0.0 for line in found.teaching]
+    assert values == sorted(values, reverse=True) != []
+    text = terminal_text(found, colour=False)
+    assert "tokens that teach most" in text
+    page = explanation_page(found, open_run(directory))
+    assert "Tokens that teach most" in page
+    shown = Page((directory / "report.html").read_text())
+    assert "the token's alignment" in " ".join("".join(shown.text).split())
+    (item,) = [item for item in shown.data["candidates"]["top"] if item["row"] == row]
+    assert item["parts"] == pytest.approx(parts, abs=1e-5)
+    assert [value for value in item["view"]["a"] if value is not None]
+    with pytest.raises(UserError, match="--text: method=trim_plus scores a record by its place"):
+        explain_text(open_run(directory), [Turn("user", "Say hello.")])

@@ -42,6 +42,13 @@ class Selector(ABC):
     def score(self, task: SelectionTask) -> ScoreTable:
         """Score every record of the pool; NaN for records that cannot be scored."""
 
+    def check(self) -> None:  # noqa: B027 (most have nothing to add)
+        """Refuse keys of this method that do not go together.
+
+        Raises:
+            UserError: naming them.
+        """
+
     def warms_up(self, settings: SelectSettings) -> bool:
         """True if ``score`` warms the scorer up; methods for which that is a choice have the key ``use_warmup``."""
         return self.uses_model and settings.warmup.enabled and getattr(self, "use_warmup", True)
@@ -109,4 +116,5 @@ def load_selector(parameters: Mapping[str, Any]) -> Selector:
         raise UserError(f"method: {first_line(error)}") from None
     assert isinstance(selector, Selector)
     check(selector, "method.")
+    selector.check()
     return selector

@@ -50,6 +50,14 @@ class TrimPlusSelector(TrimSelector):
         """Weight of each of `PARTS`."""
         return {part: getattr(self, f"{part}_weight") for part in PARTS}
 
+    def check(self) -> None:
+        """See `Selector`: some part must weigh something."""
+        if not any(self.weights.values()):
+            raise UserError(
+                f"{', '.join(f'method.{part}_weight=0' for part in PARTS)}: nothing is left to score by; give "
+                "one of them a weight above 0"
+            )
+
     def warms_up(self, settings: SelectSettings) -> bool:
         """See `Selector`."""
         return settings.warmup.enabled and self.use_warmup
@@ -58,13 +66,8 @@ class TrimPlusSelector(TrimSelector):
         """Group name to those of its targets that have a response.
 
         Raises:
-            UserError: if a group has none, or if every part weighs nothing.
+            UserError: if a group has none.
         """
-        if not any(self.weights.values()):
-            raise UserError(
-                f"{', '.join(f'method.{part}_weight=0' for part in PARTS)}: nothing is left to score by; give "
-                "one of them a weight above 0"
-            )
         assert task.targets is not None
         targets, _ = target_tokens(task)
         responses = targets.content_lengths("response")
@@ -85,9 +88,7 @@ class TrimPlusSelector(TrimSelector):
         alignment = mean_alignments(self._passed, size)
         density = densities(task, self._passed, scored, self._signals_entry, self._answered)
         own = table.groups or {"": table.score}
-        parts = {
-            group: np.stack([standardised(part[group]) for part in (own, density, alignment)]) for group in own
-        }  # [parts, records] each
+        parts = {group: standardised(np.stack([own[group], density[group], alignment[group]])) for group in own}
         weights = np.array(list(self.weights.values()))
         whole = {group: (weights @ values).astype(np.float32) for group, values in parts.items()}
         aggregate = task.settings.target.aggregate
@@ -103,15 +104,18 @@ class TrimPlusSelector(TrimSelector):
         )
 
 
-def standardised(scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """``[records]`` float64 with mean 0 and standard deviation 1 over those that are known; 0 where all are equal."""
-    values = scores.astype(np.float64)
-    known = np.isfinite(values)
-    if not known.any():
-        return np.full(len(values), np.nan)
-    spread = values[known].std()
-    found = (values - values[known].mean()) / (spread if spread > 0 else 1.0)
-    return np.where(known, found, np.nan)
+def standardised(parts: NDArray[np.floating]) -> NDArray[np.float64]:
+    """``[parts, records]`` scores with mean 0 and standard deviation 1, or all 0 where they are equal.
+
+    Of the records that have all parts; the others get NaN.
+    """
+    known = np.isfinite(parts).all(0)
+    found = np.full(parts.shape, np.nan)
+    if known.any():
+        values = parts[:, known].astype(np.float64)
+        spread = values.std(1, keepdims=True)
+        found[:, known] = (values - values.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    return found
 
 
 def aggregated(

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from trim_lightning.errors import UserError
+from trim_lightning.methods.base import load_selector
 from trim_lightning.records.record import Turn
 from trim_lightning.report.facts import Candidate, Occurrence, TargetView
 from trim_lightning.report.selection_facts import occurrences_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 STRONGEST = 8
+PART = "part/"  # begins the columns of what a score is a sum of
 ALL = 1 << 30  # tokens: none is clipped
 
 
@@ -35,6 +37,7 @@ class TokenLine:
     direct: bool
     matched: str
     occurrence: Occurrence | None
+    alignment: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Explanation:
         formula: How the score is made of its parts; empty where that is not a sum.
         strongest: The tokens with the highest similarity.
         weakest: Those with the lowest.
+        teaching: Those with the highest alignment, where the method asks what a step for them would do.
         class_texts: Vocabulary id to text.
         occurrences: As in the report.
         targets: The target examples.
@@ -65,6 +69,7 @@ class Explanation:
     formula: str = ""
     strongest: Sequence[TokenLine] = ()
     weakest: Sequence[TokenLine] = ()
+    teaching: Sequence[TokenLine] = ()
     class_texts: Mapping[int, str] = field(default_factory=dict)
     occurrences: Mapping[str, Occurrence] = field(default_factory=dict)
     targets: Sequence[TargetView] = ()
@@ -100,6 +105,9 @@ def explain_row(run: OpenedRun, row: int) -> Explanation:
         rank=line["rank"],
         **{name: line[name] for name in ("score", "mean", "max", "coverage", "num_tokens", "selected")},
         turns=turns,
+        parts={
+            name.removeprefix(PART): line[name] for name in line if name.startswith(PART) and line[name] is not None
+        },
     )
     return finish(run, f"row {row}, id {line['id']}", verdict_of_row(run, candidate), candidate, tokens, notes)
 
@@ -112,6 +120,11 @@ def explain_text(run: OpenedRun, turns: list[Turn]) -> Explanation:
     """
     if not matches_tokens(run):
         raise UserError(f"--text: method={run.settings.method['name']} has no fingerprints to score a text against")
+    if any(name.startswith(PART) for name in run.scores.column_names):
+        raise UserError(
+            f"--text: method={run.settings.method['name']} scores a record by its place among the others of the pool; "
+            "give the --row or --id of one, or explain the text with a run of method=trim"
+        )
     from trim_lightning.report.rescore import rescore
 
     found = rescore(run, turns)
@@ -180,6 +193,12 @@ def verdict_of_row(run: OpenedRun, candidate: Candidate) -> list[str]:
 
 def formula_of(run: OpenedRun, candidate: Candidate) -> str:
     """The score as a sum of its parts, where the pooler makes one."""
+    if candidate.parts:
+        weights = load_selector(run.settings.method)
+        own = [
+            f"{getattr(weights, f'{name}_weight'):g} × {name} {value:.4f}" for name, value in candidate.parts.items()
+        ]
+        return f"{candidate.score:.4f} = {' + '.join(own)}; each part is standardised over the pool"
     pooler = run.settings.pooler
     if pooler.name not in ("mean_max_coverage", "mean_max") or candidate.mean is None:
         return ""
@@ -231,15 +250,21 @@ def finish(
             direct=bool(match == tokens.token_ids[place]),
             matched=texts.name(match),
             occurrence=occurrences.get(named(tokens.group, match)),
+            alignment=None if tokens.alignment is None else float(tokens.alignment[place]),
         )
 
     strongest = order[:STRONGEST]
+    aligned = tokens.alignment if tokens.alignment is not None else np.full(len(tokens.scope), np.nan)
+    taught = sorted(
+        np.flatnonzero(np.isfinite(aligned) & tokens.scope).tolist(), key=lambda place: -float(aligned[place])
+    )
     return Explanation(
         **shared,
         candidate=Candidate(**{**vars(candidate), "view": match_view(tokens, texts, ALL)}),
         formula=formula_of(run, candidate),
         strongest=[line(place) for place in strongest],
         weakest=[line(place) for place in order[len(strongest) :][-STRONGEST // 2 :]],
+        teaching=[line(place) for place in taught[:STRONGEST]],
         class_texts={token: texts.name(token) for token in matched},
         occurrences=occurrences,
         targets=[targets.view(place, ALL) for place in range(len(targets))],

@@ -40,6 +40,11 @@ def terminal_text(found: Explanation, colour: bool) -> str:
         parts.append("strongest tokens\n" + token_table(found.strongest))
         if found.weakest:
             parts.append("weakest tokens\n" + token_table(found.weakest))
+        if found.teaching:
+            parts.append(
+                "tokens that teach most (how far a step for them would go for the targets)\n"
+                + teaching_table(found.teaching)
+            )
     elif candidate.turns:
         parts.append("\n\n".join(f"{role}: {visible(text)}" for role, text in candidate.turns))
     return "\n\n".join(parts)
@@ -63,6 +68,13 @@ def token_table(lines: Sequence[TokenLine]) -> str:
         )
     headers = ["token", "similarity", "match", "matched class", "where that weighs most in the targets"]
     return tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "left", "left", "left"))
+
+
+def teaching_table(lines: Sequence[TokenLine]) -> str:
+    """Response tokens with their alignment."""
+    rows = [[token_text(line.text)[:SHOWN_TEXT], f"{line.alignment:+.3g}", f"{line.similarity:.3f}"] for line in lines]
+    headers = ["token", "alignment", "similarity"]
+    return tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "right"))
 
 
 def tinted(view: MatchView) -> str:

@@ -132,6 +132,8 @@ class MatchView:
         direct: True where that is the token's own class.
         group: The target group it was matched with.
         clipped: Tokens that are left out at the end.
+        alignment: How far a step for each response token would go for the targets, None elsewhere; empty from methods
+            that do not ask.
     """
 
     texts: list[str]
@@ -140,6 +142,7 @@ class MatchView:
     direct: list[bool | None]
     group: str = ""
     clipped: int = 0
+    alignment: list[float | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ class Candidate:
         turns: Role and text of each turn.
         fields: Short metadata fields.
         view: Its tokens, if they are shown.
+        parts: What the score is a weighted sum of, by name; empty from most methods.
     """
 
     row: int
@@ -173,6 +177,7 @@ class Candidate:
     turns: list[tuple[str, str]] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
     view: MatchView | None = None
+    parts: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

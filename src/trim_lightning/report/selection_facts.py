@@ -153,6 +153,7 @@ def candidates(outcome: Outcome, rows: Iterable[int], fields: Collection[str]) -
             num_tokens=int(scores.num_tokens[row]),
             selected=bool(picked[row]),
             turns=[(turn.role, turn.text) for turn in record.turns],
+            parts={name: number(values, row) for name, values in scores.parts.items()},
             fields={name: text for name, text in short_fields(pool.object(row)) if name in fields},
         )
 

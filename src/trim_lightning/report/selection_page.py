@@ -27,6 +27,7 @@ def selection_page(facts: SelectionFacts) -> str:
         "counts": manifest["counts"],
         "inputs": manifest["inputs"],
         "target": manifest["inputs"].get("target"),
+        "teaches": any(item.view is not None and item.view.alignment for item in facts.top),
         "method_name": METHOD_NAMES.get(method, method),
         "scored_by_model": bool(tokens),
         "warmed_up": "warmup" in stages,
@@ -152,6 +153,7 @@ def candidate_data(item: Candidate, turns: bool = False) -> dict[str, Any]:
         "n": item.num_tokens,
         "in": item.selected,
         "f": item.fields,
+        **({"parts": item.parts} if item.parts else {}),
         **({"turns": item.turns} if turns or item.view is None else {}),
         **({} if item.view is None else {"view": view_data(item.view)}),
     }
@@ -167,6 +169,7 @@ def view_data(view: MatchView) -> dict[str, Any]:
         "d": direct,
         "group": view.group,
         "clipped": view.clipped,
+        **({"a": view.alignment} if view.alignment else {}),
     }
 
 

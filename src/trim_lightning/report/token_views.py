@@ -159,9 +159,16 @@ def match_view(tokens: MatchedTokens, texts: TokenTexts, most: int) -> MatchView
         direct=[value if inside else None for value, inside in zip(direct.tolist(), scope, strict=False)],
         group=tokens.group,
         clipped=max(0, len(tokens.token_ids) - most),
+        alignment=[] if tokens.alignment is None else rounded(tokens.alignment[:most].tolist(), significant=True),
     )
 
 
-def rounded(values: Iterable[float | None]) -> list[float | None]:
-    """Four digits are all that a tint can show; what is not a finite number is not shown."""
-    return [None if value is None or not math.isfinite(value) else round(value, 4) for value in values]
+def rounded(values: Iterable[float | None], significant: bool = False) -> list[float | None]:
+    """Four digits are all that a tint can show, and of what has no bounds that many significant ones.
+
+    What is not a finite number is not shown.
+    """
+    return [
+        None if value is None or not math.isfinite(value) else float(f"{value:.4g}") if significant else round(value, 4)
+        for value in values
+    ]

@@ -23,12 +23,14 @@ class JoinedPasses:
         groups: Names of the banks, ``[""]`` without groups.
         scope: Content tokens that count.
         window: Records of the pool that were sorted by length together.
+        has_alignment: True if what each response token teaches was kept.
     """
 
     def __init__(self, directories: Sequence[Path], tokens: TokenizedRecords) -> None:
         self._passes = [StoredPass(directory, part_of(directory, tokens)) for directory in directories]
         first = self._passes[0]
         self.tokens, self.groups, self.scope, self.window = tokens, first.groups, first.scope, first.window
+        self.has_alignment = first.has_alignment
 
     def shards(self, rows: range | None = None) -> Iterator[ScoredShard]:
         """Read every shard, or those that hold some of these rows."""

@@ -16,7 +16,7 @@ from trim_lightning.records.flat import spans, sums_of
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.stages.joined_passes import JoinedPasses
 from trim_lightning.stages.task import SelectionTask
-from trim_lightning.tokens.tokenized import scope_mask
+from trim_lightning.tokens.tokenized import predicted_responses, scope_mask
 from trim_lightning.trim.pooling import penalise
 
 if TYPE_CHECKING:
@@ -66,13 +66,15 @@ def write_token_scores(task: SelectionTask, passed: JoinedPasses, path: Path) ->
     """Write ``token_scores.parquet``: one line per pool record in pool order, unscored ones too.
 
     Similarities carry the fallback penalty. With target groups the columns are ``similarity/<group>`` and
-    ``direct/<group>``.
+    ``direct/<group>``; a pass that kept alignments has ``alignment`` of response tokens in scope, named alike.
     """
     from trim_lightning.files.tables import table_writer
 
     lists = {"token_ids": pa.int32(), "scope": pa.bool_()}
     for group in passed.groups:
         lists |= {column_name("similarity", group): pa.float32(), column_name("direct", group): pa.bool_()}
+        if passed.has_alignment:
+            lists[column_name("alignment", group)] = pa.float32()
     schema = pa.schema({"row": pa.int64(), "id": pa.string(), **{name: pa.list_(kind) for name, kind in lists.items()}})
     with table_writer(path, schema) as writer:
         for rows in blocks(passed):
@@ -99,7 +101,8 @@ def token_lines(task: SelectionTask, passed: JoinedPasses, rows: range) -> dict[
     starts = np.cumsum(scoped) - scoped
     similarity = {group: np.full(len(scope), np.nan) for group in passed.groups}
     direct = {group: np.zeros(len(scope), dtype=bool) for group in passed.groups}
-    inside = np.flatnonzero(scope)
+    alignment = {group: np.full(len(scope), np.nan) for group in passed.groups if passed.has_alignment}
+    inside, silent = np.flatnonzero(scope), ~predicted_responses(roles, lengths)
     for whole in passed.shards(rows):
         mine = np.flatnonzero((whole.rows >= rows.start) & (whole.rows < rows.stop))
         shard = whole.part(mine, spans((np.cumsum(whole.lengths) - whole.lengths)[mine], whole.lengths[mine]))
@@ -108,6 +111,8 @@ def token_lines(task: SelectionTask, passed: JoinedPasses, rows: range) -> dict[
             tokens, fallback = shard.bank(place), task.settings.fallback
             values = penalise(tokens.similarity, tokens.direct, fallback.mode, fallback.penalty)
             similarity[group][places], direct[group][places] = values, tokens.direct
+            if tokens.alignment is not None:
+                alignment[group][places] = tokens.alignment
     columns = {
         "row": pa.array(every),
         "id": task.pool.ids.column(rows.start, rows.stop),
@@ -118,6 +123,9 @@ def token_lines(task: SelectionTask, passed: JoinedPasses, rows: range) -> dict[
         values = similarity[group].astype(np.float32)
         columns[column_name("similarity", group)] = ragged(values, lengths, without=np.isnan(values))
         columns[column_name("direct", group)] = ragged(direct[group], lengths)
+        if group in alignment:
+            taught = np.where(silent, np.nan, alignment[group]).astype(np.float32)
+            columns[column_name("alignment", group)] = ragged(taught, lengths, without=np.isnan(taught))
     return columns
 
 

@@ -115,6 +115,7 @@ class StoredPass:
         groups: Names of the banks, ``[""]`` without groups.
         scope: Content tokens that count.
         window: Records of the pool that were sorted by length together.
+        has_alignment: True if what each response token teaches was kept.
     """
 
     def __init__(self, directory: Path, tokens: TokenizedRecords) -> None:
@@ -123,6 +124,7 @@ class StoredPass:
         self.groups: list[str] = facts["groups"]
         self.scope: str = facts["scope"]
         self.window: int = facts["window"]
+        self.has_alignment: bool = facts.get("alignment", False)
         self._ends = np.cumsum(facts["shard_records"], dtype=np.int64)
         self._held: dict[int, NDArray[np.int64]] = {}
 

@@ -49,7 +49,7 @@ class HeadGradient:
         return torch.cat(found) if found else states.new_zeros(0, dtype=torch.float32)
 
     def _alignment(self, states: Tensor, logits: Tensor, answers: Tensor) -> Tensor:
-        aligned = reduce(torch.matmul, self.factors, states.to(self.factors[0].dtype)).float()
+        aligned = reduce(torch.matmul, self.factors, states.to(self.factors[0].dtype)).to(logits.dtype)
         expected = (torch.softmax(logits, dim=-1) * aligned).sum(1)
         return aligned.gather(1, answers[:, None]).squeeze(1) - expected
 
@@ -70,7 +70,7 @@ def head_gradient(pieces: Iterable[tuple[Tensor, Tensor, Tensor]], targets: int,
     for piece, logits, answers in pieces:
         error = -torch.softmax(logits, dim=-1)
         error[torch.arange(len(answers), device=error.device), answers] += 1
-        states.append(piece.float())
+        states.append(piece.to(error.dtype))
         errors.append(error)
         if (
             whole is not None

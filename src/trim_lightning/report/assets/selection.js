@@ -111,6 +111,7 @@ function matchView(item) {
   };
   return tokenView(view.t, `Record ${visible(item.id)}, token by token`, describe);
 }
+const amount = (value) => (value > 0 ? "+" : "") + value.toPrecision(3);
 function matched(view, at) {
   const token = view.m[at], direct = view.d[at] === 1;
   const best = data.occurrences[view.group ? `${view.group}/${token}` : String(token)];
@@ -118,6 +119,7 @@ function matched(view, at) {
     list([
       ["similarity", fixed(view.s[at])],
       ["match", direct ? "direct: its own class" : "fallback: the nearest class, with penalty"],
+      view.a && view.a[at] !== null ? ["alignment", `${amount(view.a[at])}: how far a step for it goes for the targets`] : null,
       ["matched class", name(data.classes[token] ?? `#${token}`)],
       view.group ? ["group", h("bdi", {}, visible(view.group))] : null,
       best ? ["best target token", h("span", {}, "in ", h("bdi", {}, visible(best.target)), `, saliency ${fixed(best.saliency)}`)] : null,
@@ -128,6 +130,7 @@ function matched(view, at) {
 
 function scoreFacts(item) {
   const parts = [`score ${fixed(item.score, 4)}`];
+  for (const [part, value] of Object.entries(item.parts ?? {})) parts.push(`${part} ${fixed(value, 2)}`);
   if (item.mean !== null) parts.push(`mean ${fixed(item.mean)}`);
   if (item.max !== null) parts.push(`max ${fixed(item.max)}`);
   if (item.cov !== null) parts.push(`coverage ${fixed(item.cov, 2)}`);
