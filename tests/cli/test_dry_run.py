@@ -121,6 +121,7 @@ def test_what_the_store_has_is_not_planned_again(inputs: Inputs, tmp_path: Path)
     [
         ("random", []),
         ("bm25", []),
+        ("trim_plus", ["fingerprint", "score"]),
         ("rds", ["fingerprint", "score"]),
         ("perplexity", ["score"]),
         ("ifd", ["score", "score"]),

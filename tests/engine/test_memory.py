@@ -48,7 +48,9 @@ def overrides(folder: Path, model: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["trim", "rds", "perplexity", pytest.param("less", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["trim", "trim_plus", "rds", "perplexity", pytest.param("less", marks=pytest.mark.slow)]
+)
 def test_a_pass_goes_on_in_halves_with_the_same_results(
     method: str, tmp_path: Path, tiny_folder: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -61,7 +63,8 @@ def test_a_pass_goes_on_in_halves_with_the_same_results(
     assert (parts / "coreset.jsonl").read_bytes() == (whole / "coreset.jsonl").read_bytes()
     if method != "less":
         scores = [pd.read_parquet(folder / "scores.parquet").score for folder in (parts, whole)]
-        np.testing.assert_allclose(*scores, rtol=1e-5)
+        # a density changes with the last digit of a mean state in float16
+        np.testing.assert_allclose(*scores, rtol=1e-5, atol=5e-3 if method == "trim_plus" else 0)
         assert "is run in halves" in caplog.text
 
 

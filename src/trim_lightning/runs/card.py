@@ -90,7 +90,7 @@ def selected_how(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if method["name"] in ("trim", "trim_plus"):
         lines += [("pooler", config["pooler"]["name"]), ("tokens that count", config["scope"])]
     if "model" in inputs:
-        warmed = config["warmup"]["enabled"]
+        warmed = "warmup" in manifest["stages"]  # methods may leave the warm-up out
         lines.append(("scorer", inputs["model"]["name"] + (", warmed up" if warmed else "")))
     for role in ("pool", "target"):
         if role in inputs:
