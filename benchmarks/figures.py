@@ -18,6 +18,7 @@ import materials
 import sweeps
 from figures_adapter import adapter
 from figures_cascade import cascade
+from figures_kept import kept
 from figures_less import less_four, less_one, less_selection, less_selection_paper
 from figures_memory import growth, long_forward, saliency
 from figures_prefixes import prefixes
@@ -173,8 +174,8 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     function.__name__: function
     for function in (
         engine, padding, common, common_sdpa, common_long, common_float32, less_one, less_four, less_selection,
-        less_selection_paper, saliency, growth, processes, compiled, rounding, prefixes, adapter, cascade, sweeps.sweep,
-        sweeps.estimate, load.million, load.stored, load.six_million, load.cells, load.large_page,
+        less_selection_paper, saliency, growth, processes, compiled, rounding, prefixes, kept, adapter, cascade,
+        sweeps.sweep, sweeps.estimate, load.million, load.stored, load.six_million, load.cells, load.large_page,
     )
 }  # fmt: skip
 

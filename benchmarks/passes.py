@@ -23,12 +23,15 @@ CPU = {"accelerator": "auto", "devices": 1}
 BUDGET = 32_768 if torch.cuda.is_available() else 2048
 
 
-def score(model: Any, records: TokenizedRecords, bank: Any, **options: Any) -> dict[str, Any]:
-    """One whole scoring pass, into a directory that is thrown away; prefixes are shared where asked for."""
+def score(model: Any, records: TokenizedRecords, bank: Any = None, **options: Any) -> dict[str, Any]:
+    """One whole scoring pass, into a directory that is thrown away; prefixes are shared where asked for.
+
+    With a ``bank`` that alone is matched, else what the ``request`` among the options says.
+    """
     resources = Resources(options.get("trainer", CPU), options.get("tokens_per_batch", BUDGET))
     directory = Path(tempfile.mkdtemp(dir=WORK))
     try:
-        request = ScoringRequest({"": bank}, "embedding", "all")
+        request = options.get("request") or ScoringRequest({"": bank}, "embedding", "all")
         shared = options.get("share_prefixes", False)
         return run_scoring_pass(model, records, {directory: request}, resources=resources, share_prefixes=shared)
     finally:

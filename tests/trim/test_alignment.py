@@ -20,7 +20,7 @@ def places(number: int, seed: int, weight: Tensor) -> tuple[Tensor, Tensor, Tens
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(number, HIDDEN, dtype=torch.float64, generator=generator)
     answers = torch.randint(0, VOCABULARY, (number,), generator=generator)
-    return states, states @ weight.T, answers
+    return states, torch.softmax(states @ weight.T, -1), answers
 
 
 def gradient(states: Tensor, answers: Tensor, weight: Tensor) -> Tensor:
@@ -45,11 +45,11 @@ def test_it_is_the_product_of_autograds_gradients(number: int, weight: Tensor) -
 
 
 def test_pieces_add_up(weight: Tensor) -> None:
-    states, logits, answers = places(50, 1, weight)
-    whole = head_gradient([(states, logits, answers)], 1, torch.float64).whole
-    cut = [(states[at : at + 4], logits[at : at + 4], answers[at : at + 4]) for at in range(0, 50, 4)]
+    states, chances, answers = places(50, 1, weight)
+    whole = head_gradient([(states, chances, answers)], 1, torch.float64).whole
+    cut = [(states[at : at + 4], chances[at : at + 4], answers[at : at + 4]) for at in range(0, 50, 4)]
     torch.testing.assert_close(head_gradient(cut, 1, torch.float64).whole, whole, rtol=1e-5, atol=1e-5)
-    assert HeadGradient((whole,)).alignment(states[:0], logits[:0], answers[:0]).shape == (0,)
+    assert HeadGradient((whole,)).alignment(states[:0], chances[:0], answers[:0]).shape == (0,)
 
 
 def test_nothing_to_add_up() -> None:

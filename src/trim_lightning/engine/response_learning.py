@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from trim_lightning.tokens.spans import RESPONSE
 from trim_lightning.tokens.tokenized import TokenSequence
 from trim_lightning.trim.alignment import HeadGradient, head_gradient
 
+PLACES = 256  # whose products with a vocabulary are held at once
 LARGEST = torch.finfo(torch.float16).max
 
 
@@ -21,6 +22,13 @@ def predicted_responses(roles: Tensor) -> Tensor:
     counted = roles == RESPONSE
     counted[:, 0] = False
     return counted
+
+
+def chances_of(pieces: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What `next_tokens` yields, some places at a time, with probabilities in place of logits."""
+    for piece in pieces:
+        for states, logits, answers in zip(*(part.split(PLACES) for part in piece), strict=True):
+            yield states, torch.softmax(logits, dim=-1), answers
 
 
 @torch.no_grad()
@@ -41,7 +49,7 @@ def gradient_of(model: PreTrainedModel, targets: Sequence[TokenSequence], togeth
             input_ids = torch.from_numpy(target.token_ids.astype("int64"))[None].to(model.device)
             roles = torch.from_numpy(target.roles.astype("uint8"))[None].to(model.device)
             states = last_hidden_states(model, input_ids)
-            yield from next_tokens(model, input_ids, states, predicted_responses(roles)[:, 1:], together)
+            yield from chances_of(next_tokens(model, input_ids, states, predicted_responses(roles)[:, 1:], together))
 
     return head_gradient(pieces(), len(targets), model.dtype)
 
@@ -67,7 +75,7 @@ def alignments(
     found = torch.zeros(len(gradients), *input_ids.shape, device=input_ids.device)
     parts = [
         torch.stack([gradient.alignment(*piece) for gradient in gradients]).to(found.device)
-        for piece in next_tokens(model, input_ids, states, counted[:, 1:], together)
+        for piece in chances_of(next_tokens(model, input_ids, states, counted[:, 1:], together))
     ]
     if parts:
         found[:, :, 1:][:, counted[:, 1:]] = torch.cat(parts, dim=1)

@@ -14,8 +14,6 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-PLACES = 512  # whose products with a vocabulary are held at once
-
 
 @dataclass(frozen=True)
 class HeadGradient:
@@ -33,24 +31,19 @@ class HeadGradient:
         """``[hidden, vocabulary]``."""
         return reduce(torch.matmul, self.factors)
 
-    def alignment(self, states: Tensor, logits: Tensor, answers: Tensor) -> Tensor:
+    def alignment(self, states: Tensor, chances: Tensor, answers: Tensor) -> Tensor:
         """``h^T M e`` of some places.
 
         Args:
             states: ``[places, hidden]``, each last hidden state that predicts a token.
-            logits: ``[places, vocabulary]`` float32.
+            chances: ``[places, vocabulary]`` the model's probability of every token there, float32.
             answers: ``[places]`` int64 the tokens that follow.
 
         Returns:
             ``[places]`` float32.
         """
-        parts = zip(states.split(PLACES), logits.split(PLACES), answers.split(PLACES), strict=True)
-        found = [self._alignment(*part) for part in parts]
-        return torch.cat(found) if found else states.new_zeros(0, dtype=torch.float32)
-
-    def _alignment(self, states: Tensor, logits: Tensor, answers: Tensor) -> Tensor:
-        aligned = reduce(torch.matmul, self.factors, states.to(self.factors[0].dtype)).to(logits.dtype)
-        expected = (torch.softmax(logits, dim=-1) * aligned).sum(1)
+        aligned = reduce(torch.matmul, self.factors, states.to(self.factors[0].dtype)).to(chances.dtype)
+        expected = torch.linalg.vecdot(chances, aligned)
         return aligned.gather(1, answers[:, None]).squeeze(1) - expected
 
 
@@ -58,7 +51,7 @@ def head_gradient(pieces: Iterable[tuple[Tensor, Tensor, Tensor]], targets: int,
     """Add up M, divided by the number of targets.
 
     Args:
-        pieces: States, logits and answers of some response tokens each, as in `HeadGradient.alignment`.
+        pieces: States, probabilities and answers of some response tokens each, as in `HeadGradient.alignment`.
         targets: Number of targets.
         dtype: Of the factors.
 
@@ -67,8 +60,8 @@ def head_gradient(pieces: Iterable[tuple[Tensor, Tensor, Tensor]], targets: int,
     """
     states, errors = [], []
     whole: Tensor | None = None
-    for piece, logits, answers in pieces:
-        error = -torch.softmax(logits, dim=-1)
+    for piece, chances, answers in pieces:
+        error = -chances
         error[torch.arange(len(answers), device=error.device), answers] += 1
         states.append(piece.to(error.dtype))
         errors.append(error)
