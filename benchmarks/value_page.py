@@ -14,12 +14,11 @@ from value_bins import bins_table
 from value_figures import Figure, best_decile, ceiling, correlations, spearman, special, standardised
 from value_gains import Gains
 from value_groups import REPORTING, TASKS, TUNING, Group
-from value_methods import ONE_PASS, REFERENCE, few
+from value_methods import REFERENCE, few
 from value_scores import GroupScores
 
 RANDOM_DRAWS = 20
-DENSITY, ALIGNMENT = f"{ONE_PASS}mean states, density", f"{ONE_PASS}for-value, mean"
-SUMS = ((REFERENCE, DENSITY), (REFERENCE, ALIGNMENT), (REFERENCE, DENSITY, ALIGNMENT), (REFERENCE, "less"))
+SUMS = ((REFERENCE, "less"),)
 ENOUGH = 0.9  # of the groups trained on, in a sample of costly methods
 
 
@@ -59,9 +58,7 @@ def sums(means: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float
     whole = {}
     for names in SUMS:
         if all(name in means for name in names):
-            whole[" + ".join(name.removeprefix(ONE_PASS) for name in names)] = np.sum(
-                [standardised(means[name]) for name in names], axis=0
-            )
+            whole[" + ".join(names)] = np.sum([standardised(means[name]) for name in names], axis=0)
     return whole
 
 

@@ -337,10 +337,9 @@ def test_what_is_kept_of_scores_judges_as_they_do(tmp_path: Path, monkeypatch: p
 
 def test_sums_add_what_methods_say_of_the_groups() -> None:
     one, two = table(0), 100 * table(1) + 7
-    means = {"trim": one, value_page.DENSITY: two}
-    found = value_page.sums(means)
-    assert list(found) == ["trim + mean states, density"]
-    whole = found["trim + mean states, density"]
+    found = value_page.sums({"trim": one, "less": two, "rds": two})
+    assert list(found) == ["trim + less"]
+    whole = found["trim + less"]
     expected = stats.zscore(one) + stats.zscore(two)
     assert whole == pytest.approx(expected)
 
