@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from trim_lightning.models.loss import last_hidden_states, next_tokens
 from trim_lightning.tokens.spans import RESPONSE
 from trim_lightning.tokens.tokenized import TokenSequence
-from trim_lightning.trim.alignment import HeadGradient, head_gradient
+from trim_lightning.trim.alignment import HeadGradient, alignment, head_gradient
 
 PLACES = 256  # whose products with a vocabulary are held at once
 LARGEST = torch.finfo(torch.float16).max
@@ -22,13 +22,6 @@ def predicted_responses(roles: Tensor) -> Tensor:
     counted = roles == RESPONSE
     counted[:, 0] = False
     return counted
-
-
-def chances_of(pieces: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What `next_tokens` yields, some places at a time, with probabilities in place of logits."""
-    for piece in pieces:
-        for states, logits, answers in zip(*(part.split(PLACES) for part in piece), strict=True):
-            yield states, torch.softmax(logits, dim=-1), answers
 
 
 @torch.no_grad()
@@ -49,7 +42,7 @@ def gradient_of(model: PreTrainedModel, targets: Sequence[TokenSequence], togeth
             input_ids = torch.from_numpy(target.token_ids.astype("int64"))[None].to(model.device)
             roles = torch.from_numpy(target.roles.astype("uint8"))[None].to(model.device)
             states = last_hidden_states(model, input_ids)
-            yield from chances_of(next_tokens(model, input_ids, states, predicted_responses(roles)[:, 1:], together))
+            yield from next_tokens(model, input_ids, states, predicted_responses(roles)[:, 1:], together)
 
     return head_gradient(pieces(), len(targets), model.dtype)
 
@@ -74,8 +67,9 @@ def alignments(
     """
     found = torch.zeros(len(gradients), *input_ids.shape, device=input_ids.device)
     parts = [
-        torch.stack([gradient.alignment(*piece) for gradient in gradients]).to(found.device)
-        for piece in chances_of(next_tokens(model, input_ids, states, counted[:, 1:], together))
+        alignment(gradients, *piece).to(found.device)
+        for whole in next_tokens(model, input_ids, states, counted[:, 1:], together)
+        for piece in zip(*(part.split(PLACES) for part in whole), strict=True)
     ]
     if parts:
         found[:, :, 1:][:, counted[:, 1:]] = torch.cat(parts, dim=1)

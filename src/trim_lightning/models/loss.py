@@ -123,7 +123,7 @@ def token_probabilities(
     found = torch.full(input_ids.shape, float("nan"), device=input_ids.device)
     asked = torch.ones_like(input_ids[:, 1:], dtype=torch.bool) if wanted is None else wanted[:, 1:]
     chances = [
-        logits.log_softmax(-1).gather(1, answers[:, None]).squeeze(1).exp().to(found.device)
+        logits.float().log_softmax(-1).gather(1, answers[:, None]).squeeze(1).exp().to(found.device)
         for _, logits, answers in next_tokens(model, input_ids, states, asked, together)
     ]
     if chances:
@@ -141,7 +141,7 @@ def next_tokens(
         asked: ``[batch, seq - 1]`` bool, the places whose next token is asked for.
 
     Yields:
-        The ``[places, hidden]`` states there, float32 ``[places, vocabulary]`` logits and the ``[places]`` ids of the
+        The ``[places, hidden]`` states there, ``[places, vocabulary]`` logits and the ``[places]`` ids of the
         tokens that follow, all on the device of the logits.
     """
     following, predicting = input_ids[:, 1:][asked], states[:, :-1][asked]
@@ -157,7 +157,7 @@ def next_tokens(
     for piece in (piece for part in logits for piece in part.split(CHUNK) if len(piece)):
         places = slice(start, start + len(piece))
         start += len(piece)
-        yield predicting[places].to(piece.device), piece.float(), following[places].to(piece.device)
+        yield predicting[places].to(piece.device), piece, following[places].to(piece.device)
 
 
 def whole_logits(model: PreTrainedModel, input_ids: Tensor, asked: Tensor) -> Tensor:
