@@ -9,7 +9,7 @@ from materials import in_turns, median
 from passes import score
 from trim_lightning.engine.scoring_pass import ScoringRequest
 
-ROUNDS, RECORDS, TARGETS, GROUPS = 3, 150, 10, 5
+ROUNDS, RECORDS, TARGETS, GROUPS = 3, 250, 10, 5
 
 
 def kept() -> dict[str, Any]:

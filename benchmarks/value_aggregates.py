@@ -58,8 +58,8 @@ def nearest_by_density(cosines: Floats, vectors: NDArray[np.float32]) -> Floats:
     """``[records]`` mass that each gets from the targets near it, the less the more records are close by.
 
     Every target gives to the nearest tenth of the pool, by one over the density there (KNN-KDE, from TSDS, arXiv
-    2410.11303). The original ends a target's neighbours sooner where going on costs more than it spreads; with its
-    constants and some thousand records it never does.
+    2410.11303). The original ends a target's neighbours sooner where going on costs more than it spreads; here
+    none ends.
     """
     number = max(1, len(cosines) // NEAREST)
     near = np.argsort(-cosines, axis=0, kind="stable")[:number]  # [neighbours, targets]

@@ -283,18 +283,6 @@ def test_names_with_groups_are_as_documented(documented_folder: Path) -> None:
     assert {"sums/vectors", "trips/vectors"} <= set(bank)
 
 
-def test_names_of_a_sum_of_parts_are_as_documented(documented_folder: Path) -> None:
-    directory = select_at(
-        documented_folder, "parts", "warmup=none", "method=trim_plus", "scoring.save_token_scores=true"
-    )  # fmt: skip
-    named = [f"part/{part}" for part in ("trim", "density", "alignment")]
-    assert pq.read_schema(directory / "scores.parquet").names[-3:] == named
-    text = (ROOT / "docs" / "outputs.md").read_text()
-    assert all(f"`{name}`" in text for name in named)
-    assert pq.read_schema(directory / "token_scores.parquet").names[-1] == "alignment"
-    assert list(json.loads((directory / "manifest.json").read_text())["stages"])[-2:] == ["density", "select"]
-
-
 def test_the_manifest_is_as_documented(documented_folder: Path) -> None:
     manifest = json.loads((documented_folder / "run" / "manifest.json").read_text())
     text = (ROOT / "docs" / "outputs.md").read_text()

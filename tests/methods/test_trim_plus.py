@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +18,9 @@ from reference.reference import Tokens
 from tiny_models import write_records
 from trim_lightning.engine import scoring_pass
 from trim_lightning.errors import UserError
-from trim_lightning.methods.trim_plus import PARTS
+from trim_lightning.methods.trim_plus import PARTS, standardised
+from trim_lightning.stages.response_parts import shares_of
+from trim_lightning.stages.token_scores import ResponseParts
 from trim_lightning.trim.density import WIDTH
 
 COMMON = ("warmup=none", "saliency.num_layers=2")
@@ -105,7 +109,7 @@ def standard(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def test_score_is_the_sum_of_its_standardised_parts(method_runs, seen, trim, best_first) -> None:
     result = method_runs.run(*PLUS, "selection.count=6")
-    expected = standard([trim, density_of(*seen), alignment_of(*seen)])
+    expected = standard([trim, np.sqrt(density_of(*seen)), alignment_of(*seen)])
     for part, values in zip(PARTS, expected, strict=True):
         np.testing.assert_allclose(result.scores.parts[part], values, atol=2e-3, err_msg=part)
     np.testing.assert_allclose(result.scores.score, expected.sum(0), atol=4e-3)
@@ -113,7 +117,13 @@ def test_score_is_the_sum_of_its_standardised_parts(method_runs, seen, trim, bes
     without = [row for row, own in enumerate(seen[0]) if not len(own.own)]
     assert without, "the pool has records without a response"
     assert np.isnan(result.scores.score[without]).all()
+    manifest = json.loads((result.directory / "manifest.json").read_text())
+    assert any("have no response token" in warning for warning in manifest["warnings"])
+    assert list(manifest["stages"])[-2:] == ["density", "select"]
     table = pq.read_table(result.directory / "scores.parquet")
+    assert table.column_names[-3:] == [f"part/{part}" for part in PARTS]
+    documented = (Path(__file__).parents[2] / "docs" / "outputs.md").read_text()
+    assert all(f"`part/{part}`" in documented for part in PARTS)
     whole = sum(table[f"part/{part}"].to_numpy() for part in PARTS)
     np.testing.assert_allclose(table["score"].to_numpy(), whole, atol=1e-5)
     assert table["mean"].null_count < len(table), "mean, max and coverage are those of TRIM's part"
@@ -135,10 +145,14 @@ def test_weights_and_saliency_are_arithmetic_on_the_pass(method_runs, seen, trim
 def test_groups(method_runs, seen, aggregate: str) -> None:
     result = method_runs.run(*PLUS, "target.group_field=subtask", f"target.aggregate={aggregate}")
     own = method_runs.run("method=trim", *COMMON, "target.group_field=subtask").scores.groups
+    for place, group in enumerate(("first", "second")):
+        lines = [json.dumps(target) + "\n" for target in method_runs.targets[place::2]]
+        (method_runs.root / f"{group}.jsonl").write_text("".join(lines))
     wholes, parts = [], []
     for place, group in enumerate(("first", "second")):
         targets = seen[1][place::2]
-        found = standard([own[group].astype(np.float64), density_of(seen[0], targets), alignment_of(seen[0], targets)])
+        density, alignment = np.sqrt(density_of(seen[0], targets)), alignment_of(seen[0], targets)
+        found = standard([own[group].astype(np.float64), density, alignment])
         np.testing.assert_allclose(result.scores.groups[group], found.sum(0), atol=6e-3)
         wholes.append(found.sum(0))
         parts.append(found)
@@ -150,6 +164,12 @@ def test_groups(method_runs, seen, aggregate: str) -> None:
         scored = np.isfinite(result.scores.score)
         whole = sum(result.scores.parts[part][scored] for part in PARTS)
         np.testing.assert_allclose(whole, result.scores.score[scored], atol=1e-5)
+        best = np.argmax([result.scores.groups[group][scored] for group in ("first", "second")], 0)
+        alone = [method_runs.run("method=trim", *COMMON, f"target.path={method_runs.root}/{group}.jsonl").scores
+                 for group in ("first", "second")]  # fmt: skip
+        for column in ("mean", "max", "coverage"):
+            expected = np.stack([getattr(scores, column)[scored] for scores in alone])[best, np.arange(scored.sum())]
+            np.testing.assert_allclose(getattr(result.scores, column)[scored], expected, atol=1e-5)
     turns = aggregate == "round_robin"
     best = [int(np.nanargmax(result.scores.groups[group])) for group in ("first", "second")]
     assert (result.order[:2].tolist() == best or best[0] == best[1]) if turns else True
@@ -191,10 +211,41 @@ def test_tokens_say_what_they_teach(method_runs, lm, seen) -> None:
     result = method_runs.run(*PLUS, "scoring.save_token_scores=true")
     table = pq.read_table(result.directory / "token_scores.parquet")
     direction = sum(own.predicting.T @ own.errors for own in seen[1]) / len(seen[1])
+    assert table.column_names[-1] == "alignment"
     for row in (0, 5, 20):
         values = [value for value in table["alignment"][row].as_py() if value is not None]
         expected = [float(h @ direction @ e) for h, e in zip(seen[0][row].predicting, seen[0][row].errors, strict=True)]
         np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_prompts_alone_are_scoped(method_runs, seen) -> None:
+    result = method_runs.run(*PLUS, "scope=prompt", "scoring.save_token_scores=true")
+    assert "alignment" not in pq.read_table(result.directory / "token_scores.parquet").column_names
+    assert "the token's alignment" not in (result.directory / "report.html").read_text()
+    whole = method_runs.run(*PLUS).scores.parts["alignment"]
+    scored = np.isfinite(result.scores.score)
+    assert np.corrcoef(whole[scored], result.scores.parts["alignment"][scored])[0, 1] > 0.9999
+
+
+def test_a_state_that_is_no_number_is_left_out() -> None:
+    states = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float16)
+    states[7] = np.nan
+    responses = np.full(40, 3, dtype=np.int32)
+    responses[9] = 0
+    parts = ResponseParts(np.arange(40), responses, states, np.zeros((1, 40), dtype=np.float32))
+    passed = SimpleNamespace(response_parts=lambda: iter([parts]))
+    wanted = np.concatenate([states[[3]].astype(np.float64), np.full((1, 8), np.nan)])
+    found = shares_of(passed, wanted, [[0, 1], [1]], 40)
+    assert np.flatnonzero(np.isnan(found[0])).tolist() == [7, 9]
+    assert found[0, 3] > 0
+    assert np.nansum(found[0]) == pytest.approx(1)
+    assert not np.nansum(found[1]), "nobody gives anything"
+
+
+def test_equal_scores_are_standardised_to_nothing() -> None:
+    found = standardised(np.stack([np.full(3, 0.1), np.array([1.0, 2, 3])]))
+    np.testing.assert_allclose(found, [[0, 0, 0], [-np.sqrt(1.5), 0, np.sqrt(1.5)]], atol=1e-12)
+    assert np.isnan(standardised(np.full((2, 3), np.nan))).all()
 
 
 def test_only_targets_with_a_response_take_part(method_runs, tmp_path, caplog) -> None:

@@ -279,3 +279,23 @@ def test_a_sum_of_parts_is_explained_by_part_and_by_token(room: Room) -> None:
     assert [value for value in item["view"]["a"] if value is not None]
     with pytest.raises(UserError, match="--text: method=trim_plus scores a record by its place"):
         explain_text(open_run(directory), [Turn("user", "Say hello.")])
+    unasked = next(row for row in range(len(scores)) if scores["score"][row].as_py() is None)
+    assert "method=trim_plus scores responses" in explain_row(open_run(directory), unasked).verdict[0]
+
+
+def test_a_sum_of_parts_whose_pass_was_pruned_is_scored_again(room: Room) -> None:
+    directory = room.select(
+        "pruned_sum", "method=trim_plus", "warmup=lora", "selection.count=12", "target.group_field=subtask",
+        f"paths.store_dir={room.root / 'pruned_store'}",
+    )  # fmt: skip
+    scores = pq.read_table(directory / "scores.parquet")
+    row = int(scores["rank"].to_numpy(zero_copy_only=False).tolist().index(1.0))
+    before = explain_row(open_run(directory), row)
+    shutil.rmtree(room.root / "pruned_store" / "score")
+    after = explain_row(open_run(directory), row)
+    assert [note for note in after.notes if "scored again" in note or "would teach" in note] == after.notes[:2]
+    assert (after.formula, after.candidate.parts) == (before.formula, before.candidate.parts)
+    assert after.candidate.view is not None
+    assert before.candidate.view is not None
+    assert after.candidate.view.group == before.candidate.view.group != ""
+    assert not after.teaching

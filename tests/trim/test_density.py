@@ -24,7 +24,7 @@ def kernel(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_crowding(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(density, "BLOCK", 7)
+    monkeypatch.setattr(density, "BLOCK", 7 * len(vectors))
     for neighbours in (3, 30, 100):
         expected = [
             sum(sorted((kernel(one, other) for other in vectors), reverse=True)[:neighbours]) for one in vectors
@@ -37,10 +37,10 @@ def test_crowding(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_target_gives_to_the_nearest_tenth(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = unit(np.array([[1.0, 0.2, 0, 0], [0, 0, 1, 0]]))
-    cosines = vectors @ targets.T
+    cosines = targets @ vectors.T
     near = nearest(cosines)
     assert near.shape == (3, 2)
-    assert near[:, 1].tolist() == sorted(range(30), key=lambda place: -cosines[place, 1])[:3]
+    assert near[:, 1].tolist() == sorted(range(30), key=lambda place: -cosines[1, place])[:3]
     found = shares(near, np.arange(1.0, 31.0))
     assert found.sum() == pytest.approx(1)
     expected = np.zeros(30)
@@ -51,7 +51,7 @@ def test_a_target_gives_to_the_nearest_tenth(vectors: np.ndarray, monkeypatch: p
     np.testing.assert_allclose(found, expected)
     monkeypatch.setattr(density, "MOST_NEAR", 2)
     assert nearest(cosines).shape == (2, 2)
-    assert nearest(cosines[:4]).shape == (1, 2)
+    assert nearest(cosines[:, :4]).shape == (1, 2)
 
 
 def test_a_copy_shares_what_one_would_get() -> None:

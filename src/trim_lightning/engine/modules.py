@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trim_lightning.engine.memory import in_halves, is_out_of_memory
-from trim_lightning.engine.response_learning import alignments, gradient_of, mean_states, predicted_responses
+from trim_lightning.engine.response_learning import alignments, gradients_of, mean_states, predicted_responses
 from trim_lightning.engine.shards import write_tensors
 from trim_lightning.files.atomic import write_atomically
 from trim_lightning.models.divided import mesh_of
@@ -167,7 +167,7 @@ class ScoringPass(ForwardPass):
         if hasattr(embeddings, "full_tensor"):  # divided among processes
             embeddings = embeddings.full_tensor()
         self._matchers = [Matcher.prepare(bank, embeddings, nearest) for bank, nearest in self.banks]
-        self._gradients = [gradient_of(self.model, targets, self._together) for targets in self.targets]
+        self._gradients = gradients_of(self.model, self.targets, self._together)
         if self.tables and self.trainer.is_global_zero:  # the process that started this one has no embeddings
             for path, places in self.tables.items():
                 classes = torch.stack([self._matchers[place].classes for place in places])

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trim_lightning.engine.memory import is_out_of_memory
+from trim_lightning.errors import UserError
 from trim_lightning.models.loss import last_hidden_states, next_tokens
 from trim_lightning.tokens.spans import RESPONSE
 from trim_lightning.tokens.tokenized import TokenSequence
@@ -47,6 +49,25 @@ def gradient_of(model: PreTrainedModel, targets: Sequence[TokenSequence], togeth
     return head_gradient(pieces(), len(targets), model.dtype)
 
 
+def gradients_of(
+    model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]], together: bool = False
+) -> list[HeadGradient]:
+    """`gradient_of` each group of targets.
+
+    Raises:
+        UserError: if memory does not suffice.
+    """
+    try:
+        return [gradient_of(model, targets, together) for targets in groups]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise UserError(
+        f"target: memory does not suffice for what the responses of {sum(map(len, groups))} targets in {len(groups)} "
+        "groups ask of the output embedding; give fewer targets or groups, or choose a smaller model"
+    )
+
+
 def alignments(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -78,6 +99,6 @@ def alignments(
 
 def mean_states(states: Tensor, counted: Tensor) -> Tensor:
     """The mean of ``states [batch, seq, hidden]`` where ``counted [batch, seq]``, ``[hidden, batch]`` float16; or 0."""
-    share = counted / counted.sum(1, keepdim=True).clamp(min=1)
-    mean = torch.einsum("bs,bsh->hb", share.float(), states.float())
-    return mean.clamp(-LARGEST, LARGEST).half()
+    number = counted.sum(1, keepdim=True).clamp(min=1)
+    sums = torch.where(counted[..., None], states, 0).sum(1, dtype=torch.float32)  # not times 0: a NaN is left out
+    return (sums / number).T.clamp(-LARGEST, LARGEST).half()

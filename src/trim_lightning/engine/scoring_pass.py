@@ -131,7 +131,7 @@ def run_scoring_pass(
             "groups": list(request.banks),
             "scope": request.scope,
             "window": WINDOW,
-            **({"alignment": True} if request.targets else {}),
+            **({"alignment": True} if request.targets and request.scope != "prompt" else {}),
         }
         if resources.processes.leads:
             if isinstance(records, SomeRecords):

@@ -58,9 +58,11 @@ def similarity_path(directory: Path, index: int) -> Path:
 
     Tensors ``rows [records]`` int64; of their scoped tokens, record after record, ``similarity [banks, tokens]`` (raw
     cosines, see `cosines_of`); with ``nearest=hidden`` ``match [banks, tokens]`` int32, the matched classes' ids; where
-    errors are wanted ``error [tokens]`` float16, the model's 1 - p of each token; where targets are given, of each
-    response ``responses [records]`` int32 (its tokens), ``mean_state [records, hidden]`` float16 and ``mean_alignment
-    [banks, records]`` float32, NaN without a token, and ``alignment [banks, tokens]`` float32 of the scoped tokens.
+    errors are wanted ``error [tokens]`` float16, the model's 1 - p of each token.
+
+    Where targets are given, of each response ``responses [records]`` int32 (its tokens), ``mean_state [records,
+    hidden]`` float16 and ``mean_alignment [banks, records]`` float32, NaN without a token; and, unless prompts alone
+    are scoped, ``alignment [banks, tokens]`` float32 of the scoped tokens.
     """
     return directory / f"similarity-{index:06d}.safetensors"
 
@@ -139,7 +141,7 @@ class TokenShards(ShardForm):
             "responses": responses,
             "mean_state": torch.cat([result["mean_state"] for result in results], dim=1).T.contiguous().cpu().numpy(),
             "mean_alignment": means.astype(np.float32),
-            "alignment": alignment[:, scope],
+            **({} if self.scope == "prompt" else {"alignment": alignment[:, scope]}),
         }
 
 

@@ -29,6 +29,7 @@ class Selector(ABC):
         uses_model: False if ``score`` never asks for the scorer's weights.
         reads_attention: True if it reads the attention of the last ``saliency.num_layers`` layers.
         matches_tokens: True if it reads the groups ``saliency``, ``fingerprint``, ``fallback`` and ``pooler``.
+        needs_response: True if a record without a response token has no score.
         takes_all: True if every scored record is selected, whatever the budget.
     """
 
@@ -36,6 +37,7 @@ class Selector(ABC):
     uses_model: ClassVar[bool] = True
     reads_attention: ClassVar[bool] = False
     matches_tokens: ClassVar[bool] = False
+    needs_response: ClassVar[bool] = False
     takes_all: ClassVar[bool] = False
 
     @abstractmethod

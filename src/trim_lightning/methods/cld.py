@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ class CldSelector(Selector):
     each class.
     """
 
+    needs_response: ClassVar[bool] = True
     num_checkpoints: int = key(8, CHECKPOINTS, low=2)
 
     def score(self, task: SelectionTask) -> ScoreTable:

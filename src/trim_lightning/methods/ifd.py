@@ -30,6 +30,7 @@ class IfdSelector(Selector):
     """
 
     needs_targets: ClassVar[bool] = False
+    needs_response: ClassVar[bool] = True
     unhelpful: str = key(
         "exclude", "records with a ratio of 1 and more: no score, or ranked last", choices=("exclude", "last")
     )

@@ -38,6 +38,7 @@ class S2lSelector(Selector):
     """
 
     needs_targets: ClassVar[bool] = False
+    needs_response: ClassVar[bool] = True
     num_checkpoints: int = key(8, CHECKPOINTS, low=1)
     num_clusters: int | None = key(None, f"clusters of loss trajectories; {CLUSTERS}", low=1)
     source_field: str | None = key(

@@ -23,6 +23,7 @@ from trim_lightning.stages.shallow import ShallowScorer
 from trim_lightning.stages.task import MatchedTokens, SelectionTask
 from trim_lightning.stages.token_files import name_targets, write_target_tokens, write_token_scores
 from trim_lightning.stages.token_scores import (
+    ScoredShard,
     bank_coverage,
     best_group,
     pool_tokens,
@@ -30,7 +31,7 @@ from trim_lightning.stages.token_scores import (
 )
 from trim_lightning.store import Entry, StageKey
 from trim_lightning.store.keys import digest_of
-from trim_lightning.tokens.tokenized import TokenSequence
+from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence
 from trim_lightning.trim.pooling import Pooled, aggregate_groups
 
 log = logging.getLogger(__name__)
@@ -109,9 +110,11 @@ class TrimSelector(Selector):
     def prepare(self, task: SelectionTask) -> ScoringWork:
         """Everything before the pass over the pool, and what is wanted of that pass."""
         settings = task.settings
+        targets, entry = target_tokens(task)
+        answered = self.response_targets(task, targets)
         if self.warms_up(settings):
             task.scorer.warm_up(settings.warmup, task.pool_tokens, task.pool_key)
-        fingerprints = self._fingerprints(task, self._target_pass(task))
+        fingerprints = self._fingerprints(task, self._target_pass(task, targets, entry))
         resources = task.scorer.resources(settings.scoring.tokens_per_batch, settings.scoring.num_workers)
         choices = {
             "scope": settings.scope,
@@ -121,8 +124,7 @@ class TrimSelector(Selector):
         }
         if settings.pooler.token_weight == "error":
             choices["errors"] = True
-        targets = self.response_targets(task)
-        if targets:
+        if answered:
             choices["alignment"] = True
         inputs = {
             "pool": task.pool_key.hex,
@@ -130,15 +132,14 @@ class TrimSelector(Selector):
             "scorer": task.scorer.identity,
         }
         key = StageKey("score", SCORE_VERSION, choices, inputs)
-        return ScoringWork(key, fingerprints, resources, targets=targets)
+        return ScoringWork(key, fingerprints, resources, targets=answered)
 
-    def response_targets(self, task: SelectionTask) -> dict[str, list[TokenSequence]]:
+    def response_targets(self, task: SelectionTask, targets: TokenizedRecords) -> dict[str, list[TokenSequence]]:
         """Group name to its targets, where the pass is to keep what the model would learn from responses."""
         return {}
 
-    def _target_pass(self, task: SelectionTask) -> Entry:
-        """Stage `signals`: per-layer signals and hidden states of the targets."""
-        targets, entry = target_tokens(task)
+    def _target_pass(self, task: SelectionTask, targets: TokenizedRecords, entry: Entry) -> Entry:
+        """Stage `signals`: per-layer signals and hidden states of the targets, whose tokens are those of an entry."""
         resources = task.scorer.resources(None)
         choices = {"tokens_per_batch": resources.tokens_per_batch}  # finished batches are kept by their number
         key = StageKey("signals", 3, choices, {"targets": entry.key.hex, "scorer": task.scorer.identity})
@@ -262,6 +263,7 @@ class TrimSelector(Selector):
                     self._group_scores[group][shard.rows] = parts[group].score
                 fallback += int((~tokens.direct).sum())
                 scoped_tokens += len(tokens.direct)
+            self._keep(shard, parts)
             for column, values in aggregate_groups(parts, aggregate)._asdict().items():
                 combined[column][shard.rows] = values
         task.ledger.figures["fallback_share"] = fallback / scoped_tokens if scoped_tokens else None
@@ -274,6 +276,9 @@ class TrimSelector(Selector):
             groups=named,
             order=rank_round_robin(list(named.values())) if named and aggregate == "round_robin" else None,
         )
+
+    def _keep(self, shard: ScoredShard, pooled: Mapping[str, Pooled]) -> None:
+        """What one that builds on this keeps of a shard, by group, while it is pooled."""
 
     def profile(self, task: SelectionTask, directory: Path) -> None:
         """Trace some batches of the scoring pass, be its result from the store or not."""

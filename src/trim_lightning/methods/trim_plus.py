@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,15 @@ from trim_lightning.methods.trim import TrimSelector
 from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
 from trim_lightning.settings.key import key
 from trim_lightning.settings.schema import SelectSettings
-from trim_lightning.stages.passes import target_tokens
-from trim_lightning.stages.response_parts import densities, mean_alignments
+from trim_lightning.stages.response_parts import densities
 from trim_lightning.stages.task import SelectionTask
+from trim_lightning.stages.token_scores import ScoredShard
 from trim_lightning.store import Entry
-from trim_lightning.tokens.tokenized import TokenSequence
+from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence, predicted_responses
+from trim_lightning.trim.pooling import Pooled
 
 PARTS = ("trim", "density", "alignment")  # in the order of the weights
+KEPT = (*Pooled._fields, "alignment")  # of every group while shards are read
 
 
 @dataclass
@@ -31,8 +34,9 @@ class TrimPlusSelector(TrimSelector):
     """The weighted sum of three scores, each standardised over the pool: mean 0, standard deviation 1.
 
     - ``trim``: TRIM's, as ``saliency``, ``fingerprint``, ``fallback`` and ``pooler`` set it.
-    - ``density``: what single targets give to the record, to which its response's mean state is near, discounted by how
-      many other records are as near (KNN-KDE; see `trim_lightning.trim.density`).
+    - ``density``: the square root of what single targets give to the record if its response's mean state is near, the
+      less the more crowded it is there (KNN-KDE; see `trim_lightning.trim.density`). The root keeps one lonely record
+      from outvoting the other parts.
     - ``alignment``: how far a training step for a token of its response would go the way that the targets ask, seen at
       the output embedding, the mean over its tokens (For-Value; see `trim_lightning.trim.alignment`).
 
@@ -40,6 +44,7 @@ class TrimPlusSelector(TrimSelector):
     by default, for nothing was gained by it.
     """
 
+    needs_response: ClassVar[bool] = True
     use_warmup: bool = key(False, "score with the warmed-up model, if the warmup group is enabled")
     trim_weight: float = key(1.0, "weight of TRIM's standardised score", low=0)
     density_weight: float = key(1.0, "weight of the standardised share that near targets give", low=0)
@@ -62,46 +67,64 @@ class TrimPlusSelector(TrimSelector):
         """See `Selector`."""
         return settings.warmup.enabled and self.use_warmup
 
-    def response_targets(self, task: SelectionTask) -> dict[str, list[TokenSequence]]:
+    def response_targets(self, task: SelectionTask, targets: TokenizedRecords) -> dict[str, list[TokenSequence]]:
         """Group name to those of its targets that have a response.
 
         Raises:
             UserError: if a group has none.
         """
         assert task.targets is not None
-        targets, _ = target_tokens(task)
-        responses = targets.content_lengths("response")
-        groups = usable_groups(task, lambda row: responses[row] > 0, "no response", whatever_scope=True)
+        groups = usable_groups(task, lambda row: has_response(targets[row]), "no response", whatever_scope=True)
         without = sum(map(len, task.targets.groups.values())) - sum(map(len, groups.values()))
         if without:
             task.ledger.warn(
-                f"target: {without} of {len(responses)} targets have no response: they count in TRIM's part of the "
+                f"target: {without} of {len(targets)} targets have no response: they count in TRIM's part of the "
                 "score, not in density and alignment"
             )
         self._answered = groups
         return {group: [targets[row] for row in rows] for group, rows in groups.items()}
 
+    def _keep(self, shard: ScoredShard, pooled: Mapping[str, Pooled]) -> None:
+        """Keep `KEPT` of every group."""
+        assert shard.whole is not None
+        for place, (group, own) in enumerate(pooled.items()):
+            self._kept[group][:, shard.rows] = [*own, shard.whole.mean_alignment[place]]
+
     def _pool(self, task: SelectionTask, passes: Sequence[Entry]) -> ScoreTable:
         """TRIM's table with the sums in place of its scores, and the parts beside them."""
-        table = super()._pool(task, passes)
         size, (scored,) = len(task.pool), passes
-        alignment = mean_alignments(self._passed, size)
+        self._kept = {group: np.full((len(KEPT), size), np.nan, dtype=np.float32) for group in self._answered}
+        table = super()._pool(task, passes)
         density = densities(task, self._passed, scored, self._signals_entry, self._answered)
-        own = table.groups or {"": table.score}
-        parts = {group: standardised(np.stack([own[group], density[group], alignment[group]])) for group in own}
+        parts = {
+            group: standardised(np.stack([kept[KEPT.index("score")], np.sqrt(density[group]), kept[-1]]))
+            for group, kept in self._kept.items()
+        }  # [parts, records] each
         weights = np.array(list(self.weights.values()))
         whole = {group: (weights @ values).astype(np.float32) for group, values in parts.items()}
-        aggregate = task.settings.target.aggregate
-        scores, shown = aggregated(whole, parts, aggregate)
         named = {group: values for group, values in whole.items() if group}
         self._group_scores = named
-        return replace(
-            table,
-            score=scores,
-            groups=named,
-            order=rank_round_robin(list(named.values())) if named and aggregate == "round_robin" else None,
-            parts={part: values.astype(np.float32) for part, values in zip(PARTS, shown, strict=True)},
-        )
+        columns: dict[str, Any] = {"groups": named, "order": None}
+        aggregate = task.settings.target.aggregate
+        if named and aggregate == "round_robin":
+            columns["order"] = rank_round_robin(list(named.values()))
+        if aggregate == "mean":
+            columns["score"] = np.stack(list(whole.values())).mean(0)
+            shown = np.stack(list(parts.values())).mean(0)
+        else:  # all columns of the group with the best sum
+            scores = np.stack(list(whole.values()))
+            best, records = np.where(np.isnan(scores), -np.inf, scores).argmax(0), np.arange(size)
+            own = np.stack(list(self._kept.values()))[best, :, records].T  # [kept, records]
+            columns |= dict(zip(KEPT[1:4], own[1:4], strict=True)) | {"score": scores[best, records]}
+            shown = np.stack(list(parts.values()))[best, :, records].T
+        del self._kept
+        shown = shown.astype(np.float32)
+        return replace(table, **columns, parts=dict(zip(PARTS, shown, strict=True)))
+
+
+def has_response(target: TokenSequence) -> bool:
+    """True if a target has a response token that something stands before."""
+    return bool(predicted_responses(np.array(target.roles), np.array([len(target.roles)])).any())
 
 
 def standardised(parts: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -113,21 +136,7 @@ def standardised(parts: NDArray[np.floating]) -> NDArray[np.float64]:
     found = np.full(parts.shape, np.nan)
     if known.any():
         values = parts[:, known].astype(np.float64)
-        spread = values.std(1, keepdims=True)
-        found[:, known] = (values - values.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
+        varies = values.max(1, keepdims=True) > values.min(1, keepdims=True)  # rounding gives equal ones a deviation
+        spread = np.where(varies, values.std(1, keepdims=True), np.inf)
+        found[:, known] = (values - values.mean(1, keepdims=True)) / spread
     return found
-
-
-def aggregated(
-    whole: Mapping[str, NDArray[np.float32]], parts: Mapping[str, NDArray[np.float64]], how: str
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """One score a record ``[records]`` and its parts ``[parts, records]`` of those of several groups.
-
-    As `trim_lightning.trim.pooling.aggregate_groups`: the mean of all, or all of the best group's.
-    """
-    scores, stacked = np.stack(list(whole.values())), np.stack(list(parts.values()))  # [groups, (parts,) records]
-    if how == "mean":
-        return scores.mean(0), stacked.mean(0)
-    best = np.where(np.isnan(scores), -np.inf, scores).argmax(0)
-    records = np.arange(scores.shape[1])
-    return scores[best, records], stacked[best, :, records].T

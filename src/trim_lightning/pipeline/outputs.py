@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from trim_lightning.errors import UserError
 from trim_lightning.files.atomic import replacing, write_text
 from trim_lightning.files.tables import table_writer
+from trim_lightning.methods.base import load_selector
 from trim_lightning.privacy.local import LOCAL
 from trim_lightning.records.record_file import RecordFile
 from trim_lightning.records.shared import first_ids
@@ -133,7 +134,9 @@ def write_selection_manifest(
     pool, ledger, scorer = task.pool, task.ledger, task.scorer
     unscored, selected = np.flatnonzero(scores.unranked), missing.among(chosen)
     number = len(unscored)
-    if task.settings.selection.require_response and len(missing):
+    if len(missing) and (
+        task.settings.selection.require_response or load_selector(task.settings.method).needs_response
+    ):
         ledger.warn(
             f"{len(missing)} of the pool's records have no response token ({missing}) and are left out: "
             f"{first_ids(pool, missing.rows.tolist())}"

@@ -93,7 +93,10 @@ def explain_row(run: OpenedRun, row: int) -> Explanation:
             from trim_lightning.report.rescore import rescore
 
             notes.append("the store holds the scoring pass no more: this record was scored again")
-            tokens = rescore(run, run.record(row).turns).tokens
+            if has_parts(run):
+                notes.append("what its response tokens would teach is not computed again")
+            group = run.group_of(row, list(read_banks(run.directory / BANKS)[0]))
+            tokens = rescore(run, run.record(row).turns, group).tokens
     elif not matches_tokens(run):
         notes.append(f"method={run.settings.method['name']} ranks whole records: it has no scores of tokens")
     turns: list[tuple[str, str]] = []
@@ -120,7 +123,7 @@ def explain_text(run: OpenedRun, turns: list[Turn]) -> Explanation:
     """
     if not matches_tokens(run):
         raise UserError(f"--text: method={run.settings.method['name']} has no fingerprints to score a text against")
-    if any(name.startswith(PART) for name in run.scores.column_names):
+    if has_parts(run):
         raise UserError(
             f"--text: method={run.settings.method['name']} scores a record by its place among the others of the pool; "
             "give the --row or --id of one, or explain the text with a run of method=trim"
@@ -140,6 +143,11 @@ def explain_text(run: OpenedRun, turns: list[Turn]) -> Explanation:
         side = "above" if found.score > cut else "not above"
         verdict.append(f"The last picked record scores {cut:.4f}: this one lies {side} the cut.")
     return finish(run, "text", verdict, candidate, found.tokens, [])
+
+
+def has_parts(run: OpenedRun) -> bool:
+    """True for a run whose score is a sum of parts that are standardised over the pool."""
+    return any(name.startswith(PART) for name in run.scores.column_names)
 
 
 def matches_tokens(run: OpenedRun) -> bool:
@@ -163,8 +171,11 @@ def verdict_of_row(run: OpenedRun, candidate: Candidate) -> list[str]:
         ]
     if candidate.score is None or candidate.rank is None:
         selection, reasons = run.settings.selection, [f"has no token in scope={run.settings.scope}"]
+        method = run.settings.method
         if selection.require_response:
             reasons.append("has no response token (selection.require_response=true)")
+        elif load_selector(method).needs_response:
+            reasons.append(f"has no response token (method={method['name']} scores responses)")
         return [f"Not picked: it has no score, for it {', '.join(reasons)} or could not be rendered."]
     scores = run.scores
     scored = len(scores["score"].drop_null())

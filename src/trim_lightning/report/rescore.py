@@ -12,6 +12,7 @@ import torch
 from trim_lightning.engine.batches import ShardBatches, plan_shards
 from trim_lightning.engine.modules import ScoringPass
 from trim_lightning.errors import UserError
+from trim_lightning.methods.base import load_selector
 from trim_lightning.models.load import ModelRecipe, load_tokenizer
 from trim_lightning.models.precision import resolve_dtype
 from trim_lightning.records.record import Turn
@@ -37,8 +38,10 @@ class Rescored:
     coverage: float
 
 
-def rescore(run: OpenedRun, turns: Sequence[Turn]) -> Rescored:
+def rescore(run: OpenedRun, turns: Sequence[Turn], group: str | None = None) -> Rescored:
     """Score a conversation with the model and the bank of a TRIM run.
+
+    Its tokens are shown as its best group sees them, or as the ``group`` that is named.
 
     Raises:
         UserError: if the bank, the model or the warm-up's adapter is not there any more, or the text has no token in
@@ -67,7 +70,7 @@ def rescore(run: OpenedRun, turns: Sequence[Turn]) -> Rescored:
         result = forward.predict_step(ShardBatches([sequence], shards, settings.scope)[0], 0)
     error = result[f"error/{settings.scope}"].double().numpy()[scope] if error_scopes else None
     found: dict[str, tuple[Pooled, MatchedTokens]] = {}
-    for place, (group, bank) in enumerate(banks.items()):
+    for place, (name, bank) in enumerate(banks.items()):
         similarity = result["similarity"][place].double().numpy()
         match = forward.match_of(result, place).numpy().astype(np.int32)
         direct = match == encoded.token_ids
@@ -75,9 +78,9 @@ def rescore(run: OpenedRun, turns: Sequence[Turn]) -> Rescored:
         idf = scaled_idf(bank.token_ids.numpy(), bank.idf.double().numpy())
         pooled = pool_tokens(scoped, settings.fallback, settings.pooler, idf)
         penalised = penalise(similarity, direct, settings.fallback.mode, settings.fallback.penalty)
-        found[group] = (pooled, MatchedTokens(encoded.token_ids, scope, penalised, match, group))
-    combined = aggregate_groups({group: pooled for group, (pooled, _) in found.items()}, settings.target.aggregate)
-    best = max(found, key=lambda group: float(found[group][0].score[0]))
+        found[name] = (pooled, MatchedTokens(encoded.token_ids, scope, penalised, match, name))
+    combined = aggregate_groups({name: pooled for name, (pooled, _) in found.items()}, settings.target.aggregate)
+    best = max(found, key=lambda name: float(found[name][0].score[0])) if group is None else group
     return Rescored(found[best][1], *(float(values[0]) for values in combined))
 
 
@@ -87,7 +90,7 @@ def adapter_of(run: OpenedRun) -> Path | None:
     Raises:
         UserError: if it is not in the store any more.
     """
-    if not run.settings.warmup.enabled:
+    if not load_selector(run.settings.method).warms_up(run.settings):
         return None
     entry = run.stage("warmup")
     if entry is None:

@@ -27,7 +27,9 @@ def selection_page(facts: SelectionFacts) -> str:
         "counts": manifest["counts"],
         "inputs": manifest["inputs"],
         "target": manifest["inputs"].get("target"),
-        "teaches": any(item.view is not None and item.view.alignment for item in facts.top),
+        "teaches": any(
+            value is not None for item in facts.top if item.view is not None for value in item.view.alignment
+        ),
         "method_name": METHOD_NAMES.get(method, method),
         "scored_by_model": bool(tokens),
         "warmed_up": "warmup" in stages,

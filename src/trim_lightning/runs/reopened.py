@@ -128,7 +128,7 @@ class OpenedRun:
             return None
         beside = self._entry("score", key["inputs"].get("beside"))  # a cascade's sample
         passed = JoinedPasses([scoring, *([] if beside is None else [beside])], TokenizedRecords(pool))
-        return passed.matched({row: self._group_of(row, passed.groups)}, self.settings.fallback).get(row)
+        return passed.matched({row: self.group_of(row, passed.groups)}, self.settings.fallback).get(row)
 
     def record(self, row: int) -> Record:
         """A record of the pool.
@@ -149,7 +149,8 @@ class OpenedRun:
             raise UserError(f"pool {pool.name}: has changed since the run; bring the old file back, or select again")
         return pool.record(row)
 
-    def _group_of(self, row: int, groups: list[str]) -> str:
+    def group_of(self, row: int, groups: list[str]) -> str:
+        """The target group, of these, that a record scores best for."""
         if groups == [""]:
             return ""
         columns = {group: self.scores[f"score/{group}"].to_numpy(zero_copy_only=False) for group in groups}

@@ -1,4 +1,4 @@
-"""What whole responses of the pool say of target groups, from what a scoring pass has kept of them."""
+"""What single targets give to the records near them, from the mean states that a scoring pass has kept of responses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trim_lightning.console.progress import progress_bar
 from trim_lightning.stages.joined_passes import JoinedPasses
 from trim_lightning.stages.task import SelectionTask
 from trim_lightning.store import Entry, StageKey
@@ -18,14 +19,6 @@ from trim_lightning.trim.density import crowding, nearest, shares, unit
 
 Floats = NDArray[np.float64]
 DENSITY = "density.npy"
-
-
-def mean_alignments(passed: JoinedPasses, size: int) -> dict[str, Floats]:
-    """Group name to ``[size]`` mean alignment of each record's response tokens; NaN without one."""
-    found = np.full((len(passed.groups), size), np.nan)
-    for parts in passed.response_parts():
-        found[:, parts.rows] = parts.mean_alignment
-    return dict(zip(passed.groups, found, strict=True))
 
 
 def densities(
@@ -74,35 +67,44 @@ def target_states(directory: Path, rows: Sequence[int]) -> Floats:
 def shares_of(passed: JoinedPasses, wanted: Floats, members: Sequence[Sequence[int]], size: int) -> Floats:
     """``[groups, size]`` shares; one shard's states in memory at a time, then those of records near a target.
 
+    A state that is no finite number is left out, as is a target with one.
+
     Args:
         passed: The scoring pass.
         wanted: ``[targets, hidden]`` their mean states.
         members: Places of each group's targets.
         size: Records of the pool.
     """
-    counts, total = np.zeros(size, dtype=np.int64), np.zeros(wanted.shape[1])
+    usable, total, number = np.zeros(size, dtype=bool), np.zeros(wanted.shape[1]), 0
     for parts in passed.response_parts():
-        counts[parts.rows] = parts.responses
-        total += parts.responses @ parts.mean_state.astype(np.float64)
-    centre = total / max(counts.sum(), 1)
-    targets = unit(wanted - centre)
-    known = np.flatnonzero(counts)
-    found = np.full((len(members), size), np.nan)
+        states = parts.mean_state.astype(np.float64)
+        fine = (parts.responses > 0) & np.isfinite(states).all(1)
+        usable[parts.rows] = fine
+        total += parts.responses[fine] @ states[fine]
+        number += int(parts.responses[fine].sum())
+    known, found = np.flatnonzero(usable), np.full((len(members), size), np.nan)
     if not len(known):
         return found
-    cosines = np.zeros((size, len(targets)), dtype=np.float32)
+    centre = total / number
+    places = np.cumsum(usable) - 1  # of usable rows among them
+    targets = unit(wanted - centre)
+    cosines = np.empty((len(targets), len(known)), dtype=np.float32)
     for parts in passed.response_parts():
-        cosines[parts.rows] = unit(parts.mean_state - centre) @ targets.T
-    near = [nearest(cosines[known][:, group]) for group in members]
+        fine = usable[parts.rows]
+        cosines[:, places[parts.rows[fine]]] = targets @ unit(parts.mean_state[fine] - centre).T
+    near = [nearest(cosines[[place for place in group if np.isfinite(targets[place]).all()]]) for group in members]
+    del cosines
     pooled = np.unique(np.concatenate([group.ravel() for group in near]))
-    states = np.zeros((len(pooled), wanted.shape[1]), dtype=np.float32)
+    around = np.empty((len(pooled), wanted.shape[1]), dtype=np.float32)
     for parts in passed.response_parts():
-        mine = np.flatnonzero(np.isin(parts.rows, known[pooled]))
-        places = np.searchsorted(known[pooled], parts.rows[mine])
-        states[places] = unit(parts.mean_state[mine] - centre)
-    for place, group in enumerate(near):
-        own = np.unique(group)
-        density = np.ones(len(known))
-        density[own] = crowding(states[np.searchsorted(pooled, own)], len(group))
-        found[place, known] = shares(group, density)
+        mine = np.flatnonzero(usable[parts.rows] & np.isin(places[parts.rows], pooled))
+        where = np.searchsorted(pooled, places[parts.rows[mine]])
+        around[where] = unit(parts.mean_state[mine] - centre)
+    own = [np.unique(group) for group in near]
+    with progress_bar("density", total=sum(map(len, own)), unit="records") as bar:
+        for place, (group, rows) in enumerate(zip(near, own, strict=True)):
+            vectors = around if len(rows) == len(pooled) else around[np.searchsorted(pooled, rows)]
+            density = np.ones(len(known))
+            density[rows] = crowding(vectors, len(group), bar.update)
+            found[place, known] = shares(group, density)
     return found

@@ -65,9 +65,8 @@ class ScoringWork:
     @property
     def kind(self) -> str:
         """A key of `trim_lightning.sweep.work.KINDS`."""
-        if self.targets:
-            return "scoring pass with alignment"
-        return "scoring pass with errors" if self.key.settings.get("errors") else "scoring pass"
+        kept = (("errors", self.key.settings.get("errors")), ("alignment", self.targets))
+        return " with ".join(["scoring pass", *(name for name, wanted in kept if wanted)])
 
     def shares_pass_with(self, other: ScoringWork) -> bool:
         """True if one forward pass serves both: same pool, same scorer, same batches, prefixes shared or not."""

@@ -46,6 +46,22 @@ class ScopedTokens:
     alignment: NDArray[np.float32] | None = None
 
 
+class ResponseParts(NamedTuple):
+    """What a shard of a scoring pass keeps of whole responses.
+
+    Attributes:
+        rows: ``[records]`` rows.
+        responses: ``[records]`` int32 response tokens.
+        mean_state: ``[records, hidden]`` float16 mean last hidden state of those.
+        mean_alignment: ``[banks, records]`` float32 mean of `ScopedTokens.alignment`; NaN without a response.
+    """
+
+    rows: NDArray[np.int64]
+    responses: NDArray[np.int32]
+    mean_state: NDArray[np.float16]
+    mean_alignment: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class ScoredShard:
     """A shard of a scoring pass with what all banks share.
@@ -59,6 +75,7 @@ class ScoredShard:
         has_table: Which of both it is.
         error: ``[tokens]`` float16, see `ScopedTokens`.
         alignment: ``[banks, tokens]`` float32, see `ScopedTokens`.
+        whole: What was kept of whole responses; None where nothing was, and of a part of a shard.
     """
 
     rows: NDArray[np.int64]
@@ -69,6 +86,7 @@ class ScoredShard:
     has_table: bool
     error: NDArray[np.float16] | None = None
     alignment: NDArray[np.float32] | None = None
+    whole: ResponseParts | None = None
 
     def bank(self, place: int) -> ScopedTokens:
         """The tokens as the bank at a place saw them."""
@@ -89,23 +107,15 @@ class ScoredShard:
             match=self.match if self.has_table else self.match[:, tokens],
             error=None if self.error is None else self.error[tokens],
             alignment=None if self.alignment is None else self.alignment[:, tokens],
+            whole=None,
         )
 
 
-class ResponseParts(NamedTuple):
-    """What a shard of a scoring pass keeps of whole responses.
-
-    Attributes:
-        rows: ``[records]`` rows.
-        responses: ``[records]`` int32 response tokens.
-        mean_state: ``[records, hidden]`` float16 mean last hidden state of those.
-        mean_alignment: ``[banks, records]`` float32 mean of `ScopedTokens.alignment`; NaN without a response.
-    """
-
-    rows: NDArray[np.int64]
-    responses: NDArray[np.int32]
-    mean_state: NDArray[np.float16]
-    mean_alignment: NDArray[np.float32]
+def parts_of(tensors: Mapping[str, NDArray[Any]]) -> ResponseParts | None:
+    """What a shard's tensors hold of whole responses, None where they hold nothing."""
+    if "mean_state" not in tensors:
+        return None
+    return ResponseParts(*(tensors[name] for name in ResponseParts._fields))
 
 
 class StoredPass:
@@ -158,6 +168,7 @@ class StoredPass:
             self._table is not None,
             tensors.get("error"),
             tensors.get("alignment"),
+            parts_of(tensors),
         )
 
     def response_parts(self, index: int) -> ResponseParts:
@@ -166,8 +177,9 @@ class StoredPass:
         Raises:
             UserError: if it is damaged.
         """
-        tensors = read_stored(similarity_path(self.directory, index))
-        return ResponseParts(*(tensors[name] for name in ResponseParts._fields))
+        parts = parts_of(read_stored(similarity_path(self.directory, index)))
+        assert parts is not None, "the pass kept nothing of responses"
+        return parts
 
     def indexes(self, rows: range) -> range:
         """The shards that hold these rows, and others of their windows: a shard lies in one window of the pool."""

@@ -30,7 +30,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "evaluate": MODEL, "tasks": MODEL,
     "gradients": ADAPTER, "warmup": ADAPTER, "checkpoints": ADAPTER, "finetune": ADAPTER,
     **dict.fromkeys(("generated", "decompressed", "files", "parquet", "hub", "conversations", "texts", "words"), ()),
-    **dict.fromkeys(("fingerprint", "alone", "similarity", "order"), ()),
+    **dict.fromkeys(("fingerprint", "alone", "similarity", "order", "density"), ()),
 }  # fmt: skip
 
 

@@ -71,7 +71,10 @@ KINDS = {
     ),
     # the same with what responses teach, for which the LM head runs on them, and once more for each bank: the product
     # with the targets' gradient
-    "scoring pass with alignment": Kind(1.2, aligned_bytes, each=0.06),
+    "scoring pass with alignment": Kind(1.2, aligned_bytes, each=0.1),
+    "scoring pass with errors with alignment": Kind(
+        1.55, lambda cost, model, need: 2 * cost.tokens + aligned_bytes(cost, model, need), each=0.1
+    ),
     # row number (int64) and statistic of a record
     "vectors": Kind(1.05, lambda cost, model, need: len(cost.records) * (8 + 4 * hidden_width(model))),
     "losses": Kind(1.1, lambda cost, model, need: len(cost.records) * (8 + 16)),

@@ -67,6 +67,8 @@ def alignment(gradients: Sequence[HeadGradient], states: Tensor, logits: Tensor,
 def head_gradient(pieces: Iterable[tuple[Tensor, Tensor, Tensor]], targets: int, dtype: torch.dtype) -> HeadGradient:
     """Add up M, divided by the number of targets.
 
+    Beside one piece it takes what it leaves, and the sum in float32 where it is `HeadGradient.factors` of one matrix.
+
     Args:
         pieces: States, logits and answers of some response tokens each, as in `alignment`.
         targets: Number of targets.
@@ -75,22 +77,24 @@ def head_gradient(pieces: Iterable[tuple[Tensor, Tensor, Tensor]], targets: int,
     Raises:
         ValueError: if there is no token.
     """
-    states, errors = [], []
+    states: list[Tensor] = []
+    errors: list[Tensor] = []
     whole: Tensor | None = None
     for piece, logits, answers in pieces:
-        error = -torch.softmax(logits.float(), dim=-1)
+        error = torch.softmax(logits.float(), dim=-1).neg_()
         error[torch.arange(len(answers), device=error.device), answers] += 1
-        states.append(piece.to(error.dtype))
-        errors.append(error)
-        if (
-            whole is not None
-            or sum(map(len, states)) * (piece.shape[1] + error.shape[1]) > piece.shape[1] * error.shape[1]
-        ):
-            part = torch.cat(states).T @ torch.cat(errors)
-            whole = part if whole is None else whole + part
-            states, errors = [], []
+        tokens, (hidden, vocabulary) = sum(map(len, states)) + len(piece), (piece.shape[1], error.shape[1])
+        if whole is None and tokens * (hidden + vocabulary) > hidden * vocabulary:
+            whole = torch.zeros(hidden, vocabulary, device=error.device)
+            while states:
+                whole.addmm_(states.pop().float().T, errors.pop().float())
+        if whole is None:
+            states.append(piece.to(dtype))
+            errors.append(error.to(dtype))
+        else:
+            whole.addmm_(piece.float().T, error)
     if whole is not None:
-        return HeadGradient(((whole / targets).to(dtype),))
+        return HeadGradient((whole.div_(targets).to(dtype),))
     if not states:
         raise ValueError("no response token")
-    return HeadGradient(((torch.cat(states).T / targets).to(dtype), torch.cat(errors).to(dtype)))
+    return HeadGradient((torch.cat(states).T / targets, torch.cat(errors)))
