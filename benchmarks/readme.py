@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 BLOCK = re.compile(r"(<!-- made from (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
-    "trim": "**TRIM**", "trim, uniform saliency": "TRIM, every token weighs the same", "rds": "RDS+", "dsir": "DSIR",
-    "less": "LESS", "less, last 2 blocks": "LESS, last two blocks", "bm25": "BM25", "ifd": "IFD",
-    "perplexity": "perplexity", "longest": "longest", "random scores (20 draws)": "**random**",
-    "noise ceiling": "the best possible, given the noise",
+    "trim_plus": "**TRIM+** (`method=trim_plus`)", "trim": "**TRIM**", "rds": "RDS+", "dsir": "DSIR", "less": "LESS",
+    "trim, uniform saliency": "TRIM, every token weighs the same", "less, last 2 blocks": "LESS, last two blocks",
+    "bm25": "BM25", "ifd": "IFD", "perplexity": "perplexity", "longest": "longest",
+    "random scores (20 draws)": "**random**", "noise ceiling": "the best possible, given the noise",
 }  # fmt: skip
 
 

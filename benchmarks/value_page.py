@@ -15,6 +15,7 @@ from value_figures import Figure, best_decile, ceiling, correlations, spearman, 
 from value_gains import Gains
 from value_groups import REPORTING, TASKS, TUNING, Group
 from value_methods import REFERENCE, few
+from value_rule import PLAIN, rule_table
 from value_scores import GroupScores
 
 RANDOM_DRAWS = 20
@@ -46,6 +47,10 @@ def write_page(
     parts = [head + MARK, part_of, spread_table(gains)]
     for what, title in (("gain", "The gain itself"), ("special", "What is special to a task")):
         parts += [f"## {title}", method_table(means, tables[what], ceiling(gains, what))]
+    if all(name in means for name in PLAIN):
+        parts += ["## Against the plain methods, on the reporting tasks"]
+        parts += [f"{title}:\n\n{rule_table(means, tables[what])}" for what, title in (
+            ("gain", "The gain itself"), ("special", "What is special to a task"))]  # fmt: skip
     parts += ["## The best tenth of the groups", decile_table(means, gains.mean)]
     if bins.exists():
         parts += ["## Ten bins", bins_table(bins)]

@@ -29,6 +29,7 @@ import value_figures
 import value_groups
 import value_methods
 import value_page
+import value_rule
 import value_scores
 from value_features import ResponseTokens, errors
 from value_gains import Gains, collect, restore, wanted
@@ -342,6 +343,21 @@ def test_sums_add_what_methods_say_of_the_groups() -> None:
     whole = found["trim + less"]
     expected = stats.zscore(one) + stats.zscore(two)
     assert whole == pytest.approx(expected)
+
+
+def test_a_score_is_held_against_the_plain_methods_on_the_reporting_tasks() -> None:
+    generator = np.random.default_rng(0)
+    gains = generator.normal(size=(60, 5))
+    noise = {name: generator.normal(size=(60, 5)) for name in ("trim", "rds", "bm25")}
+    found = value_rule.rule_table({**noise, "trim_plus": gains, "trim_plus without trim": -gains}, gains, samples=200)
+    best, worst = ([cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()[2:])
+    assert best[:2] == ["trim_plus", "+1.00"]
+    assert best[-1] == "none"
+    assert best[5] == "+1.00 (+1.00 to +1.00)", "random scores have 0"
+    assert worst[:2] == ["trim_plus without trim", "-1.00"]
+    reporting = ("svamp", "bbh", "mmlu")
+    rivals = (*value_rule.PLAIN, "random")
+    assert worst[-1].split(", ") == [f"{task} ({rival})" for task in reporting for rival in rivals]
 
 
 def test_methods_are_judged_where_the_costly_ones_are_too(monkeypatch: pytest.MonkeyPatch) -> None:
