@@ -34,6 +34,17 @@ from .conftest import Inputs, Run
         (["pooler=max", "pooler.k=4"], ["pooler.k: has no effect with pooler=max"]),
         (["pooler=topk_mean", "pooler.k=4", "pooler.token_weight=idf"], []),
         (
+            ["saliency=uniform", "saliency.num_layers=3"],
+            ["saliency.num_layers: has no effect with saliency.row_weight=0 saliency.column_weight=0"],
+        ),
+        (["fallback=zero", "fallback.penalty=0.5"], ["fallback.penalty: has no effect with fallback.mode=zero"]),
+        (["fallback.penalty=0.5", "saliency.num_layers=3"], []),
+        (
+            ["method=trim_plus", "warmup.epochs=2"],
+            ["warmup.epochs: has no effect with method=trim_plus method.use_warmup=false"],
+        ),
+        (["method=trim_plus", "pooler=mean", "fallback=zero"], []),
+        (
             ["pool=jsonl", "pool.path=a.jsonl", "++pool.families=[syllogism]", "target.families=[syllogism]"],
             ["pool.families: has no effect with pool=jsonl"],
         ),

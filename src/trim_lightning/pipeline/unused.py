@@ -45,6 +45,12 @@ def unused_keys(settings: SelectSettings, overrides: Sequence[str]) -> list[str]
         reasons.append((method, lambda key: is_under(key, TOKEN_KEYS)))
     else:
         reasons.append((pooler, lambda key: settings.pooler.name not in POOLERS_OF.get(key, (settings.pooler.name,))))
+        saliency = settings.saliency
+        if saliency.row_weight == saliency.column_weight == 0:
+            unread = ("saliency.num_layers", "saliency.normalize")
+            reasons.append(("saliency.row_weight=0 saliency.column_weight=0", lambda key: key in unread))
+        if settings.fallback.mode == "zero":
+            reasons.append(("fallback.mode=zero", lambda key: key == "fallback.penalty"))
     if not selector.needs_targets:
         reasons.append((method, lambda key: is_under(key, ("target",)) and key not in read))
     if getattr(selector, "use_warmup", True) is False:
