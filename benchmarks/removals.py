@@ -41,22 +41,28 @@ BANKS = {"half-42": (60, 0.5, 42), "half-43": (60, 0.5, 43), "twentieth-44": (55
 KINDS = {"half removed": ("half-42", "half-43"), "5 % removed": ("twentieth-44",)}
 TRAINED = "runs/half-42/retrained/base"  # the model trained on the whole pool
 TRIM = "method=trim saliency.num_layers=2 warmup=none"  # the model has four layers
+PLUS = "method=trim_plus saliency.num_layers=2 warmup=none"
 SCORES: Mapping[str, str] = {
     "trim": TRIM,
     "trim, warmed up": "method=trim saliency.num_layers=2",
     "trim, next-token classes": f"{TRIM} fingerprint=next",
     "trim, responses, mean": f"{TRIM} scope=response pooler=mean",
     "trim, responses, mean, error both": f"{TRIM} scope=response pooler=mean saliency=error pooler.token_weight=error",
+    "trim_plus": PLUS,
+    "trim_plus without density": f"{PLUS} method.density_weight=0",
+    "trim_plus without alignment": f"{PLUS} method.alignment_weight=0",
+    "trim_plus without trim": f"{PLUS} method.trim_weight=0",
     "rds": "method=rds target.aggregate=round_robin",
     "bm25": "method=bm25",
     "less": "method=less",
     "less, warmed up on all": "method=less warmup.fraction=1",
     "trim, at the trained model": f"{TRIM} model.path={TRAINED}",
+    "trim_plus, at the trained model": f"{PLUS} model.path={TRAINED}",
     "less, at the trained model": f"method=less warmup.fraction=1 model.path={TRAINED}",
 }
 # a fact has 7 to 10 statements, so that ten borrows from the truth
 TEN, BEST = 10, ": ten best only"
-ORDERED = ("trim", "rds", "bm25", "less", "less, at the trained model", "Bergson, cosine of gradients")
+ORDERED = ("trim", "trim_plus", "rds", "bm25", "less", "less, at the trained model", "Bergson, cosine of gradients")
 OWN = {  # of Bergson itself, at the trained model
     "Bergson, cosine of gradients": {"unit_normalize": True},
     "Bergson, inner product of gradients": {"unit_normalize": False},
