@@ -14,7 +14,10 @@ from value_groups import REPORTING, TASKS
 
 Floats = NDArray[np.float64]
 PLAIN = ("trim", "rds", "bm25")  # and random scores, whose correlation is 0
-ASKED = ("trim_plus", "trim_plus without density", "trim_plus without alignment", "trim_plus without trim")
+ASKED = (
+    "trim_plus", "trim_plus: alignment", "trim_plus with density", "trim_plus: trim, density",
+    "trim_plus: alignment, density",
+)  # fmt: skip
 
 
 def rule_table(means: Mapping[str, Floats], gains: Floats, samples: int = SAMPLES) -> str:

@@ -349,12 +349,12 @@ def test_a_score_is_held_against_the_plain_methods_on_the_reporting_tasks() -> N
     generator = np.random.default_rng(0)
     gains = generator.normal(size=(60, 5))
     noise = {name: generator.normal(size=(60, 5)) for name in ("trim", "rds", "bm25")}
-    found = value_rule.rule_table({**noise, "trim_plus": gains, "trim_plus without trim": -gains}, gains, samples=200)
+    found = value_rule.rule_table({**noise, "trim_plus": gains, "trim_plus: alignment": -gains}, gains, samples=200)
     best, worst = ([cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()[2:])
     assert best[:2] == ["trim_plus", "+1.00"]
     assert best[-1] == "none"
     assert best[5] == "+1.00 (+1.00 to +1.00)", "random scores have 0"
-    assert worst[:2] == ["trim_plus without trim", "-1.00"]
+    assert worst[:2] == ["trim_plus: alignment", "-1.00"]
     reporting = ("svamp", "bbh", "mmlu")
     rivals = (*value_rule.PLAIN, "random")
     assert worst[-1].split(", ") == [f"{task} ({rival})" for task in reporting for rival in rivals]

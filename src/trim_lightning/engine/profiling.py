@@ -79,6 +79,7 @@ def profile_scoring(
                 request.nearest,
                 errors=request.errors,
                 targets=range(len(request.targets)),
+                states=request.states,
             )
             plan = [Shard(0, tuple(part), tokens)]
             run_sharded_pass(modules.pop(), records, plan, form, Path(nowhere), resources=resources, title="profile")

@@ -34,6 +34,7 @@ class ScoringRequest:
         errors: Keep the model's error at each scoped token too.
         targets: Group name to its targets, in the order of the banks, where it is to be kept too what the model would
             learn from each response; else empty.
+        states: Keep the mean state of each response as well.
     """
 
     banks: Mapping[str, FingerprintBank]
@@ -41,6 +42,7 @@ class ScoringRequest:
     scope: str
     errors: bool = False
     targets: Mapping[str, Sequence[TokenSequence]] = field(default_factory=dict)
+    states: bool = False
 
 
 @dataclass
@@ -94,6 +96,7 @@ def run_scoring_pass(
             len(banks),
             request.errors,
             [targets.place(group) for group in request.targets.values()],
+            request.states,
         )
         readers.append(reader)
         if reader.has_table:

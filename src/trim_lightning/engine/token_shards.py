@@ -60,9 +60,9 @@ def similarity_path(directory: Path, index: int) -> Path:
     cosines, see `cosines_of`); with ``nearest=hidden`` ``match [banks, tokens]`` int32, the matched classes' ids; where
     errors are wanted ``error [tokens]`` float16, the model's 1 - p of each token.
 
-    Where targets are given, of each response ``responses [records]`` int32 (its tokens), ``mean_state [records,
-    hidden]`` float16 and ``mean_alignment [banks, records]`` float32, NaN without a token; and, unless prompts alone
-    are scoped, ``alignment [banks, tokens]`` float32 of the scoped tokens.
+    Where targets are given, of each response ``responses [records]`` int32 (its tokens) and ``mean_alignment [banks,
+    records]`` float32, NaN without a token; unless prompts alone are scoped, ``alignment [banks, tokens]`` float32 of
+    the scoped tokens; and where states are wanted, ``mean_state [records, hidden]`` float16.
     """
     return directory / f"similarity-{index:06d}.safetensors"
 
@@ -78,6 +78,7 @@ class TokenShards(ShardForm):
         first: Place of the first bank among those of the pass.
         errors: Keep the model's error at each token.
         targets: Places of the banks' targets among those of the pass; empty if nothing is kept of responses.
+        states: Keep the mean state of each response too.
     """
 
     def __init__(
@@ -89,10 +90,11 @@ class TokenShards(ShardForm):
         first: int = 0,
         errors: bool = False,
         targets: Sequence[int] = (),
+        states: bool = False,
     ) -> None:
         self.directory, self.scope, self.nearest, self.errors = directory, scope, nearest, errors
         self.banks = range(first, first + banks)
-        self.targets = list(targets)
+        self.targets, self.states = list(targets), states
 
     @property
     def has_table(self) -> bool:
@@ -137,12 +139,13 @@ class TokenShards(ShardForm):
         responses = np.add.reduceat(counted.astype(np.int32), starts)
         sums = np.add.reduceat(alignment.astype(np.float64), starts, axis=1)
         means = sums / np.where(responses > 0, responses, np.nan)
-        return {
-            "responses": responses,
-            "mean_state": torch.cat([result["mean_state"] for result in results], dim=1).T.contiguous().cpu().numpy(),
-            "mean_alignment": means.astype(np.float32),
-            **({} if self.scope == "prompt" else {"alignment": alignment[:, scope]}),
-        }
+        kept: dict[str, NDArray[Any]] = {"responses": responses, "mean_alignment": means.astype(np.float32)}
+        if self.scope != "prompt":
+            kept["alignment"] = alignment[:, scope]
+        if self.states:
+            states = torch.cat([result["mean_state"] for result in results], dim=1)
+            kept["mean_state"] = states.T.contiguous().cpu().numpy()
+        return kept
 
 
 def joined(results: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:

@@ -126,6 +126,8 @@ class TrimSelector(Selector):
             choices["errors"] = True
         if answered:
             choices["alignment"] = True
+            if self.keeps_states:
+                choices["states"] = True
         inputs = {
             "pool": task.pool_key.hex,
             "fingerprint": fingerprints.key.hex,
@@ -133,6 +135,11 @@ class TrimSelector(Selector):
         }
         key = StageKey("score", SCORE_VERSION, choices, inputs)
         return ScoringWork(key, fingerprints, resources, targets=answered)
+
+    @property
+    def keeps_states(self) -> bool:
+        """True if the pass is to keep the mean state of each response as well."""
+        return False
 
     def response_targets(self, task: SelectionTask, targets: TokenizedRecords) -> dict[str, list[TokenSequence]]:
         """Group name to its targets, where the pass is to keep what the model would learn from responses."""

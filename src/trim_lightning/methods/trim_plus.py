@@ -1,4 +1,4 @@
-"""TRIM with what responses teach: token classes matched, nearest by density, and For-Value's alignment, in one pass.
+"""TRIM with what responses teach: token classes matched and For-Value's alignment, read off one pass.
 
 Our choice; docs/results/value.md has what it is chosen by.
 """
@@ -25,39 +25,45 @@ from trim_lightning.store import Entry
 from trim_lightning.tokens.tokenized import TokenizedRecords, TokenSequence, predicted_responses
 from trim_lightning.trim.pooling import Pooled
 
-PARTS = ("trim", "density", "alignment")  # in the order of the weights
+PARTS = ("trim", "alignment", "density")
 KEPT = (*Pooled._fields, "alignment")  # of every group while shards are read
 
 
 @dataclass
 class TrimPlusSelector(TrimSelector):
-    """The weighted sum of three scores, each standardised over the pool: mean 0, standard deviation 1.
+    """The weighted sum of scores, each standardised over the pool: mean 0, standard deviation 1.
 
     - ``trim``: TRIM's, as ``saliency``, ``fingerprint``, ``fallback`` and ``pooler`` set it.
-    - ``density``: the square root of what single targets give to the record if its response's mean state is near, the
-      less the more crowded it is there (KNN-KDE; see `trim_lightning.trim.density`). The root keeps one lonely record
-      from outvoting the other parts.
     - ``alignment``: how far a training step for a token of its response would go the way that the targets ask, seen at
       the output embedding, the mean over its tokens (For-Value; see `trim_lightning.trim.alignment`).
+    - ``density``, only with a weight: the square root of what single targets give to the record if its response's mean
+      state is near, the less the more crowded it is there (KNN-KDE; see `trim_lightning.trim.density`). The root keeps
+      one lonely record from outvoting the other parts.
 
-    All three are read off one pass over the pool; a record without a response has no score. The scorer is not warmed up
-    by default, for nothing was gained by it.
+    All are read off one pass over the pool. A record without a response has no score. The scorer is not warmed up by
+    default: TRIM gained nothing by it.
     """
 
     needs_response: ClassVar[bool] = True
     use_warmup: bool = key(False, "score with the warmed-up model, if the warmup group is enabled")
     trim_weight: float = key(1.0, "weight of TRIM's standardised score", low=0)
-    density_weight: float = key(1.0, "weight of the standardised share that near targets give", low=0)
     alignment_weight: float = key(1.0, "weight of the standardised alignment with the targets' gradient", low=0)
+    density_weight: float = key(0.0, "weight of the standardised share that near targets give", low=0)
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Weight of each of `PARTS`."""
-        return {part: getattr(self, f"{part}_weight") for part in PARTS}
+        """Weight of each of `PARTS` that has one."""
+        found = {part: getattr(self, f"{part}_weight") for part in PARTS}
+        return {part: weight for part, weight in found.items() if weight}
+
+    @property
+    def keeps_states(self) -> bool:
+        """See `TrimSelector`."""
+        return self.density_weight > 0
 
     def check(self) -> None:
         """See `Selector`: some part must weigh something."""
-        if not any(self.weights.values()):
+        if not self.weights:
             raise UserError(
                 f"{', '.join(f'method.{part}_weight=0' for part in PARTS)}: nothing is left to score by; give "
                 "one of them a weight above 0"
@@ -79,7 +85,7 @@ class TrimPlusSelector(TrimSelector):
         if without:
             task.ledger.warn(
                 f"target: {without} of {len(targets)} targets have no response: they count in TRIM's part of the "
-                "score, not in density and alignment"
+                "score alone"
             )
         self._answered = groups
         return {group: [targets[row] for row in rows] for group, rows in groups.items()}
@@ -95,10 +101,12 @@ class TrimPlusSelector(TrimSelector):
         size, (scored,) = len(task.pool), passes
         self._kept = {group: np.full((len(KEPT), size), np.nan, dtype=np.float32) for group in self._answered}
         table = super()._pool(task, passes)
-        density = densities(task, self._passed, scored, self._signals_entry, self._answered)
+        raw = {"trim": self._column("score"), "alignment": self._column("alignment")}
+        if "density" in self.weights:
+            shares = densities(task, self._passed, scored, self._signals_entry, self._answered)
+            raw["density"] = {group: np.sqrt(values) for group, values in shares.items()}
         parts = {
-            group: standardised(np.stack([kept[KEPT.index("score")], np.sqrt(density[group]), kept[-1]]))
-            for group, kept in self._kept.items()
+            group: standardised(np.stack([raw[part][group] for part in self.weights])) for group in self._kept
         }  # [parts, records] each
         weights = np.array(list(self.weights.values()))
         whole = {group: (weights @ values).astype(np.float32) for group, values in parts.items()}
@@ -119,7 +127,11 @@ class TrimPlusSelector(TrimSelector):
             shown = np.stack(list(parts.values()))[best, :, records].T
         del self._kept
         shown = shown.astype(np.float32)
-        return replace(table, **columns, parts=dict(zip(PARTS, shown, strict=True)))
+        return replace(table, **columns, parts=dict(zip(self.weights, shown, strict=True)))
+
+    def _column(self, name: str) -> dict[str, NDArray[np.float32]]:
+        """By group, one of `KEPT`."""
+        return {group: kept[KEPT.index(name)] for group, kept in self._kept.items()}
 
 
 def has_response(target: TokenSequence) -> bool:

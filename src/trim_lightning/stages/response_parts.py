@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,11 @@ def shares_of(passed: JoinedPasses, wanted: Floats, members: Sequence[Sequence[i
         size: Records of the pool.
     """
     usable, total, number = np.zeros(size, dtype=bool), np.zeros(wanted.shape[1]), 0
-    for parts in passed.response_parts():
-        states = parts.mean_state.astype(np.float64)
-        fine = (parts.responses > 0) & np.isfinite(states).all(1)
-        usable[parts.rows] = fine
-        total += parts.responses[fine] @ states[fine]
-        number += int(parts.responses[fine].sum())
+    for rows, responses, states in states_of(passed):
+        fine = (responses > 0) & np.isfinite(states).all(1)
+        usable[rows] = fine
+        total += responses[fine] @ states[fine]
+        number += int(responses[fine].sum())
     known, found = np.flatnonzero(usable), np.full((len(members), size), np.nan)
     if not len(known):
         return found
@@ -89,22 +88,29 @@ def shares_of(passed: JoinedPasses, wanted: Floats, members: Sequence[Sequence[i
     places = np.cumsum(usable) - 1  # of usable rows among them
     targets = unit(wanted - centre)
     cosines = np.empty((len(targets), len(known)), dtype=np.float32)
-    for parts in passed.response_parts():
-        fine = usable[parts.rows]
-        cosines[:, places[parts.rows[fine]]] = targets @ unit(parts.mean_state[fine] - centre).T
+    for rows, _, states in states_of(passed):
+        fine = usable[rows]
+        cosines[:, places[rows[fine]]] = targets @ unit(states[fine] - centre).T
     near = [nearest(cosines[[place for place in group if np.isfinite(targets[place]).all()]]) for group in members]
     del cosines
     pooled = np.unique(np.concatenate([group.ravel() for group in near]))
     around = np.empty((len(pooled), wanted.shape[1]), dtype=np.float32)
-    for parts in passed.response_parts():
-        mine = np.flatnonzero(usable[parts.rows] & np.isin(places[parts.rows], pooled))
-        where = np.searchsorted(pooled, places[parts.rows[mine]])
-        around[where] = unit(parts.mean_state[mine] - centre)
+    for rows, _, states in states_of(passed):
+        mine = np.flatnonzero(usable[rows] & np.isin(places[rows], pooled))
+        around[np.searchsorted(pooled, places[rows[mine]])] = unit(states[mine] - centre)
     own = [np.unique(group) for group in near]
     with progress_bar("density", total=sum(map(len, own)), unit="records") as bar:
-        for place, (group, rows) in enumerate(zip(near, own, strict=True)):
-            vectors = around if len(rows) == len(pooled) else around[np.searchsorted(pooled, rows)]
+        for place, (group, members_near) in enumerate(zip(near, own, strict=True)):
+            whole = len(members_near) == len(pooled)
+            vectors = around if whole else around[np.searchsorted(pooled, members_near)]
             density = np.ones(len(known))
-            density[rows] = crowding(vectors, len(group), bar.update)
+            density[members_near] = crowding(vectors, len(group), bar.update)
             found[place, known] = shares(group, density)
     return found
+
+
+def states_of(passed: JoinedPasses) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], Floats]]:
+    """Rows, response tokens and mean states ``[records, hidden]`` of every shard."""
+    for parts in passed.response_parts():
+        assert parts.mean_state is not None, "the pass kept no states"
+        yield parts.rows, parts.responses, parts.mean_state.astype(np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 # the contract's files about tokens
 BANKS, TARGETS, TOKEN_SCORES = "fingerprints.safetensors", "target_tokens.parquet", "token_scores.parquet"
 SCORE_VERSION = 2  # of what a pass over the pool leaves
+KEPT = ("errors", "alignment", "states")  # beside similarities, by their names in a pass's key
+
+
+def scoring_kind(kept: Iterable[str]) -> str:
+    """A key of `trim_lightning.sweep.work.KINDS` for a pass that keeps some of `KEPT`, in their order."""
+    return " with ".join(["scoring pass", *kept])
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,13 @@ class ScoringWork:
         settings = self.key.settings
         banks = load_banks(self.banks.path / BANKS)
         targets = {group: self.targets[group] for group in banks} if self.targets else {}
-        return ScoringRequest(banks, settings["nearest"], settings["scope"], settings.get("errors", False), targets)
+        errors, states = settings.get("errors", False), settings.get("states", False)
+        return ScoringRequest(banks, settings["nearest"], settings["scope"], errors, targets, states)
 
     @property
     def kind(self) -> str:
         """A key of `trim_lightning.sweep.work.KINDS`."""
-        kept = (("errors", self.key.settings.get("errors")), ("alignment", self.targets))
-        return " with ".join(["scoring pass", *(name for name, wanted in kept if wanted)])
+        return scoring_kind(name for name in KEPT if self.key.settings.get(name))
 
     def shares_pass_with(self, other: ScoringWork) -> bool:
         """True if one forward pass serves both: same pool, same scorer, same batches, prefixes shared or not."""

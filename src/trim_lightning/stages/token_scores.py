@@ -52,14 +52,14 @@ class ResponseParts(NamedTuple):
     Attributes:
         rows: ``[records]`` rows.
         responses: ``[records]`` int32 response tokens.
-        mean_state: ``[records, hidden]`` float16 mean last hidden state of those.
         mean_alignment: ``[banks, records]`` float32 mean of `ScopedTokens.alignment`; NaN without a response.
+        mean_state: ``[records, hidden]`` float16 mean last hidden state of those; None where it was not kept.
     """
 
     rows: NDArray[np.int64]
     responses: NDArray[np.int32]
-    mean_state: NDArray[np.float16]
     mean_alignment: NDArray[np.float32]
+    mean_state: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class ScoredShard:
 
 def parts_of(tensors: Mapping[str, NDArray[Any]]) -> ResponseParts | None:
     """What a shard's tensors hold of whole responses, None where they hold nothing."""
-    if "mean_state" not in tensors:
+    if "mean_alignment" not in tensors:
         return None
-    return ResponseParts(*(tensors[name] for name in ResponseParts._fields))
+    return ResponseParts(*(tensors.get(name) for name in ResponseParts._fields))  # type: ignore[arg-type]
 
 
 class StoredPass:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 from trim_lightning.engine.token_shards import bytes_of
 from trim_lightning.models.lora import add_lora
 from trim_lightning.models.loss import hidden_width
+from trim_lightning.stages.scoring import KEPT, scoring_kind
 from trim_lightning.store import Cost
 from trim_lightning.tuning.memory import (
     MicroBatches,
@@ -29,15 +32,6 @@ def signal_bytes(cost: Cost, model: Any, need: TrainingNeed | None) -> float:
     """
     layers = model.config.get_text_config().num_hidden_layers
     return cost.tokens * (model.dtype.itemsize * hidden_width(model) + 8 * layers + 5)
-
-
-def aligned_bytes(cost: Cost, model: Any, need: TrainingNeed | None) -> float:
-    """Of a scoring pass that keeps what responses teach.
-
-    Similarity and alignment of every token, and of a record its mean state (float16), length and mean alignments.
-    """
-    banks = int(cost.number)
-    return cost.tokens * (bytes_of(banks) + 4 * banks) + len(cost.records) * (2 * hidden_width(model) + 4 + 4 * banks)
 
 
 def trained_bytes(cost: Cost, model: Any, need: TrainingNeed | None) -> float:
@@ -61,20 +55,36 @@ class Kind:
     each: float = 0.0
 
 
+def scoring_kinds() -> dict[str, Kind]:
+    """Every kind of scoring pass, by what it keeps beside similarities."""
+    kinds = {}
+    for number in range(len(KEPT) + 1):
+        for kept in combinations(KEPT, number):
+            # errors: the LM head runs on all content (on responses alone it adds a fifteenth); alignment: on responses,
+            # and once more for each bank
+            factor = 1.03 + 0.3 * ("errors" in kept) + 0.15 * ("alignment" in kept)
+            each = 0.11 if "alignment" in kept else 0.01
+            kinds[scoring_kind(kept)] = Kind(factor, partial(scored_bytes, kept), each=each)
+    return kinds
+
+
+def scored_bytes(kept: Sequence[str], cost: Cost, model: Any, need: TrainingNeed | None) -> float:
+    """Of a scoring pass: of each token its similarity in every bank (``cost.number``), and what else is ``kept``.
+
+    An error is float16; alignments are float32, of tokens and the means of records, with a length each; states float16.
+    """
+    banks, records = int(cost.number), len(cost.records)
+    taken: float = cost.tokens * bytes_of(banks)
+    if "errors" in kept:
+        taken += 2 * cost.tokens
+    if "alignment" in kept:
+        taken += 4 * banks * cost.tokens + (4 + 4 * banks) * records
+    return taken + (2 * hidden_width(model) * records if "states" in kept else 0)
+
+
 KINDS = {
     "target pass": Kind(1.7, signal_bytes),
-    # number: banks, each with the similarity of every token
-    "scoring pass": Kind(1.03, lambda cost, model, need: cost.tokens * bytes_of(int(cost.number)), each=0.01),
-    # the same with errors (float16), for which the LM head runs on all content; on responses alone it adds a twentieth
-    "scoring pass with errors": Kind(
-        1.4, lambda cost, model, need: cost.tokens * (bytes_of(int(cost.number)) + 2), each=0.01
-    ),
-    # the same with what responses teach, for which the LM head runs on them, and once more for each bank: the product
-    # with the targets' gradient
-    "scoring pass with alignment": Kind(1.2, aligned_bytes, each=0.1),
-    "scoring pass with errors with alignment": Kind(
-        1.55, lambda cost, model, need: 2 * cost.tokens + aligned_bytes(cost, model, need), each=0.1
-    ),
+    **scoring_kinds(),  # number: banks
     # row number (int64) and statistic of a record
     "vectors": Kind(1.05, lambda cost, model, need: len(cost.records) * (8 + 4 * hidden_width(model))),
     "losses": Kind(1.1, lambda cost, model, need: len(cost.records) * (8 + 16)),
