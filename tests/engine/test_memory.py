@@ -63,8 +63,7 @@ def test_a_pass_goes_on_in_halves_with_the_same_results(
     assert (parts / "coreset.jsonl").read_bytes() == (whole / "coreset.jsonl").read_bytes()
     if method != "less":
         scores = [pd.read_parquet(folder / "scores.parquet").score for folder in (parts, whole)]
-        # a density changes with the last digit of a mean state in float16
-        np.testing.assert_allclose(*scores, rtol=1e-5, atol=5e-3 if method == "trim_plus" else 0)
+        np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-4 if method == "trim_plus" else 0)
         assert "is run in halves" in caplog.text
 
 

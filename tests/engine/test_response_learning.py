@@ -96,7 +96,7 @@ def work(tiny_model: Load, tokenized: Callable[..., TokenizedRecords], monkeypat
     classes = torch.arange(0, 300, 11)
     bank = build_bank([TargetTokens(classes, torch.randn(len(classes), 32, generator=generator), classes + 1.0)])
     targets = dict(zip(("one", "two"), TARGETS, strict=True))
-    request = scoring_pass.ScoringRequest({"one": bank, "two": bank}, "embedding", "all", targets=targets)
+    request = scoring_pass.ScoringRequest({"one": bank, "two": bank}, "embedding", "all", targets=targets, states=True)
 
     def run(directory: Path) -> Any:
         directory.mkdir(exist_ok=True)

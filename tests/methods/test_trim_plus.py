@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from reference.reference import Tokens
 from tiny_models import write_records
 from trim_lightning.engine import scoring_pass
+from trim_lightning.engine.shards import read_tensors
 from trim_lightning.errors import UserError
 from trim_lightning.methods.trim_plus import PARTS, standardised
 from trim_lightning.stages.response_parts import shares_of
@@ -24,7 +25,8 @@ from trim_lightning.stages.token_scores import ResponseParts
 from trim_lightning.trim.density import WIDTH
 
 COMMON = ("warmup=none", "saliency.num_layers=2")
-PLUS = ("method=trim_plus", *COMMON)
+SUM = ("method=trim_plus", *COMMON)
+PLUS = (*SUM, "method.density_weight=1")  # all parts
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def standard(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def test_score_is_the_sum_of_its_standardised_parts(method_runs, seen, trim, best_first) -> None:
     result = method_runs.run(*PLUS, "selection.count=6")
-    expected = standard([trim, np.sqrt(density_of(*seen)), alignment_of(*seen)])
+    expected = standard([trim, alignment_of(*seen), np.sqrt(density_of(*seen))])
     for part, values in zip(PARTS, expected, strict=True):
         np.testing.assert_allclose(result.scores.parts[part], values, atol=2e-3, err_msg=part)
     np.testing.assert_allclose(result.scores.score, expected.sum(0), atol=4e-3)
@@ -134,11 +136,26 @@ def test_weights_and_saliency_are_arithmetic_on_the_pass(method_runs, seen, trim
     parts = plain.scores.parts
     weighed = method_runs.run(*PLUS, "method.trim_weight=0", "method.density_weight=0.5", "method.alignment_weight=2")
     np.testing.assert_allclose(weighed.scores.score, 0.5 * parts["density"] + 2 * parts["alignment"], atol=1e-5)
+    assert list(weighed.scores.parts) == ["alignment", "density"]
     assert json.loads((weighed.directory / "manifest.json").read_text())["stages"]["score"]["cached"]
     other = method_runs.run(*PLUS, "pooler=mean")
     assert json.loads((other.directory / "manifest.json").read_text())["stages"]["score"]["cached"]
     assert (other.scores.parts["trim"] != parts["trim"]).any()
     np.testing.assert_array_equal(other.scores.parts["density"], parts["density"])
+
+
+def test_without_its_weight_density_is_not_there(method_runs, seen, trim, tmp_path) -> None:
+    result = method_runs.run(*SUM, store=tmp_path)
+    expected = standard([trim, alignment_of(*seen)])
+    for part, values in zip(("trim", "alignment"), expected, strict=True):
+        np.testing.assert_allclose(result.scores.parts[part], values, atol=2e-3, err_msg=part)
+    np.testing.assert_allclose(result.scores.score, expected.sum(0), atol=4e-3)
+    table = pq.read_table(result.directory / "scores.parquet")
+    assert [name for name in table.column_names if name.startswith("part/")] == ["part/trim", "part/alignment"]
+    assert "density" not in json.loads((result.directory / "manifest.json").read_text())["stages"]
+    assert not (tmp_path / "density").exists()
+    (shard,) = (tmp_path / "score").glob("*/similarity-*")
+    assert "mean_state" not in read_tensors(shard)
 
 
 @pytest.mark.parametrize("aggregate", ["max", "mean", "round_robin"])
@@ -152,13 +169,13 @@ def test_groups(method_runs, seen, aggregate: str) -> None:
     for place, group in enumerate(("first", "second")):
         targets = seen[1][place::2]
         density, alignment = np.sqrt(density_of(seen[0], targets)), alignment_of(seen[0], targets)
-        found = standard([own[group].astype(np.float64), density, alignment])
+        found = standard([own[group].astype(np.float64), alignment, density])
         np.testing.assert_allclose(result.scores.groups[group], found.sum(0), atol=6e-3)
         wholes.append(found.sum(0))
         parts.append(found)
     if aggregate == "mean":
         np.testing.assert_allclose(result.scores.score, np.mean(wholes, 0), atol=6e-3)
-        np.testing.assert_allclose(result.scores.parts["density"], np.mean(parts, 0)[1], atol=6e-3)
+        np.testing.assert_allclose(result.scores.parts["density"], np.mean(parts, 0)[2], atol=6e-3)
     else:
         np.testing.assert_allclose(result.scores.score, np.max(wholes, 0), atol=6e-3)
         scored = np.isfinite(result.scores.score)
@@ -199,11 +216,11 @@ def test_a_pass_shared_with_trim_or_in_small_batches_says_the_same(method_runs, 
         "target=jsonl", "target.num_examples=null", "trainer=cpu", "logger=none", *COMMON, *files,
         f"paths.store_dir={tmp_path / 'shared'}", f"paths.output_dir={tmp_path / 'unused'}",
     ]  # fmt: skip
-    jobs = [compose_select([f"method={name}", *common]) for name in ("trim", "trim_plus")]
-    assert share_passes(jobs) == 1
-    assert calls == [2]
+    methods = (["method=trim"], ["method=trim_plus"], ["method=trim_plus", "method.density_weight=1"])
+    assert share_passes([compose_select([*method, *common]) for method in methods]) == 1
+    assert calls == [3]
     shared = method_runs.run(*PLUS, store=tmp_path / "shared")
-    assert calls == [2], "the job finds its pass"
+    assert calls == [3], "the job finds its pass"
     assert (shared.directory / "scores.parquet").read_bytes() == (plain.directory / "scores.parquet").read_bytes()
 
 
@@ -232,7 +249,7 @@ def test_a_state_that_is_no_number_is_left_out() -> None:
     states[7] = np.nan
     responses = np.full(40, 3, dtype=np.int32)
     responses[9] = 0
-    parts = ResponseParts(np.arange(40), responses, states, np.zeros((1, 40), dtype=np.float32))
+    parts = ResponseParts(np.arange(40), responses, np.zeros((1, 40), dtype=np.float32), states)
     passed = SimpleNamespace(response_parts=lambda: iter([parts]))
     wanted = np.concatenate([states[[3]].astype(np.float64), np.full((1, 8), np.nan)])
     found = shares_of(passed, wanted, [[0, 1], [1]], 40)
@@ -261,9 +278,8 @@ def test_only_targets_with_a_response_take_part(method_runs, tmp_path, caplog) -
 
 
 def test_what_does_not_go_is_refused(method_runs) -> None:
-    nothing = [f"method.{part}_weight=0" for part in PARTS]
     with pytest.raises(UserError, match="nothing is left to score by"):
-        method_runs.run(*PLUS, *nothing)
+        method_runs.run(*SUM, "method.trim_weight=0", "method.alignment_weight=0")
     with pytest.raises(UserError, match="scoring=cascade: method=trim_plus"):
         method_runs.run(*PLUS, "scoring=cascade")
     with pytest.raises(UserError, match=r"method\.density_weight=-1"):

@@ -263,9 +263,9 @@ def test_a_sum_of_parts_is_explained_by_part_and_by_token(room: Room) -> None:
     scores = pq.read_table(directory / "scores.parquet")
     row = int(scores["rank"].to_numpy(zero_copy_only=False).tolist().index(1.0))
     found = explain_row(open_run(directory), row)
-    parts = {name: scores[f"part/{name}"][row].as_py() for name in ("trim", "density", "alignment")}
+    parts = {name: scores[f"part/{name}"][row].as_py() for name in ("trim", "alignment")}
     assert found.candidate.parts == parts
-    assert found.formula.startswith(f"{sum(parts.values()):.4f} = 1 × trim {parts['trim']:.4f} + 1 × density")
+    assert found.formula.startswith(f"{sum(parts.values()):.4f} = 1 × trim {parts['trim']:.4f} + 1 × alignment")
     values = [line.alignment or 0.0 for line in found.teaching]
     assert values == sorted(values, reverse=True) != []
     text = terminal_text(found, colour=False)
