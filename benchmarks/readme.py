@@ -17,7 +17,8 @@ README, DOCS = ROOT / "README.md", ROOT / "docs"
 BLOCK = re.compile(r"(<!-- made from (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
     "trim_plus": "**TRIM+** (`method=trim_plus`)", "trim": "**TRIM**", "rds": "RDS+", "dsir": "DSIR", "less": "LESS",
-    "trim, uniform saliency": "TRIM, every token weighs the same", "bm25": "BM25", "ifd": "IFD", "perplexity": "perplexity", "longest": "longest",
+    "trim, uniform saliency": "TRIM, every token weighs the same", "bm25": "BM25", "ifd": "IFD",
+    "perplexity": "perplexity", "longest": "longest",
     "random scores (20 draws)": "**random**", "noise ceiling": "the best possible, given the noise",
 }  # fmt: skip
 

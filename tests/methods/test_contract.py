@@ -11,8 +11,10 @@ import pytest
 
 from composing import compose_select
 from trim_lightning.errors import UserError
-from trim_lightning.methods.base import load_selector, method_names
+from trim_lightning.methods.base import load_selector, method_names, whole_method
+from trim_lightning.runs.run import whole_config
 from trim_lightning.settings.compose import config_directory
+from trim_lightning.settings.schema import SelectSettings
 
 MODEL_FREE = ("bm25", "dsir", "full", "longest")
 ALONG_WARM_UP = ("cld", "less", "s2l", "tagcos")
@@ -27,6 +29,17 @@ def test_every_method_has_an_option_that_composes(name: str) -> None:
     settings = compose_select([f"method={name}", "paths.output_dir=unused", *needs])
     assert settings.method["name"] == name
     load_selector(settings.method)
+
+
+def test_a_method_is_noted_with_all_its_keys() -> None:
+    assert whole_method({"name": "rds", "tokens": "scoped"}) == {
+        "name": "rds", "use_warmup": False, "tokens": "scoped", "aggregate": "round_robin",
+    }  # fmt: skip
+    older = {"method": {"name": "perplexity"}, "seed": 3}
+    assert whole_config(older, SelectSettings)["method.mode"] == "middle"
+    assert whole_config({"method": {"name": "gone", "key": 1}}, SelectSettings)["method.key"] == 1
+    with pytest.raises(UserError, match=r"method\.use_warmup: Value 'maybe' is not a valid bool"):
+        load_selector({"name": "rds", "use_warmup": "maybe"})
 
 
 def test_helpers_are_no_methods() -> None:

@@ -122,6 +122,9 @@ def test_score_is_the_sum_of_its_standardised_parts(method_runs, seen, trim, bes
     manifest = json.loads((result.directory / "manifest.json").read_text())
     assert any("have no response token" in warning for warning in manifest["warnings"])
     assert list(manifest["stages"])[-2:] == ["density", "select"]
+    assert manifest["config"]["method"] == {
+        "name": "trim_plus", "use_warmup": False, "trim_weight": 1.0, "alignment_weight": 1.0, "density_weight": 1.0,
+    }, "keys that were not given stand at their defaults"  # fmt: skip
     table = pq.read_table(result.directory / "scores.parquet")
     assert table.column_names[-3:] == [f"part/{part}" for part in PARTS]
     documented = (Path(__file__).parents[2] / "docs" / "outputs.md").read_text()
@@ -271,10 +274,14 @@ def test_only_targets_with_a_response_take_part(method_runs, tmp_path, caplog) -
     (tmp_path / "some.jsonl").write_text("\n".join(lines) + "\n")
     result = method_runs.run(*PLUS, f"target.path={tmp_path / 'some.jsonl'}")
     assert np.isfinite(result.scores.score).any()
-    assert "1 of 3 targets have no response" in caplog.text
+    assert "1 of 3 targets have no response token" in caplog.text
     (tmp_path / "none.jsonl").write_text(json.dumps({**targets[0], "response": ""}) + "\n")
-    with pytest.raises(UserError, match="the target set has no response"):
+    with pytest.raises(UserError, match="or use method=trim scope=prompt to select by prompts alone"):
         method_runs.run(*PLUS, f"target.path={tmp_path / 'none.jsonl'}")
+    with pytest.raises(UserError, match=r"the target set has no response token .* or use method=trim"):
+        method_runs.run(*PLUS, f"target.path={tmp_path / 'none.jsonl'}", "scope=prompt")
+    with pytest.raises(UserError, match="group '1' of the target set has no response token"):
+        method_runs.run(*PLUS, f"target.path={tmp_path / 'some.jsonl'}", "target.single_groups=true")
 
 
 def test_what_does_not_go_is_refused(method_runs) -> None:

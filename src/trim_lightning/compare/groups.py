@@ -158,19 +158,20 @@ def axes(runs: Sequence[Run]) -> list[Axis]:
 
 
 def varying_keys(runs: Sequence[Run]) -> list[str]:
-    """Config keys with more than one value, in config order."""
+    """Config keys with more than one value, in config order; a method's own key is none if the method decides it."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     sections = [{key.partition(".")[0] for key in run.settings} for run in runs]
     shared = [key for key in keys if all(key.partition(".")[0] in present for present in sections)]
     varying = [key for key in shared if len(set(partition(runs, key))) > 1]
     methods = partition(runs, "method.name")
-    return [key for key in varying if not (key.startswith("method.") and decided_by(methods, partition(runs, key)))]
+    own = [key for key in varying if key.startswith("method.") and key != "method.name"]
+    decided = {key for key in own if decided_by(methods, partition(runs, key))}
+    return [key for key in varying if key not in decided]
 
 
 def decided_by(finer: Sequence[int], coarser: Sequence[int]) -> bool:
-    """True if the first partition strictly decides the second: it is finer, and not the same."""
-    pairs = set(zip(finer, coarser, strict=True))
-    return len(pairs) == len(set(finer)) > len(set(coarser))
+    """True if the first partition decides the second: it is finer, or the same."""
+    return len(set(zip(finer, coarser, strict=True))) == len(set(finer))
 
 
 def partition(runs: Sequence[Run], key: str) -> tuple[int, ...]:

@@ -115,8 +115,17 @@ def load_selector(parameters: Mapping[str, Any]) -> Selector:
     try:
         selector = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), as_plain(own)))
     except OmegaConfBaseException as error:
-        raise UserError(f"method: {first_line(error)}") from None
+        raise UserError(f"{'.'.join(filter(None, ['method', error.full_key]))}: {first_line(error)}") from None
     assert isinstance(selector, Selector)
     check(selector, "method.")
     selector.check()
     return selector
+
+
+def whole_method(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``method`` group with every key that the method has, those that were not given at their defaults.
+
+    Raises:
+        UserError: as `load_selector`.
+    """
+    return {"name": parameters["name"], **dataclasses.asdict(load_selector(parameters))}  # type: ignore[call-overload]

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trim_lightning.errors import UserError
-from trim_lightning.methods.shared import usable_groups
 from trim_lightning.methods.trim import TrimSelector
 from trim_lightning.selection.ranking import ScoreTable, rank_round_robin
 from trim_lightning.settings.key import key
@@ -80,12 +79,19 @@ class TrimPlusSelector(TrimSelector):
             UserError: if a group has none.
         """
         assert task.targets is not None
-        groups = usable_groups(task, lambda row: has_response(targets[row]), "no response", whatever_scope=True)
-        without = sum(map(len, task.targets.groups.values())) - sum(map(len, groups.values()))
+        all_groups = task.targets.groups
+        groups = {group: [row for row in rows if has_response(targets[row])] for group, rows in all_groups.items()}
+        for group in (group for group, rows in groups.items() if not rows):
+            where = f"group {group!r} of the target set" if group else "the target set"
+            raise UserError(
+                f"target: {where} has no response token (absent, or cut off by max_length), by which method=trim_plus "
+                "scores; give targets that have some, or use method=trim"
+            )
+        without = sum(map(len, all_groups.values())) - sum(map(len, groups.values()))
         if without:
             task.ledger.warn(
-                f"target: {without} of {len(targets)} targets have no response: they count in TRIM's part of the "
-                "score alone"
+                f"target: {without} of {len(targets)} targets have no response token (absent, or cut off by "
+                "max_length): they count in TRIM's part of the score alone"
             )
         self._answered = groups
         return {group: [targets[row] for row in rows] for group, rows in groups.items()}

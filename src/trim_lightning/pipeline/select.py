@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trim_lightning.methods.base import load_selector
+from trim_lightning.methods.base import load_selector, whole_method
 from trim_lightning.pipeline.checks import check_settings
 from trim_lightning.pipeline.leaks import warn_of_leaks
 from trim_lightning.pipeline.opening import for_helper, open_store, open_task
@@ -92,7 +92,7 @@ def select(settings: SelectSettings, command: str | None = None) -> Selection:
         UserError: for anything that the user can mend.
     """
     check_settings(settings)
-    settings = for_helper(settings)
+    settings = for_helper(replace(settings, method=whole_method(settings.method)))
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
     store = open_store(settings)
     with tracked(settings.logger, directory, job_type="select", config=asdict(settings)) as tracker:

@@ -32,8 +32,11 @@ def trim_words(config: Mapping[str, Any]) -> str:
     """How TRIM scored: pooler and scope, and what of states and weights is not as usual."""
     next_token = config.get("fingerprint", {}).get("token_class") == "next"
     weight = config["pooler"].get("token_weight", "none")
+    weights = [f"{name.removesuffix('_weight')} × {value:g}" for name, value in config["method"].items()
+               if name.endswith("_weight") and value]  # fmt: skip
     return ", ".join([
-        config["method"]["name"], *(["next-token classes"] if next_token else []), f"pooler {config['pooler']['name']}",
+        config["method"]["name"], *([" + ".join(weights)] if weights else []),
+        *(["next-token classes"] if next_token else []), f"pooler {config['pooler']['name']}",
         *([f"tokens weighed by {weight}"] if weight != "none" else []), f"scope {config['scope']}",
     ])  # fmt: skip
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trim_lightning.errors import UserError
 from trim_lightning.evaluation.evaluate import evaluate, paired, summarise
 from trim_lightning.files.atomic import write_text
+from trim_lightning.methods.base import whole_method
 from trim_lightning.pipeline.checks import check_training
 from trim_lightning.pipeline.measuring import MeasuringRecords, measured_records, open_measuring
 from trim_lightning.pipeline.opening import for_helper, open_store, warn_of_reading
@@ -84,7 +85,7 @@ def train(
         UserError: for anything that the user can mend.
     """
     check_training(settings)
-    settings = for_helper(settings)
+    settings = for_helper(replace(settings, method=whole_method(settings.method)))
     directory = writable_directory(settings.paths.output_dir, "paths.output_dir")
     store = open_store(settings)
     with tracked(settings.logger, directory, job_type="train", config=asdict(settings)) as tracker:

@@ -56,7 +56,7 @@ def unused_keys(settings: SelectSettings, overrides: Sequence[str]) -> list[str]
     if getattr(selector, "use_warmup", True) is False:
         reasons.append((f"{method} method.use_warmup=false", lambda key: is_under(key, ("warmup",))))
     elif selector.uses_model and not settings.warmup.enabled:
-        reasons.append(("warmup=none", lambda key: is_under(key, ("warmup",))))
+        reasons.append(("warmup=none", lambda key: is_under(key, ("warmup",)) or key == "method.use_warmup"))
     elif not selector.warms_up(settings):
         reasons.append((method, lambda key: is_under(key, ("warmup",))))
     for name, source in (("pool", settings.pool.source), ("target", settings.target.source)):

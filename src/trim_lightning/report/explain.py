@@ -172,11 +172,16 @@ def verdict_of_row(run: OpenedRun, candidate: Candidate) -> list[str]:
     if candidate.score is None or candidate.rank is None:
         selection, reasons = run.settings.selection, [f"has no token in scope={run.settings.scope}"]
         method = run.settings.method
+        if run.scores["num_scored"][candidate.row].as_py():  # so it was rendered, and has something in scope
+            reasons = []
         if selection.require_response:
             reasons.append("has no response token (selection.require_response=true)")
         elif load_selector(method).needs_response:
             reasons.append(f"has no response token (method={method['name']} scores responses)")
-        return [f"Not picked: it has no score, for it {', '.join(reasons)} or could not be rendered."]
+        why = ", ".join(reasons) or "is one that the method leaves out"
+        if reasons[:1] == [f"has no token in scope={run.settings.scope}"]:
+            why += " or could not be rendered"
+        return [f"Not picked: it has no score, for it {why}."]
     scores = run.scores
     scored = len(scores["score"].drop_null())
     picked = scores.filter(pc.field("selected"))
@@ -209,7 +214,7 @@ def formula_of(run: OpenedRun, candidate: Candidate) -> str:
         own = [
             f"{getattr(weights, f'{name}_weight'):g} × {name} {value:.4f}" for name, value in candidate.parts.items()
         ]
-        return f"{candidate.score:.4f} = {' + '.join(own)}; each part is standardised over the pool"
+        return f"{candidate.score:.4f} = {' + '.join(own)}; each part is standardised over the records with a score"
     pooler = run.settings.pooler
     if pooler.name not in ("mean_max_coverage", "mean_max") or candidate.mean is None:
         return ""
@@ -234,6 +239,8 @@ def finish(
     shared: dict[str, Any] = {"title": title, "verdict": verdict, "scored": scored, "cut": cut_of(run), "notes": notes}
     if tokens is None:
         return Explanation(**shared, candidate=candidate)
+    if tokens.group:
+        notes.append(f"its tokens are shown as target group {tokens.group!r} sees them, for which it scores best")
     kept = run.manifest.counts.get("max_length") or run.settings.max_length
     if len(tokens.token_ids) >= kept:
         notes.append(

@@ -27,6 +27,11 @@ def selection_page(facts: SelectionFacts) -> str:
         "counts": manifest["counts"],
         "inputs": manifest["inputs"],
         "target": manifest["inputs"].get("target"),
+        "parts": {
+            name: manifest["config"]["method"].get(f"{name}_weight", 1.0)
+            for item in facts.top[:1]
+            for name in item.parts
+        },
         "teaches": any(
             value is not None for item in facts.top if item.view is not None for value in item.view.alignment
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -10,6 +11,7 @@ from typing import Any, TypeGuard
 
 from trim_lightning.errors import UserError
 from trim_lightning.files.json_files import dotted, with_leaves
+from trim_lightning.methods.base import whole_method
 from trim_lightning.privacy.local import leaves
 from trim_lightning.privacy.paths import is_path, shareable, told_apart
 from trim_lightning.records.record_file import sha256_of
@@ -296,6 +298,8 @@ def whole_config(config: Mapping[str, Any], schema: type[SelectSettings]) -> dic
 
     Keys that a group has got since then have their defaults, so that runs of two versions can be of one kind.
     """
+    with suppress(Exception):  # a method that is no more, or another's keys
+        config = {**config, "method": whole_method(config["method"])}
     known = flatten({name: value for name, value in config.items() if name not in HOUSEKEEPING})
     for name, _, default in known_keys(schema):
         if (

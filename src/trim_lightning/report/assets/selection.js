@@ -119,7 +119,7 @@ function matched(view, at) {
     list([
       ["similarity", fixed(view.s[at])],
       ["match", direct ? "direct: its own class" : "fallback: the nearest class, with penalty"],
-      view.a && view.a[at] !== null ? ["alignment", `${amount(view.a[at])}: how far a step for it goes for the targets`] : null,
+      view.a && view.a[at] !== null ? ["raw alignment", `${amount(view.a[at])}: how far a step for it goes for the targets`] : null,
       ["matched class", name(data.classes[token] ?? `#${token}`)],
       view.group ? ["group", h("bdi", {}, visible(view.group))] : null,
       best ? ["best target token", h("span", {}, "in ", h("bdi", {}, visible(best.target)), `, saliency ${fixed(best.saliency)}`)] : null,
