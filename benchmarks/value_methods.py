@@ -46,6 +46,7 @@ METHODS: Mapping[str, str] = {
     "trim, responses, mean, uniform": "method=trim warmup=none scope=response pooler=mean saliency=uniform",
     "trim, responses, mean, error": "method=trim warmup=none scope=response pooler=mean saliency=error",
     "trim_plus": "method=trim_plus warmup=none",
+    "trim_plus, length exponent 0.5": "method=trim_plus warmup=none method.length_exponent=0.5",
     "trim_plus: alignment": "method=trim_plus warmup=none method.trim_weight=0",
     "trim_plus with density": "method=trim_plus warmup=none method.density_weight=1",
     "trim_plus: trim, density": "method=trim_plus warmup=none method.alignment_weight=0 method.density_weight=1",

@@ -348,3 +348,22 @@ def test_no_home_path_and_no_secret_in_any_file(
             for canary in canaries.values():
                 assert canary.encode() not in file.read_bytes(), file
         assert not any(canary in outcome.out + outcome.err for canary in canaries.values())
+
+
+def test_a_coreset_of_answers_of_a_word_is_told(arguments: list[str], store: Path, tmp_path: Path) -> None:
+    def records(name: str, prompts: list[tuple[str, str]]) -> str:
+        lines = [json.dumps({"id": str(n), "prompt": one, "response": two}) for n, (one, two) in enumerate(prompts)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        return str(tmp_path / name)
+
+    short = [(f"is {number} even", "no") for number in range(12)]
+    long = [(f"tell of the sea {number}", "far away there was a ship and it sailed on " * 2) for number in range(30)]
+    pool, targets = records("pool.jsonl", [*short, *long]), records("targets.jsonl", short[:3])
+    common = [*arguments, "method=bm25", f"pool.path={pool}", f"target.path={targets}"]
+    for count, told in ((12, True), (42, False), (9, False)):
+        result = selection(*common, f"selection.count={count}", output_dir=tmp_path / str(count), store_dir=store)
+        found = [line for line in result.manifest["warnings"] if "little to learn from" in line]
+        assert bool(found) == told
+    budget = ["selection.tokens=100", "selection.token_scope=response", "selection.count=null"]
+    result = selection(*common, *budget, output_dir=tmp_path / "tokens", store_dir=store)
+    assert not [line for line in result.manifest["warnings"] if "little to learn from" in line]

@@ -124,6 +124,7 @@ def test_score_is_the_sum_of_its_standardised_parts(method_runs, seen, trim, bes
     assert list(manifest["stages"])[-2:] == ["density", "select"]
     assert manifest["config"]["method"] == {
         "name": "trim_plus", "use_warmup": False, "trim_weight": 1.0, "alignment_weight": 1.0, "density_weight": 1.0,
+        "length_exponent": 1.0,
     }, "keys that were not given stand at their defaults"  # fmt: skip
     table = pq.read_table(result.directory / "scores.parquet")
     assert table.column_names[-3:] == [f"part/{part}" for part in PARTS]
@@ -159,6 +160,16 @@ def test_without_its_weight_density_is_not_there(method_runs, seen, trim, tmp_pa
     assert not (tmp_path / "density").exists()
     (shard,) = (tmp_path / "score").glob("*/similarity-*")
     assert "mean_state" not in read_tensors(shard)
+
+
+@pytest.mark.parametrize("exponent", [0, 0.5])
+def test_alignment_can_count_longer_responses_more(method_runs, seen, exponent: float) -> None:
+    method_runs.run(*SUM)
+    result = method_runs.run(*SUM, f"method.length_exponent={exponent}", "method.trim_weight=0")
+    lengths = np.array([len(own.own) for own in seen[0]], dtype=np.float64)
+    expected = alignment_of(*seen) * lengths ** (1 - exponent)
+    np.testing.assert_allclose(result.scores.score, standard([expected])[0], atol=2e-3)
+    assert json.loads((result.directory / "manifest.json").read_text())["stages"]["score"]["cached"]
 
 
 @pytest.mark.parametrize("aggregate", ["max", "mean", "round_robin"])

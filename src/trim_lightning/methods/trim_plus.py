@@ -34,7 +34,8 @@ class TrimPlusSelector(TrimSelector):
 
     - ``trim``: TRIM's, as ``saliency``, ``fingerprint``, ``fallback`` and ``pooler`` set it.
     - ``alignment``: how far a training step for a token of its response would go the way that the targets ask, seen at
-      the output embedding, the mean over its tokens (For-Value; see `trim_lightning.trim.alignment`).
+      the output embedding, the mean over its tokens unless ``length_exponent`` says otherwise (For-Value; see
+      `trim_lightning.trim.alignment`).
     - ``density``, only with a weight: the square root of what single targets give to the record if its response's mean
       state is near, the less the more crowded it is there (KNN-KDE; see `trim_lightning.trim.density`). The root keeps
       one lonely record from outvoting the other parts.
@@ -48,6 +49,10 @@ class TrimPlusSelector(TrimSelector):
     trim_weight: float = key(1.0, "weight of TRIM's standardised score", low=0)
     alignment_weight: float = key(1.0, "weight of the standardised alignment with the targets' gradient", low=0)
     density_weight: float = key(0.0, "weight of the standardised share that near targets give", low=0)
+
+    length_exponent: float = key(
+        1.0, "alignment: its sum over (response tokens) to this power; 1 is the mean, 0 For-Value's sum", low=0, high=1
+    )
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -99,8 +104,10 @@ class TrimPlusSelector(TrimSelector):
     def _keep(self, shard: ScoredShard, pooled: Mapping[str, Pooled]) -> None:
         """Keep `KEPT` of every group."""
         assert shard.whole is not None
+        lengths = shard.whole.responses.astype(np.float64)
         for place, (group, own) in enumerate(pooled.items()):
-            self._kept[group][:, shard.rows] = [*own, shard.whole.mean_alignment[place]]
+            alignment = shard.whole.mean_alignment[place] * lengths ** (1 - self.length_exponent)
+            self._kept[group][:, shard.rows] = [*own, alignment]
 
     def _pool(self, task: SelectionTask, passes: Sequence[Entry]) -> ScoreTable:
         """TRIM's table with the sums in place of its scores, and the parts beside them."""

@@ -27,6 +27,7 @@ from trim_lightning.selection.responses import MissingResponses
 from trim_lightning.stages.task import SelectionTask
 
 CHUNK = 65_536  # lines written at once
+FEW_TOKENS, SOME = 3, 10  # response tokens of a coreset that says little, and records and tokens of one that does not
 
 
 def writable_directory(path: str, key: str) -> Path:
@@ -153,6 +154,14 @@ def write_selection_manifest(
             f"nothing can be learnt from them: {first_ids(pool, selected.rows.tolist())}; "
             "selection.require_response=true leaves such records out"
         )
+    if task.settings.selection.tokens is None and len(chosen) >= SOME and responses.any():
+        short, usual = float(np.median(responses[chosen])), float(np.median(responses[responses > 0]))
+        if short <= FEW_TOKENS and usual >= SOME:
+            ledger.warn(
+                f"the selected records have {short:g} response tokens in the median, the pool's {usual:g}: at a budget "
+                "in records there is little to learn from; selection.tokens=N selection.token_scope=response takes as "
+                "many response tokens from every method"
+            )
     cheap = int(np.isnan(scores.score[chosen]).sum())
     if cheap:
         ledger.warn(
