@@ -23,6 +23,7 @@ from trim_lightning.engine.response_loss import response_counts
 from value_bins import measure_bins
 from value_gains import Gains, collect, measure, restore, tokenized
 from value_groups import Group, make_groups, pool_records, read_groups, write_groups, write_inputs
+from value_lengths import lengths_table
 from value_methods import kept, score_candidates, score_drops, score_methods
 from value_page import write_page
 from value_scores import of_groups, read_scores, renewed, write_scores
@@ -56,7 +57,7 @@ def judge(all_groups: Sequence[Group]) -> None:
 
 def main() -> int:
     """Do the named steps, one after the other."""
-    steps = ("groups", "train", "collect", "score", "candidates", "drops", "bins", "table")
+    steps = ("groups", "train", "collect", "score", "candidates", "drops", "bins", "lengths", "table")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="+", choices=steps)
     parser.add_argument("--part", default="0/1", metavar="I/N", help="the part of the trainings that this process does")
@@ -83,6 +84,8 @@ def main() -> int:
             score_drops(WORK, read_groups(GROUPS), timed)
         elif step == "bins":
             measure_bins(WORK, BINS, part, parts)
+        elif step == "lengths":
+            print(lengths_table(kept(WORK), response_counts(tokenized(WORK / "pool.jsonl"))))
         else:
             judge(read_groups(GROUPS))
     return 0

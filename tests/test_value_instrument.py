@@ -27,6 +27,7 @@ import value_candidates
 import value_drops
 import value_figures
 import value_groups
+import value_lengths
 import value_methods
 import value_page
 import value_rule
@@ -343,6 +344,14 @@ def test_sums_add_what_methods_say_of_the_groups() -> None:
     whole = found["trim + less"]
     expected = stats.zscore(one) + stats.zscore(two)
     assert whole == pytest.approx(expected)
+
+
+def test_lengths_of_what_is_put_first() -> None:
+    tokens = np.arange(100)
+    scores = np.stack([np.where(np.arange(100) < 41, np.arange(100.0), np.nan)] * 5)
+    found = value_lengths.lengths_table({"one": value_methods.Scored(scores, value_methods.Cost(1, 1, 1), "")}, tokens)
+    cells = [cell.strip() for cell in found.splitlines()[-1].strip("|").split("|")]
+    assert cells == ["one", *["40"] * 5, "20"], "of 41 the two longest, 39.5, and the middle of all"
 
 
 def test_a_score_is_held_against_the_plain_methods_on_the_reporting_tasks() -> None:

@@ -45,6 +45,14 @@ from .conftest import Inputs, Run
         ),
         (["method=trim_plus", "pooler=mean", "fallback=zero"], []),
         (
+            ["method=trim_plus", "method.trim_weight=0", "pooler=mean", "method.length_exponent=0"],
+            ["pooler: has no effect with method.trim_weight=0"],
+        ),
+        (
+            ["method=trim_plus", "method.alignment_weight=0", "method.length_exponent=0"],
+            ["method.length_exponent: has no effect with method.alignment_weight=0"],
+        ),
+        (
             ["pool=jsonl", "pool.path=a.jsonl", "++pool.families=[syllogism]", "target.families=[syllogism]"],
             ["pool.families: has no effect with pool=jsonl"],
         ),

@@ -42,6 +42,18 @@ def test_a_method_is_noted_with_all_its_keys() -> None:
         load_selector({"name": "rds", "use_warmup": "maybe"})
 
 
+def test_methods_that_score_responses_give_no_score_without_one(method_runs, tmp_path: Path) -> None:
+    known = [name for name in method_names() if name != "embedding"]
+    named = {name for name in known if load_selector({"name": name}).scores_responses()}
+    assert named == {"cld", "ifd", "less", "perplexity", "s2l", "tagcos", "trim_plus"}
+    assert not load_selector({"name": "perplexity", "tokens": "all"}).scores_responses()
+    empty = [row for row, tokens in enumerate(method_runs.tokens(method_runs.pool)) if "response" not in tokens.kinds]
+    for name in ("perplexity", "ifd", "tagcos"):
+        along = ["method.num_checkpoints=2", "warmup.fraction=0.2"] if name in ALONG_WARM_UP else ["warmup=none"]
+        result = method_runs.run(f"method={name}", *along, store=tmp_path)
+        assert np.isnan(result.scores.score[empty]).all()
+
+
 def test_helpers_are_no_methods() -> None:
     assert {*BASELINES, "embedding", "random", "trim"} <= set(method_names())
     assert not [name for name in method_names() if name.startswith("_")]

@@ -280,7 +280,8 @@ def test_a_sum_of_parts_is_explained_by_part_and_by_token(room: Room) -> None:
     with pytest.raises(UserError, match="--text: method=trim_plus scores a record by its place"):
         explain_text(open_run(directory), [Turn("user", "Say hello.")])
     unasked = next(row for row in range(len(scores)) if scores["score"][row].as_py() is None)
-    assert "method=trim_plus scores responses" in explain_row(open_run(directory), unasked).verdict[0]
+    why = explain_row(open_run(directory), unasked).verdict[0]
+    assert why == "Not picked: it has no score, for it has no response token (method=trim_plus scores responses)."
 
 
 def test_a_sum_of_parts_whose_pass_was_pruned_is_scored_again(room: Room) -> None:

@@ -10,7 +10,9 @@ from operator import attrgetter
 from typing import Any
 
 from trim_lightning.compare.statistics import Spread, spread
-from trim_lightning.runs.run import Run, text_of
+from trim_lightning.errors import UserError
+from trim_lightning.methods.base import whole_method
+from trim_lightning.runs.run import Run, flatten, text_of
 
 SEEDS = ("seed", "train.seed")
 INPUTS = ("pool", "target", "model", "trainee", "evaluation")
@@ -158,15 +160,30 @@ def axes(runs: Sequence[Run]) -> list[Axis]:
 
 
 def varying_keys(runs: Sequence[Run]) -> list[str]:
-    """Config keys with more than one value, in config order; a method's own key is none if the method decides it."""
+    """Config keys with more than one value, in config order.
+
+    A method's own key is none if each run has its method's default, which the method's name says already.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     sections = [{key.partition(".")[0] for key in run.settings} for run in runs]
     shared = [key for key in keys if all(key.partition(".")[0] in present for present in sections)]
     varying = [key for key in shared if len(set(partition(runs, key))) > 1]
     methods = partition(runs, "method.name")
     own = [key for key in varying if key.startswith("method.") and key != "method.name"]
-    decided = {key for key in own if decided_by(methods, partition(runs, key))}
+    usual = [key for key in own if all(is_default(run, key) for run in runs)]
+    decided = {key for key in usual if decided_by(methods, partition(runs, key))}
     return [key for key in varying if key not in decided]
+
+
+def is_default(run: Run, key: str) -> bool:
+    """True if a run has its method's default in one of the method's keys, or no such key."""
+    if key not in run.settings:
+        return True
+    try:
+        usual = flatten({"method": whole_method({"name": run.settings["method.name"]})})
+    except UserError:  # a method that is no more, or that cannot do without a key
+        return False
+    return key in usual and usual[key] == run.settings[key]
 
 
 def decided_by(finer: Sequence[int], coarser: Sequence[int]) -> bool:

@@ -29,7 +29,6 @@ class Selector(ABC):
         uses_model: False if ``score`` never asks for the scorer's weights.
         reads_attention: True if it reads the attention of the last ``saliency.num_layers`` layers.
         matches_tokens: True if it reads the groups ``saliency``, ``fingerprint``, ``fallback`` and ``pooler``.
-        needs_response: True if a record without a response token has no score.
         takes_all: True if every scored record is selected, whatever the budget.
     """
 
@@ -37,7 +36,6 @@ class Selector(ABC):
     uses_model: ClassVar[bool] = True
     reads_attention: ClassVar[bool] = False
     matches_tokens: ClassVar[bool] = False
-    needs_response: ClassVar[bool] = False
     takes_all: ClassVar[bool] = False
 
     @abstractmethod
@@ -54,6 +52,10 @@ class Selector(ABC):
     def warms_up(self, settings: SelectSettings) -> bool:
         """True if ``score`` warms the scorer up; methods for which that is a choice have the key ``use_warmup``."""
         return self.uses_model and settings.warmup.enabled and getattr(self, "use_warmup", True)
+
+    def scores_responses(self) -> bool:
+        """True if a record without a response token has no score."""
+        return False
 
     def takes_gradients(self) -> bool:
         """True if it takes gradients of single records in every layer that has LoRA."""
@@ -128,4 +130,5 @@ def whole_method(parameters: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: as `load_selector`.
     """
-    return {"name": parameters["name"], **dataclasses.asdict(load_selector(parameters))}  # type: ignore[call-overload]
+    selector: Any = load_selector(parameters)
+    return {"name": parameters["name"], **dataclasses.asdict(selector)}

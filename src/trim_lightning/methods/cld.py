@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,11 @@ class CldSelector(Selector):
     each class.
     """
 
-    needs_response: ClassVar[bool] = True
     num_checkpoints: int = key(8, CHECKPOINTS, low=2)
+
+    def scores_responses(self) -> bool:
+        """See `Selector`."""
+        return True
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Warm-up, a pass over targets and pool at every checkpoint, then correlations."""

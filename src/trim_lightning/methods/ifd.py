@@ -30,11 +30,14 @@ class IfdSelector(Selector):
     """
 
     needs_targets: ClassVar[bool] = False
-    needs_response: ClassVar[bool] = True
     unhelpful: str = key(
         "exclude", "records with a ratio of 1 and more: no score, or ranked last", choices=("exclude", "last")
     )
     use_warmup: bool = key(True, "score with the warmed-up model, if the warmup group is enabled")
+
+    def scores_responses(self) -> bool:
+        """See `Selector`."""
+        return True
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Two passes over the pool: responses with their prompts, and without."""

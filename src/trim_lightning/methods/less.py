@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,15 @@ class LessSelector(Selector):
     whose ``max`` is LESS's. The checkpoints' weights are divided by their sum, which changes no rank.
     """
 
-    needs_response: ClassVar[bool] = True
     num_checkpoints: int = key(4, CHECKPOINTS, low=1)
     projection_dim: int = key(8192, "numbers that a gradient is projected to", low=1)
     last_layers: int | None = key(
         None, "blocks, from the last, whose LoRA gradients are taken; the backward pass ends there", low=1
     )
+
+    def scores_responses(self) -> bool:
+        """See `Selector`."""
+        return True
 
     def takes_gradients(self) -> bool:
         """See `Selector`."""

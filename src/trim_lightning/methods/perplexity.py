@@ -37,6 +37,10 @@ class PerplexitySelector(Selector):
     )
     use_warmup: bool = key(False, "score with the warmed-up model, if the warmup group is enabled")
 
+    def scores_responses(self) -> bool:
+        """See `Selector`."""
+        return self.tokens == "response"
+
     def score(self, task: SelectionTask) -> ScoreTable:
         """One pass over the pool."""
         warm_up(task, self.use_warmup)

@@ -38,12 +38,15 @@ class S2lSelector(Selector):
     """
 
     needs_targets: ClassVar[bool] = False
-    needs_response: ClassVar[bool] = True
     num_checkpoints: int = key(8, CHECKPOINTS, low=1)
     num_clusters: int | None = key(None, f"clusters of loss trajectories; {CLUSTERS}", low=1)
     source_field: str | None = key(
         None, "field of the pool whose values share the budget before their clusters do; null: the pool as a whole"
     )
+
+    def scores_responses(self) -> bool:
+        """See `Selector`."""
+        return True
 
     def score(self, task: SelectionTask) -> ScoreTable:
         """Warm-up, a pass over the pool at every checkpoint, then clusters."""

@@ -48,6 +48,10 @@ class TagcosSelector(Selector):
         0.05, "share of a cluster that one round of matching picks; the next one starts anew", above=0, high=1
     )
 
+    def scores_responses(self) -> bool:
+        """See `Selector`."""
+        return True
+
     def takes_gradients(self) -> bool:
         """See `Selector`."""
         return True

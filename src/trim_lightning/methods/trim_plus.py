@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,6 @@ class TrimPlusSelector(TrimSelector):
     default: TRIM gained nothing by it.
     """
 
-    needs_response: ClassVar[bool] = True
     use_warmup: bool = key(False, "score with the warmed-up model, if the warmup group is enabled")
     trim_weight: float = key(1.0, "weight of TRIM's standardised score", low=0)
     alignment_weight: float = key(1.0, "weight of the standardised alignment with the targets' gradient", low=0)
@@ -64,6 +63,10 @@ class TrimPlusSelector(TrimSelector):
     def keeps_states(self) -> bool:
         """See `TrimSelector`."""
         return self.density_weight > 0
+
+    def scores_responses(self) -> bool:
+        """See `Selector`."""
+        return True
 
     def check(self) -> None:
         """See `Selector`: some part must weigh something."""

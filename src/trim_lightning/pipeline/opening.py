@@ -94,7 +94,7 @@ def open_task(
     pool_tokens, tokens_entry = scorer.tokenize(pool)
     if targets is not None:
         target_tokens, _ = scorer.tokenize(targets.records)
-        check_targets(targets.records, target_tokens, settings.scope, selector.needs_response)
+        check_targets(targets.records, target_tokens, settings.scope, selector.scores_responses())
         for problem in target_tokens.problems[:5]:
             ledger.warn(f"target {problem}")
     ledger.book("tokenize", tokens_entry)
@@ -141,8 +141,8 @@ def warn_of_reading(what: str, records: RecordFile, ledger: Ledger) -> None:
         ledger.warn(f"{what} {records.name}: {remark}")
 
 
-def check_targets(records: RecordFile, tokens: TokenizedRecords, scope: str, needs_response: bool = False) -> None:
-    """Refuse targets of which none can be used; ``needs_response`` is True of a method that scores responses.
+def check_targets(records: RecordFile, tokens: TokenizedRecords, scope: str, scores_responses: bool = False) -> None:
+    """Refuse targets of which none can be used; ``scores_responses`` is True of a method that scores responses.
 
     Raises:
         UserError: if none can be rendered, or none has a response and all of a record is to be matched.
@@ -154,7 +154,7 @@ def check_targets(records: RecordFile, tokens: TokenizedRecords, scope: str, nee
             "or name another template with model.chat_template"
         )
     if scope == "all" and not any(has_response(records, row) for row in range(size)):
-        by_prompts = "use method=trim scope=prompt" if needs_response else "set scope=prompt"
+        by_prompts = "use method=trim scope=prompt" if scores_responses else "set scope=prompt"
         raise UserError(
             f"target {records.name}: the target set has no response; give targets that have one, or "
             f"{by_prompts} to select by prompts alone"

@@ -136,7 +136,7 @@ def write_selection_manifest(
     unscored, selected = np.flatnonzero(scores.unranked), missing.among(chosen)
     number = len(unscored)
     if len(missing) and (
-        task.settings.selection.require_response or load_selector(task.settings.method).needs_response
+        task.settings.selection.require_response or load_selector(task.settings.method).scores_responses()
     ):
         ledger.warn(
             f"{len(missing)} of the pool's records have no response token ({missing}) and are left out: "
@@ -154,13 +154,14 @@ def write_selection_manifest(
             f"nothing can be learnt from them: {first_ids(pool, selected.rows.tolist())}; "
             "selection.require_response=true leaves such records out"
         )
-    if task.settings.selection.tokens is None and len(chosen) >= SOME and responses.any():
+    by_responses = task.settings.selection.tokens is not None and task.settings.selection.token_scope == "response"
+    if not by_responses and len(chosen) >= SOME and responses.any():
         short, usual = float(np.median(responses[chosen])), float(np.median(responses[responses > 0]))
         if short <= FEW_TOKENS and usual >= SOME:
             ledger.warn(
-                f"the selected records have {short:g} response tokens in the median, the pool's {usual:g}: at a budget "
-                "in records there is little to learn from; selection.tokens=N selection.token_scope=response takes as "
-                "many response tokens from every method"
+                f"the selected records have {short:g} response tokens in the median, the pool's {usual:g}: there is "
+                "little to learn from; selection.tokens=N selection.token_scope=response takes as many response tokens "
+                "from every method"
             )
     cheap = int(np.isnan(scores.score[chosen]).sum())
     if cheap:

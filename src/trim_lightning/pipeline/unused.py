@@ -51,6 +51,10 @@ def unused_keys(settings: SelectSettings, overrides: Sequence[str]) -> list[str]
             reasons.append(("saliency.row_weight=0 saliency.column_weight=0", lambda key: key in unread))
         if settings.fallback.mode == "zero":
             reasons.append(("fallback.mode=zero", lambda key: key == "fallback.penalty"))
+    if getattr(selector, "alignment_weight", 1) == 0:
+        reasons.append(("method.alignment_weight=0", lambda key: key == "method.length_exponent"))
+    if getattr(selector, "trim_weight", 1) == 0:
+        reasons.append(("method.trim_weight=0", lambda key: is_under(key, ("saliency", "fallback", "pooler"))))
     if not selector.needs_targets:
         reasons.append((method, lambda key: is_under(key, ("target",)) and key not in read))
     if getattr(selector, "use_warmup", True) is False:

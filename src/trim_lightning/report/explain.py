@@ -170,18 +170,7 @@ def verdict_of_row(run: OpenedRun, candidate: Candidate) -> list[str]:
             "in full, for its cheap score was too low (scoring=cascade); scoring.cascade.keep=1 scores every record."
         ]
     if candidate.score is None or candidate.rank is None:
-        selection, reasons = run.settings.selection, [f"has no token in scope={run.settings.scope}"]
-        method = run.settings.method
-        if run.scores["num_scored"][candidate.row].as_py():  # so it was rendered, and has something in scope
-            reasons = []
-        if selection.require_response:
-            reasons.append("has no response token (selection.require_response=true)")
-        elif load_selector(method).needs_response:
-            reasons.append(f"has no response token (method={method['name']} scores responses)")
-        why = ", ".join(reasons) or "is one that the method leaves out"
-        if reasons[:1] == [f"has no token in scope={run.settings.scope}"]:
-            why += " or could not be rendered"
-        return [f"Not picked: it has no score, for it {why}."]
+        return [f"Not picked: it has no score, for it {unscored_reason(run, candidate.row)}."]
     scores = run.scores
     scored = len(scores["score"].drop_null())
     picked = scores.filter(pc.field("selected"))
@@ -205,6 +194,18 @@ def verdict_of_row(run: OpenedRun, candidate: Candidate) -> list[str]:
         if candidate.score > cut:
             lines.append("Targets or groups took turns: a rank follows from whose turn it was, not from score alone.")
     return lines
+
+
+def unscored_reason(run: OpenedRun, row: int) -> str:
+    """Why a record has no score, as far as the run and its store know."""
+    scoped, responses = run.scores["num_scored"][row].as_py(), run.response_tokens(row)
+    method, required = run.settings.method, run.settings.selection.require_response
+    if not scoped:
+        return f"has no token in scope={run.settings.scope} or could not be rendered"
+    if (required or load_selector(method).scores_responses()) and not responses:
+        asks = "selection.require_response=true" if required else f"method={method['name']} scores responses"
+        return f"{'may have' if responses is None else 'has'} no response token ({asks})"
+    return f"is one that method={method['name']} leaves out"
 
 
 def formula_of(run: OpenedRun, candidate: Candidate) -> str:

@@ -29,6 +29,7 @@ from trim_lightning.stages.token_scores import best_group
 from trim_lightning.store import Store
 from trim_lightning.store.inventory import KEY, receipt_of
 from trim_lightning.store.receipt import StoreError
+from trim_lightning.tokens.spans import RESPONSE
 from trim_lightning.tokens.tokenized import TokenizedRecords
 
 
@@ -129,6 +130,12 @@ class OpenedRun:
         beside = self._entry("score", key["inputs"].get("beside"))  # a cascade's sample
         passed = JoinedPasses([scoring, *([] if beside is None else [beside])], TokenizedRecords(pool))
         return passed.matched({row: self.group_of(row, passed.groups)}, self.settings.fallback).get(row)
+
+    def response_tokens(self, row: int) -> int | None:
+        """Response tokens of a record of the pool, None if the store does not hold its tokens any more."""
+        stage = self.manifest.stages.get("tokenize")
+        tokens = self._entry("tokens", stage.get("key") if isinstance(stage, dict) else None)
+        return None if tokens is None else int((TokenizedRecords(tokens)[row].roles == RESPONSE).sum())
 
     def record(self, row: int) -> Record:
         """A record of the pool.
