@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_runs import edit
 
-from trim_lightning.compare.groups import Axis, axes, group_runs, letters, marginal_means
+from trim_lightning.compare.groups import Axis, axes, group_runs, letters, marginal_means, varying_keys
 from trim_lightning.compare.measures import best, lower_is_better
 from trim_lightning.compare.report import correlation
 from trim_lightning.compare.statistics import overlap
@@ -88,6 +88,22 @@ def test_a_training_is_read(trained: dict[str, Path]) -> None:
     assert set(run.measurements) == {"nll", "nll_drop", "exact_match", "option_accuracy"}
     assert run.trained_tokens == numbers["train/tokens"]
     assert run.coreset.tokens == numbers["selection/tokens"]
+
+
+def test_a_methods_own_keys_are_varied_only_where_someone_changed_them(selections: dict[str, Path], variant) -> None:
+    def run(folder: str, **method: object) -> Path:
+        return variant(selections["trim"], folder, lambda manifest: manifest["config"].update(method=method))
+
+    plain, older, dense = (
+        run("plain", name="trim_plus", trim_weight=1.0, density_weight=0.0), run("older", name="trim_plus"),
+        run("dense", name="trim_plus", density_weight=1.0),
+    )  # fmt: skip
+    assert varying_keys(read(selections["trim"], plain)) == ["method.name"]
+    assert varying_keys(read(plain, older)) == [], "a key that was not given has its default"
+    assert varying_keys(read(selections["trim"], dense)) == ["method.name", "method.density_weight"]
+    assert varying_keys(read(plain, dense)) == ["method.density_weight"]
+    gone = run("gone", name="gone", key=3)
+    assert "method.key" in varying_keys(read(selections["trim"], gone))
 
 
 def test_broken_runs_say_why(selections: dict[str, Path], trained: dict[str, Path], variant) -> None:
