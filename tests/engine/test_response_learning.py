@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from breaking import break_after
 from transformers import PreTrainedModel
 
-from trim_lightning.engine import scoring_pass, token_shards
+from trim_lightning.engine import scoring_pass
 from trim_lightning.engine.batches import plan_shards
 from trim_lightning.engine.devices import Resources
 from trim_lightning.engine.modules import ScoringPass
@@ -112,19 +113,12 @@ def files_of(directory: Path) -> dict[str, bytes]:
 def test_a_killed_pass_goes_on_to_the_same_bytes(work: Callable[[Path], Any], tmp_path: Path, monkeypatch: Any) -> None:
     facts = work(tmp_path / "whole")
     assert facts["shards"] > 2
-    real, written = token_shards.write_tensors, []
-
-    def write(path: Path, tensors: Any) -> None:
-        if len(written) == 2:
-            raise RuntimeError("killed")
-        written.append(path.name)
-        real(path, tensors)
-
     with monkeypatch.context() as patch:
-        patch.setattr(token_shards, "write_tensors", write)
+        written = break_after(2, patch)
         with pytest.raises(RuntimeError, match="killed"):
             work(tmp_path / "broken")
-    assert sorted(files_of(tmp_path / "broken")) == sorted(written)
+    names = [similarity_path(tmp_path, index).name for index in written]
+    assert sorted(files_of(tmp_path / "broken")) == sorted(names)
     work(tmp_path / "broken")
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from breaking import break_after
 from transformers import PreTrainedModel
 
 from running import run_select
@@ -70,21 +71,6 @@ def work(
 
 def files_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.suffix == ".safetensors"}
-
-
-def break_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let the writer fail after so many shards; returns the list of written ones."""
-    written: list[int] = []
-    real = token_shards.write_tensors
-
-    def write(path: Path, tensors: Any) -> None:
-        if len(written) == shards:
-            raise RuntimeError("killed")
-        written.append(int(path.stem.rpartition("-")[2]))
-        real(path, tensors)
-
-    monkeypatch.setattr(token_shards, "write_tensors", write)
-    return written
 
 
 def test_every_record_and_token_is_there_once(work: Work, tmp_path: Path) -> None:

@@ -129,8 +129,8 @@ class ScoringPass(ForwardPass):
     ``fallback.nearest=hidden``, ``match/<place> [tokens]`` (ids of the matched classes); `match_of` gives them of each.
     Where errors are wanted there is ``error/<scope> [tokens]`` float16 too: 1 - p of each token after those before it,
     0 of a record's first token and of what is outside the scope. Where targets are given there are ``alignment
-    [targets, tokens]`` float32, see `trim_lightning.engine.response_learning`, 0 outside responses, and ``mean_state
-    [hidden, batch]`` float16 of each response.
+    [targets, tokens]`` float32, see `trim_lightning.engine.response_learning`, 0 outside responses, and with states
+    ``mean_state [hidden, batch]`` float16 of each response.
 
     Args:
         model: See `ForwardPass`.
@@ -139,6 +139,7 @@ class ScoringPass(ForwardPass):
         share_prefixes: Compute what all records of a batch begin with once, where that pays and the model can do it.
         error_scopes: Scopes whose tokens' errors are wanted.
         targets: Groups of targets whose responses those of the pool are held against.
+        states: Keep the mean state of each response too.
     """
 
     def __init__(
@@ -149,9 +150,10 @@ class ScoringPass(ForwardPass):
         share_prefixes: bool = False,
         error_scopes: Sequence[str] = (),
         targets: Sequence[Sequence[TokenSequence]] = (),
+        states: bool = False,
     ) -> None:
         super().__init__(model)
-        self.targets = list(targets)
+        self.targets, self.keeps_states = list(targets), states
         self.share_prefixes = share_prefixes
         self.error_scopes = tuple(sorted(set(error_scopes)))
         self._resumes: bool | None = None  # whether the model can; asked where it is wanted
@@ -193,11 +195,13 @@ class ScoringPass(ForwardPass):
             f"error/{scope}": self.errors(input_ids, hidden, wanted).flatten()[places]
             for scope, wanted in scopes.items()
         }
-        learnt = {}
+        learnt: dict[str, Tensor] = {}
         if self._gradients:
             counted = predicted_responses(batch["roles"])
             aligned = alignments(self.model, input_ids, hidden, counted, self._gradients, self._together)
-            learnt = {"alignment": aligned.flatten(1)[:, places], "mean_state": mean_states(hidden, counted)}
+            learnt["alignment"] = aligned.flatten(1)[:, places]
+            if self.keeps_states:
+                learnt["mean_state"] = mean_states(hidden, counted)
         return {
             "rows": batch["rows"],
             "lengths": lengths,

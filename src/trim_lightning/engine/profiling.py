@@ -65,6 +65,7 @@ def profile_scoring(
             share_prefixes=share_prefixes,
             error_scopes=error_scopes([request]),
             targets=list(request.targets.values()),
+            states=request.states,
         )
         for _ in range(2)
     ]

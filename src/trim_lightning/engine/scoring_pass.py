@@ -109,6 +109,7 @@ def run_scoring_pass(
         share_prefixes and not is_divided(resources.trainer),
         error_scopes(requests.values()),
         targets.groups,
+        any(request.states for request in requests.values()),
     )
     seconds = run_sharded_pass(
         module,
