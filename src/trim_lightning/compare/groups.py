@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from operator import attrgetter
 from typing import Any
 
@@ -179,11 +179,17 @@ def is_default(run: Run, key: str) -> bool:
     """True if a run has its method's default in one of the method's keys, or no such key."""
     if key not in run.settings:
         return True
-    try:
-        usual = flatten({"method": whole_method({"name": run.settings["method.name"]})})
-    except UserError:  # a method that is no more, or that cannot do without a key
-        return False
+    usual = defaults_of(str(run.settings.get("method.name")))
     return key in usual and usual[key] == run.settings[key]
+
+
+@cache
+def defaults_of(method: str) -> Mapping[str, Any]:
+    """A method's keys, as ``method.<key>``, at their defaults; nothing of one that is no more or needs some key."""
+    try:
+        return flatten({"method": whole_method({"name": method})})
+    except UserError:
+        return {}
 
 
 def decided_by(finer: Sequence[int], coarser: Sequence[int]) -> bool:
